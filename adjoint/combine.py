@@ -1,0 +1,25 @@
+"""Joining the regular and the modified gradient by sign; METHOD, section 2, variant C."""
+
+import numpy as np
+
+from stablebptt.kernels.compiler import inline, like
+
+
+@inline
+def combine(modified, regular, combined):  # noqa: ANN
+    """``C = M where sign(M) == sign(R), else 0``, component by component; NaN and Inf never vanish."""
+    zero = like(modified, 0.0)
+    for i in range(modified.size):
+        m, r = modified[i], regular[i]
+        sign_m, sign_r = int(m > 0) - int(m < 0), int(r > 0) - int(r < 0)
+        # (m + r) * 0 is 0 for finite numbers and NaN otherwise
+        combined[i] = m if sign_m == sign_r and m == m and r == r else (m + r) * zero
+
+
+@inline
+def inner(u, v):  # noqa: ANN
+    """Inner product of two vectors, summed in float64."""
+    total = 0.0
+    for i in range(u.size):
+        total += np.float64(u[i]) * np.float64(v[i])
+    return total

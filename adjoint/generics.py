@@ -1,0 +1,55 @@
+"""The generic functions of the backward pass; see `stablebptt.adjoint` for the contract."""
+
+from stablebptt.kernels.compiler import generic, implements
+from stablebptt.kernels.structs import Struct
+
+
+@generic
+def step_vjp(system, x, c, lam, lam_x, lam_c):  # noqa: ANN
+    """Add ``S_x^T lam`` to lam_x and ``S_c^T lam`` to lam_c, for m cotangents at once.
+
+    x (n_state,), c (n_control,), lam and lam_x (m, n_state), lam_c (m, n_control).
+    """
+
+
+@generic
+def step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):  # noqa: ANN
+    """`step_vjp` of a batch: lam and lam_x (B, m, n_state), lam_c (B, m, n_control); x_next as the step left it."""
+
+
+@generic
+def cost_vjp(loss, x, cost_bar, x_bar):  # noqa: ANN
+    """Add cost_bar times the derivative of `cost` to x_bar (n_state,)."""
+
+
+@generic
+def control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, start):  # noqa: ANN
+    """Add ``N_x^T c_bar`` to x_bar (n, padded n_state) if `want_x`, for n rows that `control` left at `row` of the tape.
+
+    The cotangents inside the network stay in the tape, slot `slot`, rows start .. start + n, for `parameter_vjp`.
+    """
+
+
+@generic
+def parameter_vjp(controller, tape, x, row, c_bar, unit):  # noqa: ANN
+    """Add ``N_theta^T c_bar`` to the tape's gradients, for n rows and m cotangents: x (n, n_state), c_bar (n, m, n_control).
+
+    The cotangents inside the network come from `control_vjp`, rows 0 .. n: of cotangent v in slot v; or, if `unit`
+    (one control), those of the cotangent 1, in slot 0.
+    """
+
+
+@generic
+def clear(controller, tape):  # noqa: ANN
+    """Set the tape's gradients to zero."""
+
+
+@generic
+def unpack(controller, tape, gradients):  # noqa: ANN
+    """Write the tape's gradients into gradients (m, n_parameters), in the users' order."""
+
+
+@implements(step_batch_vjp, Struct)
+def _step_each_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):  # noqa: ANN
+    for b in range(x.shape[0]):
+        step_vjp(system, x[b], c[b], lam[b], lam_x[b], lam_c[b])

@@ -1,0 +1,121 @@
+"""Adjoint of the multilayer perceptron; mirror image of `stablebptt.kernels.mlp`."""
+
+from stablebptt.adjoint.generics import clear, control_vjp, parameter_vjp, unpack
+from stablebptt.kernels.compiler import implements, inline, like
+from stablebptt.kernels.dense import matmul
+from stablebptt.kernels.mlp import (
+    BACK,
+    BACK_SPAN,
+    COLUMN,
+    GRADIENT,
+    INPUTS,
+    KERNEL,
+    MLP,
+    OUTPUTS,
+    SPAN,
+    THETA,
+)
+from stablebptt.kernels.simd import PAD, offset, pointer
+
+
+@inline
+def _activate_vjp(n, span, z_bar, h, row_length):  # noqa: ANN
+    """``z_bar *= 1 - tanh(z)^2`` with h = tanh(z)."""
+    for r in range(n):
+        for j in range(span):
+            value = h[r * row_length + j]
+            z_bar[r * row_length + j] *= like(value, 1.0) - value * value
+
+
+@implements(control_vjp, MLP)
+def _control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, start):  # noqa: ANN
+    layers, width = controller.layers, controller.width
+    n, n_control = c_bar.shape
+    last = layers.shape[0] - 1
+    chunk = tape.deltas.shape[1]
+    w, zeros = pointer(weights), pointer(tape.zeros)
+    h = offset(pointer(tape.hidden), row * width)
+    d = offset(pointer(tape.deltas), (slot * chunk + start) * width)
+    for i in range(last - 1, -1, -1):
+        span, column = layers[i, SPAN], layers[i, COLUMN]
+        z_bar = offset(d, column)
+        if i == last - 1:
+            kernel = offset(w, layers[last, KERNEL])
+            matmul(n, span, n_control, pointer(c_bar), n_control, 1, kernel, span, zeros, 0, z_bar, width)
+        else:
+            above, back = offset(d, layers[i + 1, COLUMN]), offset(w, layers[i + 1, BACK])
+            matmul(n, span, layers[i + 1, OUTPUTS], above, width, 1, back, span, zeros, 0, z_bar, width)
+        _activate_vjp(n, span, z_bar, offset(h, column), width)
+    if want_x:
+        back, span, out = offset(w, layers[0, BACK]), layers[0, BACK_SPAN], pointer(x_bar)
+        length = x_bar.shape[1]
+        matmul(n, span, layers[0, OUTPUTS], d, width, 1, back, span, out, length, out, length)
+
+
+@implements(clear, MLP)
+def _clear(controller, tape):  # noqa: ANN
+    tape.gradient[:] = 0
+    tape.output[:] = 0
+    tape.output_bias[:] = 0
+
+
+@implements(parameter_vjp, MLP)
+def _parameter_vjp(controller, tape, x, row, c_bar, unit):  # noqa: ANN
+    layers, width = controller.layers, controller.width
+    n, variants, n_control = c_bar.shape
+    last = layers.shape[0] - 1
+    scaled, gradient, deltas = tape.scaled, tape.gradient, tape.deltas
+    length = scaled.shape[1]
+    h = offset(pointer(tape.hidden), row * width)
+    s, g = pointer(scaled), pointer(gradient)
+    one = like(scaled, 1.0)
+
+    # Output layer: c = H P^T + bias.
+    above = offset(h, layers[last - 1, COLUMN])
+    out, span, both = pointer(tape.output), layers[last, SPAN], variants * n_control
+    matmul(both, span, n, pointer(c_bar), 1, both, above, width, out, span, out, span)
+    for r in range(n):
+        for v in range(variants):
+            for q in range(n_control):
+                tape.output_bias[v, q] += c_bar[r, v, q]
+
+    # Hidden layers, all cotangents side by side: z = A W + bias.
+    for i in range(last):
+        inputs, outputs, column = layers[i, INPUTS], layers[i, OUTPUTS], layers[i, COLUMN]
+        place = layers[i, GRADIENT]
+        for r in range(n):
+            for v in range(variants):
+                factor = c_bar[r, v, 0] if unit else one
+                slot = 0 if unit else v
+                for j in range(outputs):
+                    scaled[r, v * outputs + j] = factor * deltas[slot, r, column + j]
+            for j in range(variants * outputs):
+                gradient[place + inputs, j] += scaled[r, j]
+        columns = -(-variants * outputs // PAD) * PAD
+        out = offset(g, place * length)
+        if i == 0:
+            matmul(inputs, columns, n, pointer(x), 1, inputs, s, length, out, length, out, length)
+        else:
+            below = offset(h, layers[i - 1, COLUMN])
+            matmul(inputs, columns, n, below, 1, width, s, length, out, length, out, length)
+
+
+@implements(unpack, MLP)
+def _unpack(controller, tape, gradients):  # noqa: ANN
+    layers = controller.layers
+    last = layers.shape[0] - 1
+    n_control = layers[last, OUTPUTS]
+    for v in range(gradients.shape[0]):
+        for i in range(last + 1):
+            inputs, outputs, place, source = layers[i, INPUTS], layers[i, OUTPUTS], layers[i, THETA], layers[i, GRADIENT]
+            for k in range(inputs):
+                for j in range(outputs):
+                    if i == last:
+                        gradients[v, place + k * outputs + j] = tape.output[v * n_control + j, k]
+                    else:
+                        gradients[v, place + k * outputs + j] = tape.gradient[source + k, v * outputs + j]
+            for j in range(outputs):
+                if i == last:
+                    gradients[v, place + inputs * outputs + j] = tape.output_bias[v, j]
+                else:
+                    gradients[v, place + inputs * outputs + j] = tape.gradient[source + inputs, v * outputs + j]

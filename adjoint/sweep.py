@@ -1,0 +1,163 @@
+"""The adjoint sweep with two gates per time step: every gradient variant is data; METHOD, section 2."""
+
+import numpy as np
+
+from stablebptt.adjoint.generics import clear, control_vjp, cost_vjp, parameter_vjp, step_batch_vjp
+from stablebptt.kernels.compiler import inline, like
+from stablebptt.kernels.generics import control
+from stablebptt.kernels.mlp import aligned
+from stablebptt.kernels.simd import padded
+from stablebptt.kernels.structs import Struct
+
+CHUNK_ROWS = 128
+
+
+class SweepSpace(Struct):
+    """Arenas of a sweep; see `sweep_space`."""
+
+    lam: np.ndarray
+    lam_x: np.ndarray
+    lam_c: np.ndarray
+    c_bar: np.ndarray
+    row_bar: np.ndarray
+    x_bar: np.ndarray
+    cost_bar: np.ndarray
+    unused: np.ndarray
+
+
+def chunk_steps(batch: int) -> int:
+    """Time steps that go backwards together; depends on the batch alone, so that sums are always cut alike."""
+    return max(1, CHUNK_ROWS // batch)
+
+
+def sweep_space(batch: int, variants: int, n_state: int, n_control: int, dtype: type) -> SweepSpace:
+    """Arenas for `variants` adjoints of a batch: lam (B, m, n_state), lam_c (B, m, n_control), per chunk of rows the rest."""
+    rows = chunk_steps(batch) * batch
+    return SweepSpace(
+        aligned((batch, variants, n_state), dtype),
+        aligned((batch, variants, n_state), dtype),
+        aligned((batch, variants, n_control), dtype),
+        aligned((rows, variants, n_control), dtype),
+        aligned((rows, n_control), dtype),
+        aligned((rows, padded(n_state)), dtype),
+        aligned((n_state,), dtype),
+        aligned((rows, n_control), dtype),
+    )
+
+
+@inline
+def _is_open(gates, v, first, end):  # noqa: ANN
+    for t in range(first, end):
+        if gates[v, t] != 0:
+            return True
+    return False
+
+
+@inline
+def _add_cost(loss, x, weight, cost_bar, lam):  # noqa: ANN
+    """Add the weighted derivative of the cost at x (B, n_state) to all cotangents lam (B, m, n_state)."""
+    batch, variants, n_state = lam.shape
+    for b in range(batch):
+        cost_bar[:] = 0
+        cost_vjp(loss, x[b], weight, cost_bar)
+        for v in range(variants):
+            for k in range(n_state):
+                lam[b, v, k] += cost_bar[k]
+
+
+@inline
+def _network_path(controller, weights, tape, row, start, v, gate, space):  # noqa: ANN
+    """``lam += b N_x^T g`` of variant v at one time step (several controls: this part is sequential)."""
+    lam, c_bar, row_bar, x_bar = space.lam, space.c_bar, space.row_bar, space.x_bar
+    batch, _, n_state = lam.shape
+    for b in range(batch):
+        for q in range(row_bar.shape[1]):
+            row_bar[b, q] = c_bar[start + b, v, q]
+        for k in range(x_bar.shape[1]):
+            x_bar[b, k] = 0
+    control_vjp(controller, weights, tape, row, row_bar[:batch], x_bar[:batch], gate != 0, v, start)
+    if gate != 0:
+        for b in range(batch):
+            for k in range(n_state):
+                lam[b, v, k] += gate * x_bar[b, k]
+
+
+@inline
+def sweep(
+    system, controller, loss, weights, states, controls, time_weights, effort_weight, physics_gates,
+    network_gates, tape, kept, space, scratch,
+):  # fmt: skip  # noqa: ANN
+    """Run m adjoints backwards together and leave their parameter gradients in the tape.
+
+    Parameters
+    ----------
+    states (T+1, B, n_state), controls (T, B, n_control) : a rollout
+    time_weights (T+1,) : weight of the mean cost at every time step
+    effort_weight : number w; the loss contains the sum of ``w c^2 / 2`` over all controls
+    physics_gates, network_gates (m, T) : a and b; a closed gate (0) stops the path altogether
+    tape, kept : the controller's tape; whether it holds the activations of all steps (else they are computed again)
+    space, scratch : see `sweep_space` and the system's `batch_scratch`
+
+    Notes
+    -----
+    With one control, dN/dx of every row does not depend on the adjoints: it comes from one batched pass per chunk that all
+    variants share. With several, variants whose network gate is closed take one batched pass after the recursion.
+    ``space.lam`` ends as the cotangent of states[0].
+    """
+    steps, batch, n_control = controls.shape
+    n_state = states.shape[2]
+    lam, lam_x, lam_c, c_bar = space.lam, space.lam_x, space.lam_c, space.c_bar
+    x_bar, row_bar = space.x_bar, space.row_bar
+    variants = lam.shape[1]
+    chunk = c_bar.shape[0] // batch
+    scalar = n_control == 1
+    clear(controller, tape)
+    lam[:] = 0
+    first = (steps - 1) // chunk * chunk
+    while first >= 0:
+        end = min(first + chunk, steps)
+        n = (end - first) * batch
+        x = states[first:end].reshape(n, n_state)
+        row = first * batch if kept else 0
+        if not kept:
+            control(controller, weights, x, space.unused[:n], tape, 0)
+        if scalar:
+            want = False
+            for v in range(variants):
+                want = want or _is_open(network_gates, v, first, end)
+            row_bar[:] = 1
+            x_bar[:] = 0
+            control_vjp(controller, weights, tape, row, row_bar[:n], x_bar[:n], want, 0, 0)
+        for t in range(end - 1, first - 1, -1):
+            start = (t - first) * batch
+            if time_weights[t + 1] != 0:
+                weight = lam.dtype.type(time_weights[t + 1] / batch)
+                _add_cost(loss, states[t + 1], weight, space.cost_bar, lam)
+            lam_x[:] = 0
+            lam_c[:] = 0
+            step_batch_vjp(system, states[t], states[t + 1], controls[t], lam, lam_x, lam_c, scratch)
+            for b in range(batch):
+                for v in range(variants):
+                    a = physics_gates[v, t]
+                    for q in range(n_control):
+                        c_bar[start + b, v, q] = lam_c[b, v, q] + effort_weight * controls[t, b, q]
+                    for k in range(n_state):
+                        lam[b, v, k] = a * lam_x[b, v, k] if a != 0 else like(lam, 0.0)
+                    if scalar and network_gates[v, t] != 0:
+                        g = network_gates[v, t] * c_bar[start + b, v, 0]
+                        for k in range(n_state):
+                            lam[b, v, k] += g * x_bar[start + b, k]
+            if not scalar:
+                for v in range(variants):
+                    if _is_open(network_gates, v, first, end):
+                        gate = network_gates[v, t]
+                        _network_path(controller, weights, tape, row + start, start, v, gate, space)
+        if not scalar:
+            for v in range(variants):
+                if not _is_open(network_gates, v, first, end):
+                    for r in range(n):
+                        for q in range(n_control):
+                            row_bar[r, q] = c_bar[r, v, q]
+                    control_vjp(controller, weights, tape, row, row_bar[:n], x_bar[:n], False, v, 0)
+        parameter_vjp(controller, tape, x, row, c_bar[:n], scalar)
+        first -= chunk

@@ -1,0 +1,139 @@
+"""Compiled kernels on disk: one checked file per function and signature, in a folder of the user's own.
+
+Numba's own cache keeps its files beside the sources, does not see edits in other files and stops at a
+damaged one. Here the folder name carries the version and a hash of the package's sources, each file carries a
+checksum, whatever cannot be read is compiled again, and a folder that cannot be written costs one warning.
+The files are pickles: the folder must belong to the user alone, and is refused otherwise.
+"""
+
+import functools
+import hashlib
+import os
+import pickle
+import stat
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from numba import __version__ as numba_version
+from numba.core import compiler, serialize
+from numba.core.caching import _Cache
+
+from stablebptt.version import __version__
+
+DIGEST_BYTES = 32
+
+
+@functools.cache
+def source_hash() -> str:
+    """Hash of the sources that decide what a kernel compiles to (12 hex digits)."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted([*root.glob("kernels/*.py"), *root.glob("adjoint/*.py")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def cache_root() -> Path:
+    """The per-user folder: ``STABLEBPTT_CACHE_DIR``, or where this system keeps caches."""
+    if given := os.environ.get("STABLEBPTT_CACHE_DIR"):
+        return Path(given)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "stablebptt"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "stablebptt"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stablebptt"
+
+
+def cache_folder() -> Path:
+    """The folder of this version and these sources."""
+    return cache_root() / f"{__version__}-{source_hash()}"
+
+
+def _private(folder: Path) -> bool:
+    """Whether only this user can put files (pickles!) into `folder`."""
+    if not hasattr(os, "getuid"):
+        return True
+    status = folder.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+@functools.cache
+def usable_folder() -> Path | None:
+    """The cache folder, made if need be; None (after one warning) if it cannot be used."""
+    try:
+        folder = cache_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _private(folder):
+            raise PermissionError("others can write to it, or it is another user's")
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError) as error:
+        warnings.warn(
+            f"compiled kernels are not kept: the cache folder cannot be used ({error}); "
+            "set STABLEBPTT_CACHE_DIR to a folder of your own",
+            stacklevel=2,
+        )
+        return None
+    return folder
+
+
+class KernelCache(_Cache):
+    """The cache of one function, in the form Numba's dispatcher asks for."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._enabled = True
+
+    @property
+    def cache_path(self) -> str:
+        return str(cache_folder())
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def flush(self) -> None:
+        """Nothing is held in memory."""
+
+    def _path(self, signature: Any, codegen: Any) -> Path | None:
+        folder = usable_folder() if self._enabled else None
+        if folder is None:
+            return None
+        key = repr((str(signature), codegen.magic_tuple(), numba_version, sys.version_info[:3]))
+        name = f"{self._function.__module__}.{self._function.__qualname__}"
+        return folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.bin"
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled function of this signature, or None where there is no undamaged one."""
+        target_context.refresh()
+        path = self._path(sig, target_context.codegen())
+        if path is None:
+            return None
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        digest, payload = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        if hashlib.sha256(payload).digest() != digest:
+            return None
+        try:
+            return compiler.CompileResult._rebuild(target_context, *pickle.loads(payload))
+        except Exception:  # a file of another Numba build, or of a class that is gone: compile again
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a compiled function, whole or not at all."""
+        path = self._path(sig, data.codegen)
+        if path is None or data.library.has_dynamic_globals:
+            return
+        payload = serialize.dumps(data._reduce())
+        try:
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                file.write(hashlib.sha256(payload).digest() + payload)
+            os.replace(file.name, path)
+        except OSError as error:
+            warnings.warn(f"a compiled kernel could not be kept: {error}", stacklevel=2)

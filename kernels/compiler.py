@@ -1,0 +1,100 @@
+"""How kernels are compiled, and generic functions that dispatch on the type of a struct at compile time."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.core.errors import TypingError
+from numba.extending import overload
+
+from stablebptt.kernels.cache import KernelCache
+from stablebptt.kernels.structs import Struct, StructType
+
+# Reassociation and contraction make loops vectorise; `nnan` and `ninf` are left out, so NaN and Inf stay visible.
+FASTMATH = {"contract", "reassoc", "nsz", "arcp", "afn"}
+OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy"}
+
+
+def kernel(function: Callable) -> Any:
+    """Compile an entry point: its machine code, with all it calls, is kept on disk."""
+    dispatcher = njit(nogil=True, **OPTIONS)(function)
+    dispatcher._cache = KernelCache(function)
+    return dispatcher
+
+
+def inline(function: Callable) -> Any:
+    """Compile a small function into whatever calls it."""
+    return njit(forceinline=True, **OPTIONS)(function)
+
+
+def block(function: Callable) -> Any:
+    """Compile a larger function once and call it."""
+    return njit(**OPTIONS)(function)
+
+
+def generic(declaration: Callable) -> Any:
+    """Declare a generic function: its first argument's struct type chooses the method, when compiled and in Python.
+
+    The body of the declaration is never run; `implements` adds the methods.
+    """
+    methods: dict[type, Callable] = {}
+    name = declaration.__name__
+
+    def method_of(cls: type) -> Callable:
+        for base in cls.__mro__:
+            if base in methods:
+                return methods[base]
+        raise TypeError(
+            f"{cls.__name__} has no method for {name}{_arguments(declaration)}; "
+            f"write one and mark it with @implements({name}, {cls.__name__})"
+        )
+
+    @functools.wraps(declaration)
+    def function(instance: Any, *arguments: Any) -> Any:
+        return method_of(type(instance))(instance, *arguments)
+
+    def resolve(instance, *arguments):  # noqa: ANN
+        if not isinstance(instance, StructType):
+            raise TypingError(f"the first argument of {name} must be a Struct, not {instance}")
+        try:
+            return method_of(Struct.classes[instance.struct, instance.fingerprint])
+        except TypeError as error:
+            raise TypingError(str(error)) from None
+
+    overload(function, jit_options={"forceinline": True, **OPTIONS}, strict=False)(resolve)
+    function.methods = methods  # type: ignore[attr-defined]
+    return function
+
+
+def implements(function: Any, cls: type[Struct]) -> Callable[[Callable], Callable]:
+    """Register the decorated function as the method of a generic function for struct type `cls`."""
+
+    def register(method: Callable) -> Callable:
+        function.methods[cls] = method
+        for changed in (cls, *_subclasses(cls)):
+            changed.add_method(method)
+        return method
+
+    return register
+
+
+def _subclasses(cls: type) -> list[type]:
+    return [c for child in cls.__subclasses__() for c in (child, *_subclasses(child))]
+
+
+def _arguments(function: Callable) -> str:
+    code = function.__code__
+    return f"({', '.join(code.co_varnames[: code.co_argcount])})"
+
+
+def like(x: Any, value: float) -> Any:
+    """The constant `value` in the precision of `x` (a bare literal would promote float32 to float64)."""
+    return np.asarray(x).dtype.type(value)
+
+
+@overload(like, jit_options={"forceinline": True}, inline="always")
+def _like(x, value):  # noqa: ANN
+    kind = x if isinstance(x, types.Float) else x.dtype
+    return lambda x, value: kind(value)

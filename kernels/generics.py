@@ -1,0 +1,39 @@
+"""The generic functions of the forward pass. A system, controller or loss is a struct with methods for them.
+
+Shapes: B samples in a batch, n rows (samples, or samples x time steps), states of n_state and controls of n_control
+numbers, flat. Methods write their outputs completely.
+"""
+
+from stablebptt.kernels.compiler import generic, implements
+from stablebptt.kernels.structs import Struct
+
+
+@generic
+def step(system, x, c, x_next):  # noqa: ANN
+    """One time step of one sample: ``x_next = S(x, c)``; x, x_next (n_state,), c (n_control,)."""
+
+
+@generic
+def step_batch(system, x, c, x_next, scratch):  # noqa: ANN
+    """One time step of a batch: x, x_next (B, n_state), c (B, n_control); scratch as `batch_scratch` made it."""
+
+
+@generic
+def cost(loss, x):  # noqa: ANN
+    """Loss l(x) of one state (n_state,); a number."""
+
+
+@generic
+def pack(controller, theta, weights):  # noqa: ANN
+    """Arrange theta (n_parameters,), in the users' order, into the padded arena `weights`."""
+
+
+@generic
+def control(controller, weights, x, c, tape, row):  # noqa: ANN
+    """Controls c (n, n_control) of states x (n, n_state); activations go to rows row .. row + n of the tape."""
+
+
+@implements(step_batch, Struct)
+def _step_each(system, x, c, x_next, scratch):  # noqa: ANN
+    for b in range(x.shape[0]):
+        step(system, x[b], c[b], x_next[b])

@@ -1,0 +1,137 @@
+"""Multilayer perceptron: tanh layers, linear output; METHOD, section 3.1.
+
+Weights live in one padded arena: per hidden layer the kernel (inputs, padded outputs), the bias and a transposed copy for
+the backward pass; the output layer as (outputs, padded inputs), so that both passes read it along rows.
+Hidden activations of a row lie side by side in the tape, each layer padded; pads hold zeros.
+"""
+
+import numpy as np
+
+from stablebptt.kernels.compiler import implements, inline, like
+from stablebptt.kernels.dense import matmul, tanh
+from stablebptt.kernels.generics import control, pack
+from stablebptt.kernels.simd import offset, padded, pointer
+from stablebptt.kernels.structs import Struct
+
+# Columns of MLP.layers
+INPUTS, OUTPUTS, SPAN, KERNEL, BIAS, BACK, BACK_SPAN, COLUMN, THETA, GRADIENT = range(10)
+
+
+class MLP(Struct):
+    """Sizes and places of the layers: one row per layer, columns as listed above; the last row is the output layer.
+
+    SPAN: padded outputs (of the output layer: padded inputs). KERNEL, BIAS, BACK: places in the weights' arena.
+    BACK_SPAN: padded inputs. COLUMN: first column of the activations in the tape. THETA: place in theta. GRADIENT:
+    row of the gradient arena.
+    """
+
+    layers: np.ndarray
+    n_parameters: int
+    n_weights: int
+    width: int
+
+
+class Tape(Struct):
+    """What the forward pass leaves for the backward pass, and the backward pass's own arenas; see `mlp_tape`."""
+
+    hidden: np.ndarray
+    deltas: np.ndarray
+    scaled: np.ndarray
+    gradient: np.ndarray
+    output: np.ndarray
+    output_bias: np.ndarray
+    zeros: np.ndarray
+
+
+def mlp(sizes: tuple[int, ...]) -> MLP:
+    """An MLP with layer sizes (n_state, hidden .., n_control); at least one hidden layer."""
+    layers = np.zeros((len(sizes) - 1, 10), np.int64)
+    weights = theta = column = gradient = 0
+    for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
+        last = i == len(sizes) - 2
+        span, back_span = padded(inputs if last else outputs), padded(inputs)
+        kernel, bias = weights, weights + (outputs * span if last else inputs * span)
+        back = bias + (padded(outputs) if last else span)
+        weights = back if last else back + outputs * back_span
+        layers[i] = inputs, outputs, span, kernel, bias, back, back_span, column, theta, gradient
+        theta += inputs * outputs + outputs
+        if not last:
+            column += span
+            gradient += inputs + 1
+    return MLP(layers, theta, weights, column)
+
+
+def mlp_tape(controller: MLP, rows: int, chunk: int, variants: int, slots: int, dtype: type) -> Tape:
+    """Arenas for `rows` stored rows and `chunk` rows at once backwards, of `variants` gradients.
+
+    hidden (rows, width); deltas (slots, chunk, width); scaled (chunk, widest); gradient: per hidden layer inputs + 1 rows
+    (the last one the bias) of all variants side by side; output (variants * n_control, span).
+    """
+    hidden, last = controller.layers[:-1], controller.layers[-1]
+    widest = max(padded(variants * int(outputs)) for outputs in hidden[:, OUTPUTS])
+    return Tape(
+        aligned((rows, controller.width), dtype),
+        aligned((slots, chunk, controller.width), dtype),
+        aligned((chunk, widest), dtype),
+        aligned((int((hidden[:, INPUTS] + 1).sum()), widest), dtype),
+        aligned((variants * int(last[OUTPUTS]), int(last[SPAN])), dtype),
+        aligned((variants, int(last[OUTPUTS])), dtype),
+        aligned((max(widest, int(controller.layers[0, BACK_SPAN])),), dtype),
+    )
+
+
+def aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Zeros that start at a cache line."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+@implements(pack, MLP)
+def _pack(controller, theta, weights):  # noqa: ANN
+    layers = controller.layers
+    last = layers.shape[0] - 1
+    for i in range(last + 1):
+        inputs, outputs, span, kernel, bias, back, back_span, _, place, _ = layers[i]
+        for k in range(inputs):
+            for j in range(outputs):
+                value = theta[place + k * outputs + j]
+                if i == last:
+                    weights[kernel + j * span + k] = value
+                else:
+                    weights[kernel + k * span + j] = value
+                    weights[back + j * back_span + k] = value
+        for j in range(outputs):
+            weights[bias + j] = theta[place + inputs * outputs + j]
+
+
+@inline
+def _activate(z, n, span, row_length):  # noqa: ANN
+    for r in range(n):
+        for j in range(span):
+            z[r * row_length + j] = tanh(z[r * row_length + j])
+
+
+@implements(control, MLP)
+def _control(controller, weights, x, c, tape, row):  # noqa: ANN
+    layers, width, n = controller.layers, controller.width, x.shape[0]
+    last = layers.shape[0] - 1
+    w, h = pointer(weights), offset(pointer(tape.hidden), row * width)
+    for i in range(last):
+        inputs, span, column = layers[i, INPUTS], layers[i, SPAN], layers[i, COLUMN]
+        kernel, bias, z = offset(w, layers[i, KERNEL]), offset(w, layers[i, BIAS]), offset(h, column)
+        if i == 0:
+            matmul(n, span, inputs, pointer(x), inputs, 1, kernel, span, bias, 0, z, width)
+        else:
+            below = offset(h, layers[i - 1, COLUMN])
+            matmul(n, span, inputs, below, width, 1, kernel, span, bias, 0, z, width)
+        _activate(z, n, span, width)
+    span, kernel, bias, column = layers[last, SPAN], layers[last, KERNEL], layers[last, BIAS], layers[last - 1, COLUMN]
+    hidden = tape.hidden
+    for r in range(n):
+        for q in range(layers[last, OUTPUTS]):
+            total = like(weights, 0.0)
+            for j in range(span):
+                total += hidden[row + r, column + j] * weights[kernel + q * span + j]
+            c[r, q] = total + weights[bias + q]

@@ -1,0 +1,141 @@
+"""Raw pointers and one register tile of a matrix product, emitted as LLVM vectors.
+
+The tile is the only place where instructions are chosen by hand: everything dense is built from it
+(`kernels/dense.py`). Its width follows the processor, or ``STABLEBPTT_VECTOR_BYTES`` (64, 32 or 16).
+"""
+
+import os
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+WIDTHS = (64, 32, 16)
+
+
+def _native_vector_bytes() -> int:
+    features = llvm.get_host_cpu_features()
+    return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
+
+
+def _vector_bytes() -> int:
+    given = os.environ.get("STABLEBPTT_VECTOR_BYTES", "")
+    if not given:
+        return _native_vector_bytes()
+    if given not in {str(width) for width in WIDTHS}:
+        raise ValueError(f"STABLEBPTT_VECTOR_BYTES is {given!r}; choose from 64, 32, 16")
+    return int(given)
+
+
+VECTOR_BYTES = _vector_bytes()
+# Rows of the largest tile: 8 x 3 accumulators fill 32 AVX-512 registers, 4 x 2 fit into 16 narrower ones.
+TILE_ROWS = 8 if VECTOR_BYTES == 64 else 4
+# Columns of every matrix that a tile writes are padded to this many elements (one line of float32).
+PAD = 16
+
+
+def padded(columns: int) -> int:
+    """Smallest multiple of `PAD` that holds `columns`."""
+    return -(-columns // PAD) * PAD
+
+
+@intrinsic
+def pointer(typing_context, array):  # noqa: ANN
+    """Address of the first element of an array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return make_array(array)(context, builder, arguments[0]).data
+
+    return types.CPointer(array.dtype)(array), generate
+
+
+@intrinsic
+def offset(typing_context, base, elements):  # noqa: ANN
+    """Address `elements` further on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.gep(arguments[0], [arguments[1]])
+
+    return base(base, types.intp), generate
+
+
+@intrinsic
+def lanes(typing_context, base):  # noqa: ANN
+    """Elements per vector of what `base` points to."""
+    count = VECTOR_BYTES * 8 // base.dtype.bitwidth
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return ir.Constant(ir.IntType(64), count)
+
+    return types.intp(base), generate
+
+
+def make_tile(rows: int, vectors: int) -> Any:
+    """Emit ``out = init + a @ b`` for `rows` rows and `vectors` vectors of columns, all sums in registers.
+
+    The sum of every element runs over the inner index in order, whatever the tile's shape, so results
+    do not depend on how a matrix is cut into tiles.
+    """
+
+    @intrinsic
+    def tile(typing_context, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):  # noqa: ANN
+        index = types.intp
+        signature = types.void(index, a, index, index, b, index, init, index, out, index)
+        width = VECTOR_BYTES * 8 // a.dtype.bitwidth
+        align = a.dtype.bitwidth // 8
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            inner, a_ptr, a_row, a_col, b_ptr, b_row, init_ptr, init_row, out_ptr, out_row = arguments
+            i32, i64 = ir.IntType(32), ir.IntType(64)
+            vector = ir.VectorType(context.get_value_type(a.dtype), width)
+            undefined = ir.Constant(vector, ir.Undefined)
+            spread = ir.Constant(ir.VectorType(i32, width), [0] * width)
+            name = f"llvm.fma.v{width}f{a.dtype.bitwidth}"
+            fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+
+            def address(base: Any, row: Any, stride: Any, column: int) -> Any:
+                element = builder.add(builder.mul(row, stride), ir.Constant(i64, column * width))
+                return builder.bitcast(builder.gep(base, [element]), vector.as_pointer())
+
+            def constant(value: int) -> Any:
+                return ir.Constant(i64, value)
+
+            cells = [(r, v) for r in range(rows) for v in range(vectors)]
+            first = {
+                (r, v): builder.load(address(init_ptr, constant(r), init_row, v), align=align) for r, v in cells
+            }
+            a_rows = [builder.gep(a_ptr, [builder.mul(constant(r), a_row)]) for r in range(rows)]
+            start = builder.block
+            head, body, done = (builder.append_basic_block(label) for label in ("head", "body", "done"))
+            builder.branch(head)
+            builder.position_at_end(head)
+            k = builder.phi(i64)
+            k.add_incoming(constant(0), start)
+            sums = {cell: builder.phi(vector) for cell in cells}
+            for cell in cells:
+                sums[cell].add_incoming(first[cell], start)
+            builder.cbranch(builder.icmp_signed("<", k, inner), body, done)
+            builder.position_at_end(body)
+            columns = [builder.load(address(b_ptr, k, b_row, v), align=align) for v in range(vectors)]
+            step = builder.mul(k, a_col)
+            for r in range(rows):
+                scalar = builder.load(builder.gep(a_rows[r], [step]))
+                scalar = builder.insert_element(undefined, scalar, ir.Constant(i32, 0))
+                scalar = builder.shuffle_vector(scalar, undefined, spread)
+                for v in range(vectors):
+                    total = builder.call(fma, [scalar, columns[v], sums[r, v]])
+                    sums[r, v].add_incoming(total, body)
+            k.add_incoming(builder.add(k, constant(1)), body)
+            builder.branch(head)
+            builder.position_at_end(done)
+            for r, v in cells:
+                builder.store(sums[r, v], address(out_ptr, constant(r), out_row, v), align=align)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return tile
