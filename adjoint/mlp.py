@@ -1,8 +1,8 @@
 """Adjoint of the multilayer perceptron; mirror image of `stablebptt.kernels.mlp`."""
 
 from stablebptt.adjoint.generics import clear, control_vjp, parameter_vjp, unpack
-from stablebptt.kernels.compiler import implements, inline, like
-from stablebptt.kernels.dense import matmul
+from stablebptt.kernels.compiler import implements, like
+from stablebptt.kernels.dense import add, matmul, scale, tanh_all_vjp
 from stablebptt.kernels.mlp import (
     BACK,
     BACK_SPAN,
@@ -16,15 +16,6 @@ from stablebptt.kernels.mlp import (
     THETA,
 )
 from stablebptt.kernels.simd import PAD, offset, pointer
-
-
-@inline
-def _activate_vjp(n, span, z_bar, h, row_length):  # noqa: ANN
-    """``z_bar *= 1 - tanh(z)^2`` with h = tanh(z)."""
-    for r in range(n):
-        for j in range(span):
-            value = h[r * row_length + j]
-            z_bar[r * row_length + j] *= like(value, 1.0) - value * value
 
 
 @implements(control_vjp, MLP)
@@ -45,7 +36,8 @@ def _control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, sta
         else:
             above, back = offset(d, layers[i + 1, COLUMN]), offset(w, layers[i + 1, BACK])
             matmul(n, span, layers[i + 1, OUTPUTS], above, width, 1, back, span, zeros, 0, z_bar, width)
-        _activate_vjp(n, span, z_bar, offset(h, column), width)
+        for r in range(n):
+            tanh_all_vjp(span, offset(h, r * width + column), offset(z_bar, r * width))
     if want_x:
         back, span, out = offset(w, layers[0, BACK]), layers[0, BACK_SPAN], pointer(x_bar)
         length = x_bar.shape[1]
@@ -64,11 +56,10 @@ def _parameter_vjp(controller, tape, x, row, c_bar, unit):  # noqa: ANN
     layers, width = controller.layers, controller.width
     n, variants, n_control = c_bar.shape
     last = layers.shape[0] - 1
-    scaled, gradient, deltas = tape.scaled, tape.gradient, tape.deltas
-    length = scaled.shape[1]
+    length, chunk = tape.scaled.shape[1], tape.deltas.shape[1]
     h = offset(pointer(tape.hidden), row * width)
-    s, g = pointer(scaled), pointer(gradient)
-    one = like(scaled, 1.0)
+    s, g, d = pointer(tape.scaled), pointer(tape.gradient), pointer(tape.deltas)
+    one = like(s, 1.0)
 
     # Output layer: c = H P^T + bias.
     above = offset(h, layers[last - 1, COLUMN])
@@ -83,15 +74,15 @@ def _parameter_vjp(controller, tape, x, row, c_bar, unit):  # noqa: ANN
     for i in range(last):
         inputs, outputs, column = layers[i, INPUTS], layers[i, OUTPUTS], layers[i, COLUMN]
         place = layers[i, GRADIENT]
+        columns = -(-variants * outputs // PAD) * PAD
+        bias_bar = offset(g, (place + inputs) * length)
         for r in range(n):
+            line = offset(s, r * length)
             for v in range(variants):
                 factor = c_bar[r, v, 0] if unit else one
                 slot = 0 if unit else v
-                for j in range(outputs):
-                    scaled[r, v * outputs + j] = factor * deltas[slot, r, column + j]
-            for j in range(variants * outputs):
-                gradient[place + inputs, j] += scaled[r, j]
-        columns = -(-variants * outputs // PAD) * PAD
+                scale(outputs, factor, offset(d, (slot * chunk + r) * width + column), offset(line, v * outputs))
+            add(columns, line, bias_bar)
         out = offset(g, place * length)
         if i == 0:
             matmul(inputs, columns, n, pointer(x), 1, inputs, s, length, out, length, out, length)

@@ -6,46 +6,49 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from stablebptt.kernels.compiler import OPTIONS, block
-from stablebptt.kernels.simd import TILE_ROWS, lanes, make_tile, offset
-
-_tile_8x3, _tile_8x2, _tile_8x1 = make_tile(8, 3), make_tile(8, 2), make_tile(8, 1)
-_tile_4x4, _tile_4x2, _tile_4x1 = make_tile(4, 4), make_tile(4, 2), make_tile(4, 1)
-_tile_1x4, _tile_1x1 = make_tile(1, 4), make_tile(1, 1)
+from stablebptt.kernels.compiler import OPTIONS, block, inline, like
+from stablebptt.kernels.simd import WIDE, clamp, fill, lanes, load, make_tile, offset, store, total
 
 
-@block
-def _columns_8(rows, vectors, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):  # noqa: ANN
-    for i in range(0, rows, 8):
-        x, y, z = offset(a, i * a_row), offset(init, i * init_row), offset(out, i * out_row)
-        if vectors == 3:
-            _tile_8x3(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
-        elif vectors == 2:
-            _tile_8x2(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
-        else:
-            _tile_8x1(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
+
+def _make_strip(rows, most):  # noqa: ANN
+    """Product of a strip of the matrix: a multiple of `rows` rows and 1 .. `most` vectors of columns."""
+    one, two, three = make_tile(rows, 1), make_tile(rows, 2), make_tile(rows, 3)
+    four = make_tile(rows, 4) if most == 4 else three
+
+    @block
+    def strip(n, vectors, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):  # noqa: ANN
+        for i in range(0, n, rows):
+            x, y, z = offset(a, i * a_row), offset(init, i * init_row), offset(out, i * out_row)
+            if vectors == 4:
+                four(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
+            elif vectors == 3:
+                three(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
+            elif vectors == 2:
+                two(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
+            else:
+                one(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
+
+    @block
+    def strips(n, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):  # noqa: ANN
+        # Columns outermost: a few columns of b stay in the first cache while all rows pass.
+        width = lanes(b)
+        left, j = columns // width, 0
+        while left > 0:
+            parts = (left + most - 1) // most
+            vectors = (left + parts - 1) // parts
+            y, z = offset(init, j), offset(out, j)
+            strip(n, vectors, inner, a, a_row, a_col, offset(b, j), b_row, y, init_row, z, out_row)
+            left -= vectors
+            j += vectors * width
+
+    return strips
 
 
-@block
-def _columns_4(rows, vectors, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):  # noqa: ANN
-    for i in range(0, rows, 4):
-        x, y, z = offset(a, i * a_row), offset(init, i * init_row), offset(out, i * out_row)
-        if vectors == 4:
-            _tile_4x4(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
-        elif vectors == 2:
-            _tile_4x2(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
-        else:
-            _tile_4x1(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
-
-
-@block
-def _columns_1(rows, vectors, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):  # noqa: ANN
-    for i in range(rows):
-        x, y, z = offset(a, i * a_row), offset(init, i * init_row), offset(out, i * out_row)
-        if vectors == 4:
-            _tile_1x4(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
-        else:
-            _tile_1x1(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
+# Accumulators that fit into the registers: 8 x 3 of 32 (AVX-512), 4 x 2 or 2 x 4 of 16.
+_eights = _make_strip(8, 3)
+_fours = _make_strip(4, 4 if WIDE else 2)
+_twos, _ones = _make_strip(2, 4), _make_strip(1, 4)
 
 
 @block
@@ -60,35 +63,45 @@ def matmul(rows, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out,
     b, b_row, init, init_row, out, out_row : addresses and distances between rows; columns lie side by side.
         ``init`` may be ``out`` (accumulate) or one row (``init_row`` 0: a bias).
     """
-    width = lanes(b)
-    eights = rows & ~7 if TILE_ROWS == 8 else 0
-    fours = (rows - eights) & ~3
-    ones = rows - eights - fours
-    # Columns outermost: a few columns of b stay in the first cache while all rows pass.
-    left, j = columns // width, 0
-    while left > 0 and eights > 0:
-        wide = 3 if left == 3 or left > 4 else 2 if left > 1 else 1
-        y, z = offset(init, j), offset(out, j)
-        _columns_8(eights, wide, inner, a, a_row, a_col, offset(b, j), b_row, y, init_row, z, out_row)
-        left -= wide
-        j += wide * width
-    a4 = offset(a, eights * a_row)
-    left, j = columns // width, 0
-    while left > 0 and fours > 0:
-        wide = 4 if TILE_ROWS == 8 and left > 3 else 2 if left > 1 else 1
-        y, z = offset(init, eights * init_row + j), offset(out, eights * out_row + j)
-        _columns_4(fours, wide, inner, a4, a_row, a_col, offset(b, j), b_row, y, init_row, z, out_row)
-        left -= wide
-        j += wide * width
-    done = eights + fours
-    a1 = offset(a, done * a_row)
-    left, j = columns // width, 0
-    while left > 0 and ones > 0:
-        wide = 4 if left > 3 else 1
-        y, z = offset(init, done * init_row + j), offset(out, done * out_row + j)
-        _columns_1(ones, wide, inner, a1, a_row, a_col, offset(b, j), b_row, y, init_row, z, out_row)
-        left -= wide
-        j += wide * width
+    done = 0
+    if WIDE and rows >= 8:
+        done = rows & ~7
+        _eights(done, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row)
+    if rows - done >= 4:
+        n = (rows - done) & ~3
+        x, y, z = offset(a, done * a_row), offset(init, done * init_row), offset(out, done * out_row)
+        _fours(n, columns, inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
+        done += n
+    if rows - done >= 2:
+        x, y, z = offset(a, done * a_row), offset(init, done * init_row), offset(out, done * out_row)
+        _twos(2, columns, inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
+        done += 2
+    if rows > done:
+        x, y, z = offset(a, done * a_row), offset(init, done * init_row), offset(out, done * out_row)
+        _ones(1, columns, inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
+
+
+@inline
+def dot(n, a, b):  # noqa: ANN
+    """Inner product of n (padded) elements at addresses a and b."""
+    result = fill(a, like(a, 0.0))
+    for j in range(0, n, lanes(a)):
+        result = result + load(a, j) * load(b, j)
+    return total(result)
+
+
+@inline
+def scale(n, factor, a, out):  # noqa: ANN
+    """``out = factor * a`` for n elements at addresses a and out; up to one vector more is written."""
+    for j in range(0, n, lanes(a)):
+        store(out, j, factor * load(a, j))
+
+
+@inline
+def add(n, a, out):  # noqa: ANN
+    """``out += a`` for n (padded) elements at addresses a and out."""
+    for j in range(0, n, lanes(a)):
+        store(out, j, load(out, j) + load(a, j))
 
 
 def tanh(x):  # noqa: ANN
@@ -98,9 +111,9 @@ def tanh(x):  # noqa: ANN
 
 @overload(tanh, jit_options={"forceinline": True, **OPTIONS})
 def _tanh(x):  # noqa: ANN
-    if x != types.float32:
+    if getattr(x, "dtype", x) != types.float32:
         return lambda x: math.tanh(x)
-    limit, low = np.float32(7.90531110763549805), np.float32(-7.90531110763549805)
+    limit = np.float32(7.90531110763549805)
     a13, a11 = np.float32(-2.76076847742355e-16), np.float32(2.00018790482477e-13)
     a9, a7 = np.float32(-8.60467152213735e-11), np.float32(5.12229709037114e-08)
     a5, a3 = np.float32(1.48572235717979e-05), np.float32(6.37261928875436e-04)
@@ -109,11 +122,41 @@ def _tanh(x):  # noqa: ANN
     b0 = np.float32(4.89352518554385e-03)
 
     def rational(x):  # noqa: ANN
-        clamped = limit if x > limit else x  # this order of the comparisons keeps NaN
-        clamped = low if clamped < low else clamped
-        z = clamped * clamped
-        p = ((((((a13 * z + a11) * z + a9) * z + a7) * z + a5) * z + a3) * z + a1) * clamped
+        y = clamp(x, limit)
+        z = y * y
+        p = ((((((a13 * z + a11) * z + a9) * z + a7) * z + a5) * z + a3) * z + a1) * y
         q = ((b6 * z + b4) * z + b2) * z + b0
         return p / q
 
     return rational
+
+
+def tanh_all(n, z):  # noqa: ANN
+    """``z = tanh(z)`` for n (padded) elements at address z."""
+    raise NotImplementedError("for compiled code only")
+
+
+@overload(tanh_all, jit_options={"forceinline": True, **OPTIONS})
+def _tanh_all(n, z):  # noqa: ANN
+    if z.dtype != types.float32:
+
+        def one_by_one(n, z):  # noqa: ANN
+            for j in range(n):
+                z[j] = math.tanh(z[j])
+
+        return one_by_one
+
+    def in_vectors(n, z):  # noqa: ANN
+        for j in range(0, n, lanes(z)):
+            store(z, j, tanh(load(z, j)))
+
+    return in_vectors
+
+
+@inline
+def tanh_all_vjp(n, h, z_bar):  # noqa: ANN
+    """``z_bar *= 1 - h^2`` with h = tanh(z), for n (padded) elements."""
+    one = like(h, 1.0)
+    for j in range(0, n, lanes(h)):
+        value = load(h, j)
+        store(z_bar, j, load(z_bar, j) * (one - value * value))

@@ -7,8 +7,8 @@ Hidden activations of a row lie side by side in the tape, each layer padded; pad
 
 import numpy as np
 
-from stablebptt.kernels.compiler import implements, inline, like
-from stablebptt.kernels.dense import matmul, tanh
+from stablebptt.kernels.compiler import implements
+from stablebptt.kernels.dense import dot, matmul, tanh_all
 from stablebptt.kernels.generics import control, pack
 from stablebptt.kernels.simd import offset, padded, pointer
 from stablebptt.kernels.structs import Struct
@@ -64,7 +64,7 @@ def mlp(sizes: tuple[int, ...]) -> MLP:
 def mlp_tape(controller: MLP, rows: int, chunk: int, variants: int, slots: int, dtype: type) -> Tape:
     """Arenas for `rows` stored rows and `chunk` rows at once backwards, of `variants` gradients.
 
-    hidden (rows, width); deltas (slots, chunk, width); scaled (chunk, widest); gradient: per hidden layer inputs + 1 rows
+    hidden (rows, width); deltas (slots, chunk, width); scaled (chunk + 1, widest); gradient: per hidden layer inputs + 1 rows
     (the last one the bias) of all variants side by side; output (variants * n_control, span).
     """
     hidden, last = controller.layers[:-1], controller.layers[-1]
@@ -72,7 +72,7 @@ def mlp_tape(controller: MLP, rows: int, chunk: int, variants: int, slots: int, 
     return Tape(
         aligned((rows, controller.width), dtype),
         aligned((slots, chunk, controller.width), dtype),
-        aligned((chunk, widest), dtype),
+        aligned((chunk + 1, widest), dtype),  # `scale` may write beyond the last row
         aligned((int((hidden[:, INPUTS] + 1).sum()), widest), dtype),
         aligned((variants * int(last[OUTPUTS]), int(last[SPAN])), dtype),
         aligned((variants, int(last[OUTPUTS])), dtype),
@@ -106,13 +106,6 @@ def _pack(controller, theta, weights):  # noqa: ANN
             weights[bias + j] = theta[place + inputs * outputs + j]
 
 
-@inline
-def _activate(z, n, span, row_length):  # noqa: ANN
-    for r in range(n):
-        for j in range(span):
-            z[r * row_length + j] = tanh(z[r * row_length + j])
-
-
 @implements(control, MLP)
 def _control(controller, weights, x, c, tape, row):  # noqa: ANN
     layers, width, n = controller.layers, controller.width, x.shape[0]
@@ -126,12 +119,10 @@ def _control(controller, weights, x, c, tape, row):  # noqa: ANN
         else:
             below = offset(h, layers[i - 1, COLUMN])
             matmul(n, span, inputs, below, width, 1, kernel, span, bias, 0, z, width)
-        _activate(z, n, span, width)
-    span, kernel, bias, column = layers[last, SPAN], layers[last, KERNEL], layers[last, BIAS], layers[last - 1, COLUMN]
-    hidden = tape.hidden
+        for r in range(n):
+            tanh_all(span, offset(z, r * width))
+    span, kernel, bias = layers[last, SPAN], offset(w, layers[last, KERNEL]), offset(w, layers[last, BIAS])
+    top = offset(h, layers[last - 1, COLUMN])
     for r in range(n):
         for q in range(layers[last, OUTPUTS]):
-            total = like(weights, 0.0)
-            for j in range(span):
-                total += hidden[row + r, column + j] * weights[kernel + q * span + j]
-            c[r, q] = total + weights[bias + q]
+            c[r, q] = dot(span, offset(top, r * width), offset(kernel, q * span)) + bias[q]

@@ -1,9 +1,10 @@
-"""Raw pointers and one register tile of a matrix product, emitted as LLVM vectors.
+"""Raw addresses, vectors of the processor's width, and one register tile of a matrix product.
 
-The tile is the only place where instructions are chosen by hand: everything dense is built from it
-(`kernels/dense.py`). Its width follows the processor, or ``STABLEBPTT_VECTOR_BYTES`` (64, 32 or 16).
+The only place where instructions are chosen by hand: everything dense is built from it (`kernels/dense.py`).
+The width follows the processor, or ``STABLEBPTT_VECTOR_BYTES`` (64, 32 or 16).
 """
 
+import operator
 import os
 from typing import Any
 
@@ -11,7 +12,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, models, overload, register_model
 from numba.np.arrayobj import make_array
 
 WIDTHS = (64, 32, 16)
@@ -32,8 +33,7 @@ def _vector_bytes() -> int:
 
 
 VECTOR_BYTES = _vector_bytes()
-# Rows of the largest tile: 8 x 3 accumulators fill 32 AVX-512 registers, 4 x 2 fit into 16 narrower ones.
-TILE_ROWS = 8 if VECTOR_BYTES == 64 else 4
+WIDE = VECTOR_BYTES == 64  # AVX-512: 32 registers; else 16
 # Columns of every matrix that a tile writes are padded to this many elements (one line of float32).
 PAD = 16
 
@@ -72,6 +72,135 @@ def lanes(typing_context, base):  # noqa: ANN
         return ir.Constant(ir.IntType(64), count)
 
     return types.intp(base), generate
+
+
+class Vector(types.Type):
+    """A register full of numbers."""
+
+    def __init__(self, dtype: types.Type) -> None:
+        self.dtype = dtype
+        super().__init__(f"Vector{VECTOR_BYTES}({dtype})")
+
+
+@register_model(Vector)
+class VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Vector) -> None:
+        element = manager.lookup(kind.dtype).get_value_type()
+        super().__init__(manager, kind, ir.VectorType(element, VECTOR_BYTES * 8 // kind.dtype.bitwidth))
+
+
+@intrinsic
+def load(typing_context, base, element):  # noqa: ANN
+    """The vector that starts at an element of `base`."""
+    kind = Vector(base.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = builder.gep(arguments[0], [arguments[1]])
+        address = builder.bitcast(address, context.get_value_type(kind).as_pointer())
+        return builder.load(address, align=base.dtype.bitwidth // 8)
+
+    return kind(base, types.intp), generate
+
+
+@intrinsic
+def store(typing_context, base, element, vector):  # noqa: ANN
+    """Write a vector to where an element of `base` starts."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = builder.gep(arguments[0], [arguments[1]])
+        address = builder.bitcast(address, arguments[2].type.as_pointer())
+        builder.store(arguments[2], address, align=base.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(base, types.intp, vector), generate
+
+
+@intrinsic
+def fill(typing_context, base, number):  # noqa: ANN
+    """A vector of one number, of the type that `base` points to."""
+    kind = Vector(base.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _spread(context, builder, kind, arguments[1])
+
+    return kind(base, base.dtype), generate
+
+
+@intrinsic
+def total(typing_context, vector):  # noqa: ANN
+    """Sum of the elements of a vector, in a fixed tree."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value, element = arguments[0], context.get_value_type(vector.dtype)
+        name = f"llvm.vector.reduce.fadd.v{value.type.count}f{vector.dtype.bitwidth}"
+        kind = ir.FunctionType(element, [element, value.type])
+        reduce = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(reduce, [ir.Constant(element, 0.0), value], fastmath=("reassoc",))
+
+    return vector.dtype(vector), generate
+
+
+def _spread(context: Any, builder: Any, kind: Vector, scalar: Any) -> Any:
+    vector, i32 = context.get_value_type(kind), ir.IntType(32)
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(i32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(i32, vector.count), [0] * vector.count))
+
+
+def _register_arithmetic(symbol: Any, instruction: str) -> None:
+    """Let compiled code combine vectors with vectors and numbers; products and sums may contract."""
+
+    @intrinsic
+    def combine(typing_context, a, b):  # noqa: ANN
+        kind = a if isinstance(a, Vector) else b
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            sides = [
+                value if isinstance(given, Vector) else _spread(context, builder, kind, value)
+                for given, value in zip((a, b), arguments)
+            ]
+            return getattr(builder, instruction)(*sides, flags=("contract", "nsz", "arcp"))
+
+        return kind(a, b), generate
+
+    def typed(a, b):  # noqa: ANN
+        if isinstance(a, Vector) and b in (a, a.dtype) or isinstance(b, Vector) and a == b.dtype:
+            return lambda a, b: combine(a, b)
+        return None
+
+    overload(symbol)(typed)
+
+
+for _symbol, _instruction in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _register_arithmetic(_symbol, _instruction)
+
+
+@intrinsic
+def _clamp_vector(typing_context, x, limit):  # noqa: ANN
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value, high = arguments[0], _spread(context, builder, x, arguments[1])
+        low = builder.fsub(ir.Constant(value.type, [-0.0] * value.type.count), high)
+        value = builder.select(builder.fcmp_ordered(">", value, high), high, value)
+        return builder.select(builder.fcmp_ordered("<", value, low), low, value)
+
+    return x(x, limit), generate
+
+
+def clamp(x, limit):  # noqa: ANN
+    """x limited to [-limit, limit]; NaN stays NaN."""
+    return limit if x > limit else -limit if x < -limit else x
+
+
+@overload(clamp, jit_options={"forceinline": True})
+def _clamp(x, limit):  # noqa: ANN
+    if isinstance(x, Vector):
+        return lambda x, limit: _clamp_vector(x, limit)
+    return clamp
 
 
 def make_tile(rows: int, vectors: int) -> Any:
