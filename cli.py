@@ -1,1 +1,427 @@
-def main(): pass
+"""The command line: one group per task, the same verbs everywhere.
+
+Data goes to stdout, messages and progress to stderr. Exit codes: 0 done, 1 other error, 2 wrong usage, 3 diverged, 4 damaged
+or foreign file, 5 cannot read or write, 130 interrupted.
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+import tomllib
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stablebptt.version import __version__
+
+PREFIX = "STABLEBPTT"
+WRONG_USAGE, DIVERGED, BAD_FILE, NO_ACCESS, INTERRUPTED = 2, 3, 4, 5, 130
+FILE = click.Path(path_type=Path)
+
+
+class Sizes(click.ParamType):
+    """Layer sizes such as 100,100."""
+
+    name = "sizes"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        if isinstance(value, tuple | list):
+            return tuple(value)
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers such as 100,100", param, ctx)
+
+
+def _read_config(ctx: click.Context, param: Any, path: Path | None) -> Path | None:
+    """Take defaults from a TOML file whose tables are named like the commands."""
+    if path is None:
+        return None
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{path} is not a TOML file: {error}") from None
+    names = ctx.command_path.split()[1:]
+    for depth, name in enumerate(names):
+        content = content.get(name, {})
+        if not isinstance(content, dict):
+            raise click.UsageError(f"{path}: [{'.'.join(names[: depth + 1])}] must be a table")
+    known = {p.name for p in ctx.command.params}
+    given = {key.replace("-", "_"): value for key, value in content.items() if not isinstance(value, dict)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        allowed = ", ".join(sorted(name for name in known if name))
+        raise click.UsageError(f"{path}: {' '.join(names)} has no option {unknown[0]!r}; choose from {allowed}")
+    ctx.default_map = {**(ctx.default_map or {}), **given}
+    return path
+
+
+def command(group: click.Group, name: str) -> Callable[[Callable], click.Command]:
+    """A command with the options that all commands share."""
+
+    def decorate(function: Callable) -> click.Command:
+        function = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(
+            function
+        )
+        function = click.option(
+            "--config",
+            type=FILE,
+            callback=_read_config,
+            is_eager=True,
+            expose_value=False,
+            help="TOML file with defaults, in tables named like the commands ([cartpole.train]).",
+        )(function)
+        return group.command(name, context_settings={"show_default": True})(function)
+
+    return decorate
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """What the library says of bad arguments is wrong usage here."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+@click.group(context_settings={"auto_envvar_prefix": PREFIX, "help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="stablebptt")
+def stablebptt() -> None:
+    """Train neural controllers through physics simulators with stabilised backpropagation through time.
+
+    Every option can also be set in the environment as STABLEBPTT_<COMMAND>_<OPTION> (for instance
+    STABLEBPTT_CARTPOLE_TRAIN_POLES) and in a TOML file given with --config; the command line wins over the environment,
+    the environment over the file.
+    """
+
+
+Option = Callable[[Callable], Callable]
+COMMON: list[Option] = [
+    click.option("--steps", type=int, help="Time steps T."),
+    click.option("--loss", type=click.Choice(["final", "continuous"]), help="Loss of the last state, or of all."),
+    click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Precision."),
+    click.option("--output-init", type=click.Choice(["glorot", "zero"]), help="Kernel of the last layer at first."),
+]
+PROBLEMS: dict[str, list[Option]] = {
+    "cartpole": [
+        click.option("--poles", type=int, help="Poles on the cart."),
+        click.option("--duration", type=float, help="Total time [s]."),
+        click.option("--hidden", type=Sizes(), help="Sizes of the hidden layers."),
+    ],
+}
+TRAINING: list[Option] = [
+    click.option("--variant", default="C", help="Gradient: R, M, S, N or C."),
+    click.option("--epochs", type=int, default=1000, help="Passes over the training states."),
+    click.option("--seed", type=int, default=0, help="Decides data, weights and order."),
+    click.option("--clip", default="none", help="Clip the gradient: none, value or norm."),
+    click.option("--clip-at", type=float, default=1.0, help="Bound of the clipping."),
+    click.option("--optimizer", default="adam", help="adam, sgd, adagrad, adadelta or rmsprop."),
+    click.option("--lr", type=float, help="Learning rate.  [default: the optimizer's]"),
+    click.option("--momentum", type=float, help="Momentum (sgd only)."),
+    click.option("--batch-size", type=int, default=8, help="States per update."),
+    click.option("--train-count", type=int, default=256, help="Training states."),
+    click.option("--test-count", type=int, default=256, help="Test states."),
+    click.option("--shuffle/--fixed-order", default=False, help="Order of the training states in each epoch."),
+]
+
+
+def _options(options: list[Option]) -> Option:
+    def decorate(function: Callable) -> Callable:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _problem(task: str, options: dict[str, Any]) -> Any:
+    from stablebptt.tasks import problem
+
+    with _usage():
+        return problem(task, **{name: value for name, value in options.items() if value is not None})
+
+
+def _problem_names(task: str) -> set[str]:
+    probe: Any = _options(PROBLEMS[task] + COMMON)(lambda: None)
+    return {option.name for option in probe.__click_params__}
+
+
+def _add_task(task: str) -> None:
+    names = _problem_names(task)
+
+    @stablebptt.group(task)
+    def group() -> None:
+        pass
+
+    group.help = f"Train and try controllers for {task}; what is not given is as published."
+
+    @command(group, "train")
+    @_options(PROBLEMS[task] + COMMON + TRAINING)
+    @click.option("--out", type=FILE, required=True, help="Run file to write.")
+    @click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run file, if there is one.")
+    @click.option("--force", is_flag=True, help="Replace an existing file.")
+    @click.option("--quiet", is_flag=True, help="No progress.")
+    @click.option("--json", "as_json", is_flag=True, help="One JSON object per epoch on stdout.")
+    def train(**options: Any) -> None:
+        """Train a controller and write a run file."""
+        given = {name: options.pop(name) for name in names}
+        _train(_problem(task, given), **options)
+
+    @command(group, "simulate")
+    @click.argument("run_file", type=FILE, metavar="RUN.h5")
+    @click.option("--count", type=int, default=16, help="Initial states to draw.")
+    @click.option("--seed", type=int, default=1, help="Decides the initial states.")
+    @click.option("--out", type=FILE, required=True, help="File to write.")
+    @click.option("--best", is_flag=True, help="The weights of the lowest test loss, not the last ones.")
+    @click.option("--force", is_flag=True, help="Replace an existing file.")
+    @click.option("--json", "as_json", is_flag=True, help="A JSON object on stdout.")
+    @click.option("--quiet", is_flag=True, help="No messages.")
+    def simulate(**options: Any) -> None:
+        """Roll the trained controller of a run file out from new initial states."""
+        _simulate(task, **options)
+
+    @command(group, "check")
+    @_options(PROBLEMS[task] + COMMON)
+    @click.option("--seed", type=int, default=0, help="Decides where the derivatives are taken.")
+    @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+    @click.option("--quiet", is_flag=True, help="No messages.")
+    def check(seed: int, as_json: bool, quiet: bool, **given: Any) -> None:
+        """Test the adjoints against finite differences, in float64."""
+        _check(_problem(task, given | {"dtype": "float64"}), seed, as_json)
+
+
+def _train(
+    problem: Any, out: Path, resume: bool, force: bool, quiet: bool, as_json: bool, optimizer: str, **settings: Any
+) -> None:
+    from stablebptt.tasks import optimizers, training
+
+    rates = {"learning_rate": settings.pop("lr"), "momentum": settings.pop("momentum")}
+    rates = {name: value for name, value in rates.items() if value is not None}
+    with _usage():
+        rule = optimizers.from_description({"name": optimizer, **rates})
+        chosen = training.Settings(**settings, optimizer=rule)
+        training.gates(chosen.variant, problem.steps)
+    begin = time.monotonic()
+    with _progress(chosen.epochs, quiet, as_json) as report:
+        run = training.train(
+            problem, **settings, optimizer=rule, out=out, resume=resume, force=force, report=report
+        )
+    history = run.history
+    best = int(history["test_loss"].argmin())
+    summary = {
+        "file": str(out),
+        "epochs": len(history["epoch"]),
+        "test_loss": float(history["test_loss"][-1]),
+        "best_test_loss": float(history["test_loss"][best]),
+        "best_epoch": int(history["epoch"][best]),
+        "seconds": round(time.monotonic() - begin, 3),
+    }
+    _print(summary, as_json)
+
+
+@contextmanager
+def _progress(epochs: int, quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]]:
+    """Something to report epochs to: a bar on a terminal, now and then a line elsewhere."""
+    from stablebptt.tasks.training import HISTORY
+
+    if quiet and not as_json:
+        yield lambda progress: None
+        return
+    bar = sys.stderr.isatty() and not quiet
+    clock = {"begin": time.monotonic(), "first": None, "shown": 0.0}
+
+    def line(progress: Any) -> None:
+        row = dict(zip(HISTORY, progress.history[-1]))
+        if as_json:
+            _print(row, True)
+        if quiet:
+            return
+        now = time.monotonic()
+        if clock["first"] is None:
+            clock["first"] = progress.epoch - 1
+        ended = progress.epoch == epochs
+        if now - clock["shown"] < (0.1 if bar else 10.0) and not ended:
+            return
+        clock["shown"] = now
+        done = progress.epoch - clock["first"]
+        left = (now - clock["begin"]) / done * (epochs - progress.epoch)
+        text = f"epoch {progress.epoch}/{epochs}  test loss {row['test_loss']:.5g}  {_duration(left)} left"
+        if bar:
+            filled = progress.epoch * 30 // epochs
+            click.echo(f"\r[{'#' * filled}{'-' * (30 - filled)}] {text}\x1b[K", nl=ended, err=True)
+        else:
+            click.echo(text, err=True)
+
+    try:
+        yield line
+    finally:
+        if bar and clock["shown"]:
+            click.echo("", err=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def _print(data: dict[str, Any], as_json: bool) -> None:
+    """A record on stdout: as JSON, or one "key: value" per line."""
+    if as_json:
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in data.items()}
+        click.echo(json.dumps(clean))
+        return
+    for key, value in data.items():
+        click.echo(f"{key.replace('_', ' ')}: {f'{value:.6g}' if isinstance(value, float) else value}")
+
+
+def _simulate(
+    task: str, run_file: Path, count: int, seed: int, out: Path, best: bool, force: bool, as_json: bool, quiet: bool
+) -> None:
+    from stablebptt.data import run_file as files
+    from stablebptt.tasks import training
+
+    run = training.load(run_file)
+    if run.problem.task != task:
+        raise click.UsageError(f"{run_file} is a run of {run.problem.task}; use 'stablebptt {run.problem.task} simulate'")
+    if out.exists() and not force:
+        raise FileExistsError(f"{out} exists; choose another name, or replace it with --force")
+    files.check_folder(out)
+    with _usage():
+        x0 = run.problem.sample(count, seed)
+    paths = training.trajectories(run.problem, [run.best_theta if best else run.theta], x0)
+    files.save_paths(out, run, paths, seed)
+    loss = paths["loss"][0]
+    _print({"file": str(out), "count": count, "mean_loss": float(loss.mean()), "worst_loss": float(loss.max())}, as_json)
+
+
+def _check(problem: Any, seed: int, as_json: bool) -> None:
+    from stablebptt.tasks import check
+
+    with _usage():
+        found = check.check(problem, seed)
+    if not as_json:
+        click.echo(f"{'function':<26}{'argument':<14}{'relative error':>16}  (finite differences, float64)")
+    for finding in found:
+        verdict = "ok" if finding.passed else "WRONG"
+        if as_json:
+            record = {"function": finding.rule, "argument": finding.argument, "error": finding.error}
+            _print(record | {"passed": finding.passed}, True)
+        else:
+            click.echo(f"{finding.rule:<26}{finding.argument:<14}{finding.error:>16.1e}  {verdict}")
+    wrong = [f"{f.rule} ({f.argument})" for f in found if not f.passed]
+    if wrong:
+        raise click.ClickException(f"these derivatives disagree: {', '.join(wrong)}")
+
+
+for _task in PROBLEMS:
+    _add_task(_task)
+
+
+@command(stablebptt, "inspect")
+@click.argument("file", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--quiet", is_flag=True, help="No messages.")
+def inspect(file: Path, as_json: bool, quiet: bool) -> None:
+    """Say what is in a file."""
+    from stablebptt.data import summary
+
+    found = summary.summarize(file)
+    click.echo(json.dumps(found) if as_json else summary.text(found))
+
+
+@command(stablebptt, "plot")
+@click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE.h5...")
+@click.option("--out", type=FILE, required=True, help="Picture to write: .png, .pdf or .svg.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--quiet", is_flag=True, help="No messages.")
+def plot(files: tuple[Path, ...], out: Path, force: bool, quiet: bool) -> None:
+    """Draw the learning curves of run files."""
+    from stablebptt.data.run_file import check_folder
+    from stablebptt.tasks import figures, training
+
+    if out.exists() and not force:
+        raise FileExistsError(f"{out} exists; choose another name, or replace it with --force")
+    check_folder(out)
+    runs = [training.load(file) for file in files]
+    with _usage():
+        figures.save(lambda: figures.learning_curves(runs), out)
+
+
+@command(stablebptt, "info")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--quiet", is_flag=True, help="No messages.")
+def info(as_json: bool, quiet: bool) -> None:
+    """Versions, processor, GPU and cache folder."""
+    import importlib.util
+
+    from llvmlite import binding
+    from stablebptt.data.run_file import versions
+    from stablebptt.kernels.cache import cache_folder
+    from stablebptt.kernels.simd import VECTOR_BYTES
+
+    extra = importlib.util.find_spec("numba_cuda")
+    facts = versions() | {
+        "processor": binding.get_host_cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "vector_bits": 8 * VECTOR_BYTES,
+        "gpu": "numba-cuda is installed" if extra else "numba-cuda is not installed",
+        "cache_folder": str(cache_folder()),
+    }
+    _print(facts, as_json)
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """One line and an exit code for an error."""
+    from stablebptt.data.storage import FileFormatError
+    from stablebptt.tasks.errors import DivergedError
+
+    if isinstance(error, click.UsageError):
+        where = f"; see '{error.ctx.command_path} --help'" if error.ctx is not None else ""
+        return error.format_message() + where, WRONG_USAGE
+    if isinstance(error, click.ClickException):
+        return error.format_message(), error.exit_code
+    if isinstance(error, DivergedError):
+        return str(error), DIVERGED
+    if isinstance(error, FileFormatError):
+        return str(error), BAD_FILE
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "interrupted", INTERRUPTED
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        return f"{reason}: {error.filename}" if error.filename else reason, NO_ACCESS
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error}", 1
+    if isinstance(error, ValueError):
+        return str(error), WRONG_USAGE
+    return f"{type(error).__name__}: {error}", 1
+
+
+def _terminated(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and leave with its exit code."""
+    debug = "--debug" in (sys.argv if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        stablebptt.main(arguments, prog_name="stablebptt", standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(NO_ACCESS)
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        message, code = _explain(error)
+        click.echo(f"stablebptt: {' '.join(message.split())}", err=True)
+        sys.exit(code)

@@ -1,0 +1,9 @@
+"""Backward: the mirror image of `stablebptt.kernels`.
+
+Every differentiable function ``f`` of kernels has a partner ``f_vjp`` in the file of the same name here. The contract:
+
+- Scalar vjps take the inputs of ``f`` and the cotangents of its outputs, and return cotangents in the order of the inputs.
+- Array vjps add into buffers that the caller zeroed; they never overwrite.
+- Several cotangents (m of them) go through one call, so that sines, distances and factorisations are computed once.
+- Nothing here checks its arguments; `stablebptt.tasks` does.
+"""

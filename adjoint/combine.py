@@ -12,8 +12,8 @@ def combine(modified, regular, combined):  # noqa: ANN
     for i in range(modified.size):
         m, r = modified[i], regular[i]
         sign_m, sign_r = int(m > 0) - int(m < 0), int(r > 0) - int(r < 0)
-        # (m + r) * 0 is 0 for finite numbers and NaN otherwise
-        combined[i] = m if sign_m == sign_r and m == m and r == r else (m + r) * zero
+        nothing = m * zero + r * zero  # 0 for finite numbers, else NaN
+        combined[i] = nothing + (m if sign_m == sign_r else zero)
 
 
 @inline

@@ -1,7 +1,7 @@
 """The generic functions of the backward pass; see `stablebptt.adjoint` for the contract."""
 
-from stablebptt.kernels.compiler import generic, implements
-from stablebptt.kernels.structs import Struct
+from stablebptt.kernels.compiler import generic, generic_block, implements
+from stablebptt.kernels.generics import System
 
 
 @generic
@@ -22,7 +22,7 @@ def cost_vjp(loss, x, cost_bar, x_bar):  # noqa: ANN
     """Add cost_bar times the derivative of `cost` to x_bar (n_state,)."""
 
 
-@generic
+@generic_block
 def control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, start):  # noqa: ANN
     """Add ``N_x^T c_bar`` to x_bar (n, padded n_state) if `want_x`, for n rows that `control` left at `row` of the tape.
 
@@ -30,7 +30,7 @@ def control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, star
     """
 
 
-@generic
+@generic_block
 def parameter_vjp(controller, tape, x, row, c_bar, unit):  # noqa: ANN
     """Add ``N_theta^T c_bar`` to the tape's gradients, for n rows and m cotangents: x (n, n_state), c_bar (n, m, n_control).
 
@@ -39,17 +39,17 @@ def parameter_vjp(controller, tape, x, row, c_bar, unit):  # noqa: ANN
     """
 
 
-@generic
+@generic_block
 def clear(controller, tape):  # noqa: ANN
     """Set the tape's gradients to zero."""
 
 
-@generic
+@generic_block
 def unpack(controller, tape, gradients):  # noqa: ANN
     """Write the tape's gradients into gradients (m, n_parameters), in the users' order."""
 
 
-@implements(step_batch_vjp, Struct)
+@implements(step_batch_vjp, System)
 def _step_each_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):  # noqa: ANN
     for b in range(x.shape[0]):
         step_vjp(system, x[b], c[b], lam[b], lam_x[b], lam_c[b])

@@ -5,7 +5,7 @@ import numpy as np
 from stablebptt.adjoint.combine import combine, inner
 from stablebptt.adjoint.generics import unpack
 from stablebptt.adjoint.sweep import sweep
-from stablebptt.kernels.compiler import inline, kernel
+from stablebptt.kernels.compiler import block, kernel
 from stablebptt.kernels.generics import pack
 from stablebptt.kernels.rollout import path_cost, rollout
 from stablebptt.kernels.structs import Struct
@@ -22,10 +22,13 @@ class PathSpace(Struct):
     scratch: np.ndarray
 
 
-@inline
+@block
 def _follow(system, controller, loss, theta, x0, time_weights, tape, kept, space):  # noqa: ANN
     pack(controller, theta, space.weights)
-    space.states[0] = x0
+    first = space.states[0]
+    for b in range(x0.shape[0]):
+        for k in range(x0.shape[1]):
+            first[b, k] = x0[b, k]
     rollout(system, controller, space.weights, space.states, space.controls, tape, kept, space.scratch)
     path_cost(loss, space.states, space.controls, time_weights, space.physics, space.effort)
 

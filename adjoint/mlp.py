@@ -15,7 +15,7 @@ from stablebptt.kernels.mlp import (
     SPAN,
     THETA,
 )
-from stablebptt.kernels.simd import PAD, offset, pointer
+from stablebptt.kernels.simd import NONE, ONE, PAD, offset, pointer
 
 
 @implements(control_vjp, MLP)
@@ -32,16 +32,16 @@ def _control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, sta
         z_bar = offset(d, column)
         if i == last - 1:
             kernel = offset(w, layers[last, KERNEL])
-            matmul(n, span, n_control, pointer(c_bar), n_control, 1, kernel, span, zeros, 0, z_bar, width)
+            matmul(n, span, n_control, pointer(c_bar), n_control, ONE, kernel, span, zeros, NONE, z_bar, width)
         else:
             above, back = offset(d, layers[i + 1, COLUMN]), offset(w, layers[i + 1, BACK])
-            matmul(n, span, layers[i + 1, OUTPUTS], above, width, 1, back, span, zeros, 0, z_bar, width)
+            matmul(n, span, layers[i + 1, OUTPUTS], above, width, ONE, back, span, zeros, NONE, z_bar, width)
         for r in range(n):
             tanh_all_vjp(span, offset(h, r * width + column), offset(z_bar, r * width))
     if want_x:
         back, span, out = offset(w, layers[0, BACK]), layers[0, BACK_SPAN], pointer(x_bar)
         length = x_bar.shape[1]
-        matmul(n, span, layers[0, OUTPUTS], d, width, 1, back, span, out, length, out, length)
+        matmul(n, span, layers[0, OUTPUTS], d, width, ONE, back, span, out, length, out, length)
 
 
 @implements(clear, MLP)
@@ -64,7 +64,7 @@ def _parameter_vjp(controller, tape, x, row, c_bar, unit):  # noqa: ANN
     # Output layer: c = H P^T + bias.
     above = offset(h, layers[last - 1, COLUMN])
     out, span, both = pointer(tape.output), layers[last, SPAN], variants * n_control
-    matmul(both, span, n, pointer(c_bar), 1, both, above, width, out, span, out, span)
+    matmul(both, span, n, pointer(c_bar), ONE, both, above, width, out, span, out, span)
     for r in range(n):
         for v in range(variants):
             for q in range(n_control):
@@ -85,10 +85,10 @@ def _parameter_vjp(controller, tape, x, row, c_bar, unit):  # noqa: ANN
             add(columns, line, bias_bar)
         out = offset(g, place * length)
         if i == 0:
-            matmul(inputs, columns, n, pointer(x), 1, inputs, s, length, out, length, out, length)
+            matmul(inputs, columns, n, pointer(x), ONE, inputs, s, length, out, length, out, length)
         else:
             below = offset(h, layers[i - 1, COLUMN])
-            matmul(inputs, columns, n, below, 1, width, s, length, out, length, out, length)
+            matmul(inputs, columns, n, below, ONE, width, s, length, out, length, out, length)
 
 
 @implements(unpack, MLP)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from stablebptt.adjoint.generics import clear, control_vjp, cost_vjp, parameter_vjp, step_batch_vjp
-from stablebptt.kernels.compiler import inline, like
+from stablebptt.kernels.compiler import block, inline, like
 from stablebptt.kernels.generics import control
 from stablebptt.kernels.mlp import aligned
 from stablebptt.kernels.simd import padded
@@ -65,7 +65,7 @@ def _add_cost(loss, x, weight, cost_bar, lam):  # noqa: ANN
                 lam[b, v, k] += cost_bar[k]
 
 
-@inline
+@block
 def _network_path(controller, weights, tape, row, start, v, gate, space):  # noqa: ANN
     """``lam += b N_x^T g`` of variant v at one time step (several controls: this part is sequential)."""
     lam, c_bar, row_bar, x_bar = space.lam, space.c_bar, space.row_bar, space.x_bar
@@ -82,7 +82,7 @@ def _network_path(controller, weights, tape, row, start, v, gate, space):  # noq
                 lam[b, v, k] += gate * x_bar[b, k]
 
 
-@inline
+@block
 def sweep(
     system, controller, loss, weights, states, controls, time_weights, effort_weight, physics_gates,
     network_gates, tape, kept, space, scratch,
@@ -96,7 +96,7 @@ def sweep(
     effort_weight : number w; the loss contains the sum of ``w c^2 / 2`` over all controls
     physics_gates, network_gates (m, T) : a and b; a closed gate (0) stops the path altogether
     tape, kept : the controller's tape; whether it holds the activations of all steps (else they are computed again)
-    space, scratch : see `sweep_space` and the system's `batch_scratch`
+    space, scratch : see `sweep_space` and the system's `scratch_size`
 
     Notes
     -----

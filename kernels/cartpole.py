@@ -8,11 +8,11 @@ import math
 import numpy as np
 
 from stablebptt.kernels.compiler import implements, inline, like
-from stablebptt.kernels.generics import cost, step
+from stablebptt.kernels.generics import System, cost, step
 from stablebptt.kernels.structs import Struct
 
 
-class CartPole(Struct):
+class CartPole(System):
     """Cart with poles. dt [s], gravity [m/s^2], pole_mass [kg], total_mass of cart and one pole [kg], half_length [m]."""
 
     dt: float

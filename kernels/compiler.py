@@ -37,8 +37,17 @@ def block(function: Callable) -> Any:
 def generic(declaration: Callable) -> Any:
     """Declare a generic function: its first argument's struct type chooses the method, when compiled and in Python.
 
-    The body of the declaration is never run; `implements` adds the methods.
+    The body of the declaration is never run; `implements` adds the methods, which are compiled into their callers.
     """
+    return _generic(declaration, forceinline=True)
+
+
+def generic_block(declaration: Callable) -> Any:
+    """`generic` for larger methods, which are compiled once and called."""
+    return _generic(declaration, forceinline=False)
+
+
+def _generic(declaration: Callable, forceinline: bool) -> Any:
     methods: dict[type, Callable] = {}
     name = declaration.__name__
 
@@ -63,7 +72,7 @@ def generic(declaration: Callable) -> Any:
         except TypeError as error:
             raise TypingError(str(error)) from None
 
-    overload(function, jit_options={"forceinline": True, **OPTIONS}, strict=False)(resolve)
+    overload(function, jit_options={"forceinline": forceinline, **OPTIONS}, strict=False)(resolve)
     function.methods = methods  # type: ignore[attr-defined]
     return function
 

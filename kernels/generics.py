@@ -4,8 +4,16 @@ Shapes: B samples in a batch, n rows (samples, or samples x time steps), states 
 numbers, flat. Methods write their outputs completely.
 """
 
-from stablebptt.kernels.compiler import generic, implements
+from stablebptt.kernels.compiler import generic, generic_block, implements
 from stablebptt.kernels.structs import Struct
+
+
+class System(Struct):
+    """Base of all systems."""
+
+    def scratch_size(self, batch: int, variants: int) -> int:
+        """Numbers of scratch space that `step_batch` and `step_batch_vjp` want for a batch and m cotangents."""
+        return 0
 
 
 @generic
@@ -15,7 +23,7 @@ def step(system, x, c, x_next):  # noqa: ANN
 
 @generic
 def step_batch(system, x, c, x_next, scratch):  # noqa: ANN
-    """One time step of a batch: x, x_next (B, n_state), c (B, n_control); scratch as `batch_scratch` made it."""
+    """One time step of a batch: x, x_next (B, n_state), c (B, n_control); scratch (scratch_size,)."""
 
 
 @generic
@@ -23,17 +31,17 @@ def cost(loss, x):  # noqa: ANN
     """Loss l(x) of one state (n_state,); a number."""
 
 
-@generic
+@generic_block
 def pack(controller, theta, weights):  # noqa: ANN
     """Arrange theta (n_parameters,), in the users' order, into the padded arena `weights`."""
 
 
-@generic
+@generic_block
 def control(controller, weights, x, c, tape, row):  # noqa: ANN
     """Controls c (n, n_control) of states x (n, n_state); activations go to rows row .. row + n of the tape."""
 
 
-@implements(step_batch, Struct)
+@implements(step_batch, System)
 def _step_each(system, x, c, x_next, scratch):  # noqa: ANN
     for b in range(x.shape[0]):
         step(system, x[b], c[b], x_next[b])

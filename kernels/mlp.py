@@ -10,7 +10,7 @@ import numpy as np
 from stablebptt.kernels.compiler import implements
 from stablebptt.kernels.dense import dot, matmul, tanh_all
 from stablebptt.kernels.generics import control, pack
-from stablebptt.kernels.simd import offset, padded, pointer
+from stablebptt.kernels.simd import NONE, ONE, offset, padded, pointer
 from stablebptt.kernels.structs import Struct
 
 # Columns of MLP.layers
@@ -30,9 +30,35 @@ class MLP(Struct):
     n_weights: int
     width: int
 
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the parameters, in the order of theta."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for i, (inputs, outputs) in enumerate(self.layers[:, :2].tolist()):
+            shapes[f"dense_{i}/kernel"] = (inputs, outputs)
+            shapes[f"dense_{i}/bias"] = (outputs,)
+        return shapes
+
+    def tape(self, rows: int, chunk: int, variants: int, slots: int, dtype: type) -> "Tape":
+        """Arenas for `rows` stored rows and `chunk` rows at once backwards, of `variants` gradients.
+
+        hidden (rows, width); deltas (slots, chunk, width); scaled (chunk + 1, widest); gradient: per hidden layer inputs + 1 rows
+        (the last one the bias) of all variants side by side; output (variants * n_control, span).
+        """
+        hidden, last = self.layers[:-1], self.layers[-1]
+        widest = max(padded(variants * int(outputs)) for outputs in hidden[:, OUTPUTS])
+        return Tape(
+            aligned((rows, self.width), dtype),
+            aligned((slots, chunk, self.width), dtype),
+            aligned((chunk + 1, widest), dtype),  # `scale` may write beyond the last row
+            aligned((int((hidden[:, INPUTS] + 1).sum()), widest), dtype),
+            aligned((variants * int(last[OUTPUTS]), int(last[SPAN])), dtype),
+            aligned((variants, int(last[OUTPUTS])), dtype),
+            aligned((max(widest, int(self.layers[0, BACK_SPAN])),), dtype),
+        )
+
 
 class Tape(Struct):
-    """What the forward pass leaves for the backward pass, and the backward pass's own arenas; see `mlp_tape`."""
+    """What the forward pass leaves for the backward pass, and the backward pass's own arenas; see `MLP.tape`."""
 
     hidden: np.ndarray
     deltas: np.ndarray
@@ -59,25 +85,6 @@ def mlp(sizes: tuple[int, ...]) -> MLP:
             column += span
             gradient += inputs + 1
     return MLP(layers, theta, weights, column)
-
-
-def mlp_tape(controller: MLP, rows: int, chunk: int, variants: int, slots: int, dtype: type) -> Tape:
-    """Arenas for `rows` stored rows and `chunk` rows at once backwards, of `variants` gradients.
-
-    hidden (rows, width); deltas (slots, chunk, width); scaled (chunk + 1, widest); gradient: per hidden layer inputs + 1 rows
-    (the last one the bias) of all variants side by side; output (variants * n_control, span).
-    """
-    hidden, last = controller.layers[:-1], controller.layers[-1]
-    widest = max(padded(variants * int(outputs)) for outputs in hidden[:, OUTPUTS])
-    return Tape(
-        aligned((rows, controller.width), dtype),
-        aligned((slots, chunk, controller.width), dtype),
-        aligned((chunk + 1, widest), dtype),  # `scale` may write beyond the last row
-        aligned((int((hidden[:, INPUTS] + 1).sum()), widest), dtype),
-        aligned((variants * int(last[OUTPUTS]), int(last[SPAN])), dtype),
-        aligned((variants, int(last[OUTPUTS])), dtype),
-        aligned((max(widest, int(controller.layers[0, BACK_SPAN])),), dtype),
-    )
 
 
 def aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
@@ -115,10 +122,10 @@ def _control(controller, weights, x, c, tape, row):  # noqa: ANN
         inputs, span, column = layers[i, INPUTS], layers[i, SPAN], layers[i, COLUMN]
         kernel, bias, z = offset(w, layers[i, KERNEL]), offset(w, layers[i, BIAS]), offset(h, column)
         if i == 0:
-            matmul(n, span, inputs, pointer(x), inputs, 1, kernel, span, bias, 0, z, width)
+            matmul(n, span, inputs, pointer(x), inputs, ONE, kernel, span, bias, NONE, z, width)
         else:
             below = offset(h, layers[i - 1, COLUMN])
-            matmul(n, span, inputs, below, width, 1, kernel, span, bias, 0, z, width)
+            matmul(n, span, inputs, below, width, ONE, kernel, span, bias, NONE, z, width)
         for r in range(n):
             tanh_all(span, offset(z, r * width))
     span, kernel, bias = layers[last, SPAN], offset(w, layers[last, KERNEL]), offset(w, layers[last, BIAS])

@@ -1,10 +1,10 @@
 """Rolling a controller out through a system, and what the path costs."""
 
-from stablebptt.kernels.compiler import inline, like
+from stablebptt.kernels.compiler import block, like
 from stablebptt.kernels.generics import control, cost, step_batch
 
 
-@inline
+@block
 def rollout(system, controller, weights, states, controls, tape, keep, scratch):  # noqa: ANN
     """Fill states (T+1, B, n_state) from states[0], and controls (T, B, n_control).
 
@@ -16,7 +16,7 @@ def rollout(system, controller, weights, states, controls, tape, keep, scratch):
         step_batch(system, states[t], controls[t], states[t + 1], scratch)
 
 
-@inline
+@block
 def path_cost(loss, states, controls, time_weights, physics, effort):  # noqa: ANN
     """Per sample (in float64): the weighted sum of costs over x_1 .. x_T, and the sum of all squared controls."""
     steps, batch, n_control = controls.shape

@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -36,6 +37,10 @@ VECTOR_BYTES = _vector_bytes()
 WIDE = VECTOR_BYTES == 64  # AVX-512: 32 registers; else 16
 # Columns of every matrix that a tile writes are padded to this many elements (one line of float32).
 PAD = 16
+
+
+# Distances between elements as typed numbers: for bare literals `matmul` would be compiled once more.
+ONE, NONE = np.int64(1), np.int64(0)
 
 
 def padded(columns: int) -> int:

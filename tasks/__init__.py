@@ -1,0 +1,33 @@
+"""What is learned and how: the systems as published, gradient variants, optimizers, training."""
+
+from typing import Any
+
+from stablebptt.tasks.cartpole import cartpole_problem
+from stablebptt.tasks.problems import Problem
+
+TASKS = {"cartpole": cartpole_problem}
+
+
+def problem(task: str, **options: Any) -> Problem:
+    """A problem by name, with the published set-up as default.
+
+    Parameters
+    ----------
+    task : "cartpole"
+    **options : see the function of the task, for instance `cartpole_problem`
+
+    Raises
+    ------
+    ValueError, TypeError
+        With what was given and what is allowed.
+    """
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
+    try:
+        return TASKS[task](**options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        allowed = ", ".join(TASKS[task].__code__.co_varnames[: TASKS[task].__code__.co_argcount])
+        given = str(error).rsplit("argument ", 1)[1]
+        raise TypeError(f"{task} has no option {given}; choose from {allowed}") from None

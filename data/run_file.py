@@ -1,0 +1,233 @@
+"""Run files: what a training was, how it went and what it learned, in one HDF5 file that explains itself.
+
+The layout is part of the public interface; docs/files.md describes it. `storage` does the writing and the checking.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stablebptt.data import storage
+from stablebptt.data.storage import FileFormatError, Group, Variable
+from stablebptt.version import __version__
+
+__all__ = ["HISTORY", "Content", "FileFormatError", "check_folder", "load", "read_any", "save", "save_paths"]
+
+RUN_FORMAT, PATHS_FORMAT = "stablebptt-run", "stablebptt-paths"
+FORMAT_VERSION = 1
+HISTORY = {
+    "epoch": "epochs done, counted from 1",
+    "loss": "mean of the mini-batch losses during the epoch",
+    "train_loss": "loss on all training states after the epoch, with the regulariser",
+    "test_loss": "loss on all test states after the epoch, with the regulariser",
+    "train_physics_loss": "loss on all training states after the epoch, without the regulariser",
+    "test_physics_loss": "loss on all test states after the epoch, without the regulariser",
+    "gradient_norm2": "mean squared 2-norm of the updates' gradients, combined and clipped",
+    "cosine": "mean cosine of the angle between M and R (variant C; NaN for the others)",
+    "seconds": "wall time of the epoch",
+}
+LAYER_AXES = {
+    ("dense", "kernel"): ("input", "output"),
+    ("dense", "bias"): ("output",),
+    ("conv", "kernel"): ("tap", "channel", "feature"),
+    ("conv", "bias"): ("feature",),
+}
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a run file holds, in plain arrays and words."""
+
+    config: dict[str, Any]
+    attributes: dict[str, Any]
+    history: dict[str, np.ndarray]
+    theta: np.ndarray
+    best_theta: np.ndarray
+    trajectories: dict[str, np.ndarray]
+    checkpoint: dict[str, np.ndarray]
+    status: str
+
+
+def check_folder(path: Path) -> None:
+    """Raise an OSError with a clear message if no file can be made where `path` lies."""
+    folder = path.parent
+    if not folder.exists():
+        raise FileNotFoundError(f"the folder {folder} does not exist; make it first")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"no permission to write in the folder {folder}")
+
+
+def save(path: str | Path, run: Any, progress: Any) -> None:
+    """Write a run (`tasks.training.Run`) and what resuming needs (`tasks.training.Progress`), as a whole."""
+    groups: dict[str, Group] = {"history": _history(run.history)}
+    groups |= _layers("controller", run.problem, run.theta)
+    groups |= _layers("best", run.problem, run.best_theta)
+    groups["trajectories"] = _trajectories(run.problem, run.trajectories, ("before training", "after training"))
+    groups["checkpoint"] = _checkpoint(run, progress)
+    storage.write(path, storage.encode(_attributes(RUN_FORMAT, run.config, run.status), groups))
+
+
+def save_paths(path: str | Path, run: Any, trajectories: Mapping[str, np.ndarray], seed: int) -> None:
+    """Write rollouts of a trained controller (one phase), with the configuration of its run."""
+    groups: dict[str, Group] = {"trajectories": _trajectories(run.problem, trajectories, ("trained",))}
+    attributes = _attributes(PATHS_FORMAT, run.config, run.status) | {"seed": seed}
+    storage.write(path, storage.encode(attributes, groups))
+
+
+def read_any(path: str | Path) -> tuple[dict[str, Any], dict[str, Group]]:
+    """Attributes and groups of any file of ours, of this or a later version."""
+    return storage.read(path, (RUN_FORMAT, PATHS_FORMAT))
+
+
+def load(path: str | Path) -> Content:
+    """Read a run file back.
+
+    Raises
+    ------
+    FileFormatError
+        If it is damaged, foreign, of a later version, or lacks something.
+    """
+    attributes, groups = storage.read(path, (RUN_FORMAT,))
+    if attributes.get("format_version") != FORMAT_VERSION:
+        version = attributes.get("format_version")
+        raise FileFormatError(f"{path} is a run file of version {version}; this program reads version {FORMAT_VERSION}")
+    try:
+        history = {name: groups["history"][name].values for name in HISTORY}
+        checkpoint = {name: variable.values for name, variable in groups["checkpoint"].items()}
+        return Content(
+            config=config_of(attributes, path),
+            attributes=attributes,
+            history=history,
+            theta=checkpoint["theta"],
+            best_theta=checkpoint["best_theta"],
+            trajectories={name: variable.values for name, variable in groups["trajectories"].items()},
+            checkpoint=checkpoint,
+            status=str(attributes["status"]),
+        )
+    except KeyError as error:
+        raise FileFormatError(f"{path} lacks {error}") from None
+
+
+def config_of(attributes: Mapping[str, Any], path: Any) -> dict[str, Any]:
+    """The configuration in a file's attributes."""
+    try:
+        config = json.loads(attributes["config"])
+        if not isinstance(config, dict):
+            raise ValueError("not a table")
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path} has no readable configuration ({error})") from None
+    return config
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed a file."""
+    found = {"stablebptt": __version__, "python": platform.python_version()}
+    return found | {name: metadata.version(name) for name in ("numba", "numpy", "h5py")}
+
+
+def commit() -> str:
+    """Git commit of the package's sources; empty if they are no checkout."""
+    git = Path(__file__).parent.parent / ".git"
+    try:
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        return (git / head.removeprefix("ref: ")).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _attributes(kind: str, config: dict[str, Any], status: str) -> dict[str, Any]:
+    attributes = {
+        "format": kind,
+        "format_version": FORMAT_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": json.dumps(versions()),
+        "config": json.dumps(config),
+        "status": status,
+    }
+    return attributes | ({"git_commit": found} if (found := commit()) else {})
+
+
+def _history(history: Mapping[str, np.ndarray]) -> Group:
+    group = {}
+    for name, meaning in HISTORY.items():
+        values = history[name].astype(np.int64) if name == "epoch" else history[name]
+        group[name] = Variable(values, ("epoch",), "s" if name == "seconds" else "1", meaning)
+    return group
+
+
+def _layers(place: str, problem: Any, theta: np.ndarray) -> dict[str, Group]:
+    groups: dict[str, Group] = {}
+    for name, values in problem.layers(theta).items():
+        layer, part = name.split("/")
+        dims = LAYER_AXES[layer.split("_")[0], part]
+        group = groups.setdefault(f"{place}/{layer}", {})
+        group[part] = Variable(values, dims, "1", f"{part} of layer {layer}")
+    return groups
+
+
+def _trajectories(problem: Any, given: Mapping[str, np.ndarray], phases: tuple[str, ...]) -> Group:
+    state_dims, control_dims = (tuple(a.name for a in axes) for axes in (problem.state_axes, problem.control_axes))
+    count = given["states"].shape[1]
+    group: Group = {
+        "time": Variable(given["time"], ("time",), "s", "time"),
+        "control_time": Variable(given["time"][:-1], ("control_time",), "s", "time at which a control begins to act"),
+        "phase": _words("phase", "controller", phases),
+        "sample": Variable(np.arange(count), ("sample",), "1", "initial state"),
+    }
+    for axis in (*problem.state_axes, *problem.control_axes):
+        if all(isinstance(place, str) for place in axis.places):
+            group[axis.name] = _words(axis.name, axis.long_name, axis.places)
+        else:
+            group[axis.name] = Variable(np.array(axis.places), (axis.name,), axis.units, axis.long_name)
+    group["states"] = Variable(
+        given["states"], ("phase", "sample", "time", *state_dims), problem.state_units, "states"
+    )
+    group["controls"] = Variable(
+        given["controls"], ("phase", "sample", "control_time", *control_dims), problem.control_units, "controls"
+    )
+    group["loss"] = Variable(given["loss"], ("phase", "sample"), "1", "loss of each rollout, with the regulariser")
+    return group
+
+
+def _words(name: str, long_name: str, words: Iterable[str]) -> Variable:
+    """An axis whose places are words: numbers that an attribute explains, as the CF conventions do it."""
+    meanings = [word.replace(" ", "_") for word in words]
+    attributes = {"flag_values": list(range(len(meanings))), "flag_meanings": " ".join(meanings)}
+    return Variable(np.arange(len(meanings), dtype=np.int32), (name,), "1", long_name, attributes)
+
+
+def _checkpoint(run: Any, progress: Any) -> Group:
+    def one(value: float, name: str, meaning: str) -> Variable:
+        return Variable(np.array([value]), (name,), "1", meaning)
+
+    group = {
+        "epoch": one(progress.epoch, "epoch", "epochs done"),
+        "theta": Variable(progress.theta, ("parameter",), "1", "parameters after the last epoch"),
+        "best_theta": Variable(progress.best_theta, ("parameter",), "1", "parameters of the lowest test loss"),
+        "best_loss": one(progress.best_loss, "best_loss", "lowest test loss"),
+        "best_epoch": one(progress.best_epoch, "best_epoch", "epoch of the lowest test loss"),
+        "random_state": Variable(
+            np.array([run.config["seed"], progress.epoch + 1]),
+            ("random_state",),
+            "1",
+            "seed, and the next epoch: every random stream is opened anew from these two",
+        ),
+    }
+    for name, values in progress.optimizer.items():
+        dim = "parameter" if values.shape == progress.theta.shape else f"optimizer_{name}"
+        group[f"optimizer_{name}"] = Variable(values, (dim,), "1", f"state of the optimizer: {name}")
+    return group

@@ -1,0 +1,84 @@
+"""Checks of what users give; every message says what was given and what is allowed."""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """An integer of at least `least`."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; it must be a whole number") from None
+    if number < least:
+        raise ValueError(f"{name} is {number}; it must be at least {least}")
+    return number
+
+
+def real(name: str, value: Any, above: float | None = None, least: float | None = None) -> float:
+    """A finite number above `above` or of at least `least`."""
+    try:
+        if isinstance(value, bool | str):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {value!r}; it must be a number") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number}; it must be finite")
+    if above is not None and not number > above:
+        raise ValueError(f"{name} is {number}; it must be above {above:g}")
+    if least is not None and not number >= least:
+        raise ValueError(f"{name} is {number}; it must be at least {least:g}")
+    return number
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
+    """One of a few words."""
+    if value not in allowed:
+        raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(allowed)}")
+    return value
+
+
+def precision(value: Any) -> Any:
+    """The type np.float32 or np.float64."""
+    name = getattr(value, "__name__", None) or str(value)
+    return {"float32": np.float32, "float64": np.float64}[choice("dtype", name, ("float32", "float64"))]
+
+
+def sizes(name: str, value: Any) -> tuple[int, ...]:
+    """Sizes of hidden layers: at least one, each at least 1."""
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+        raise TypeError(f"{name} is {value!r}; it must be a sequence of layer sizes such as (100, 100)")
+    if len(value) == 0:
+        raise ValueError(f"{name} is empty; give at least one hidden layer")
+    return tuple(whole(f"{name}[{i}]", size, 1) for i, size in enumerate(value))
+
+
+def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any) -> np.ndarray:
+    """A contiguous array of finite numbers of the given shape; a letter in `shape` stands for any length above 0."""
+    try:
+        given = np.asarray(value)
+        if given.dtype.kind not in "fiu":
+            raise TypeError
+        result = np.ascontiguousarray(given, dtype)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an array of real numbers of shape {_show(shape)}") from None
+    fits = len(given.shape) == len(shape) and all(
+        length > 0 if isinstance(wanted, str) else length == wanted for length, wanted in zip(given.shape, shape)
+    )
+    if not fits:
+        raise ValueError(f"{name} has shape {given.shape}; it must be {_show(shape)}")
+    if not np.all(np.isfinite(result)):
+        where = np.argwhere(~np.isfinite(result))[0]
+        raise ValueError(f"{name} has a value that is not finite in {np.dtype(dtype)}, at {tuple(map(int, where))}")
+    return result
+
+
+def _show(shape: tuple[Any, ...]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"

@@ -1,0 +1,17 @@
+"""Errors that users of the package may want to catch."""
+
+
+class DivergedError(ArithmeticError):
+    """A computation left the finite numbers.
+
+    Attributes
+    ----------
+    epoch, batch, step : int or None
+        Where it was seen first: epoch and mini-batch (counted from 1), time step (counted from 0).
+    """
+
+    def __init__(
+        self, message: str, epoch: int | None = None, batch: int | None = None, step: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.epoch, self.batch, self.step = epoch, batch, step

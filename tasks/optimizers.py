@@ -1,0 +1,189 @@
+"""Optimizers in plain NumPy, in the forms Keras gives them; METHOD, section 4.
+
+A rule is immutable. ``state = rule.init(theta)`` makes its state, a dict of arrays; ``theta, state = rule.apply(theta,
+gradient, state)`` returns new parameters and a new state and changes nothing it was given.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+State = dict[str, np.ndarray]
+CLIP_MODES = ("none", "value", "norm")
+
+
+def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarray:
+    """Limit a gradient: not at all, each component to [-at, at], or the whole to 2-norm `at`. NaN stays NaN."""
+    if mode not in CLIP_MODES:
+        raise ValueError(f"unknown clip mode {mode!r}; choose from {', '.join(CLIP_MODES)}")
+    if not (at > 0 and math.isfinite(at)):
+        raise ValueError(f"clip at {at}; it must be a positive number")
+    if mode == "value":
+        return np.clip(gradient, -at, at)
+    if mode == "norm":
+        norm = math.sqrt(np.sum(np.square(gradient, dtype=np.float64)))
+        return gradient * (at / norm) if norm > at else gradient
+    return gradient
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Base of the update rules."""
+
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            upper = math.inf if name in ("learning_rate", "epsilon", "initial") else 1.0
+            if not (0 <= value < upper) or (name == "learning_rate" and value == 0):
+                allowed = "positive and finite" if name == "learning_rate" else f"in [0, {upper})"
+                raise ValueError(f"{name} is {value}; it must be {allowed}")
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    def init(self, theta: np.ndarray) -> State:
+        """The state before the first update."""
+        raise NotImplementedError
+
+    def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        """One update."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Adam(Rule):
+    """Adam; epsilon outside the root, bias correction folded into the step size."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-7
+
+    def init(self, theta: np.ndarray) -> State:
+        return {"count": np.zeros(1, np.int64), "mean": np.zeros_like(theta), "square": np.zeros_like(theta)}
+
+    def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        count = state["count"] + 1
+        t = int(count[0])
+        alpha = self.learning_rate * math.sqrt(1 - self.beta2**t) / (1 - self.beta1**t)
+        mean = gradient - state["mean"]
+        mean *= 1 - self.beta1
+        mean += state["mean"]
+        square = gradient * gradient
+        square -= state["square"]
+        square *= 1 - self.beta2
+        square += state["square"]
+        step = np.sqrt(square)
+        step += self.epsilon
+        np.divide(mean, step, out=step)
+        step *= alpha
+        return theta - step, {"count": count, "mean": mean, "square": square}
+
+
+@dataclass(frozen=True)
+class Sgd(Rule):
+    """Gradient descent, with momentum if it is not zero: ``v = momentum v - rate g; theta += v``."""
+
+    momentum: float = 0.0
+
+    def init(self, theta: np.ndarray) -> State:
+        return {"velocity": np.zeros_like(theta)} if self.momentum else {}
+
+    def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        if not self.momentum:
+            return theta - self.learning_rate * gradient, {}
+        velocity = self.momentum * state["velocity"] - self.learning_rate * gradient
+        return theta + velocity, {"velocity": velocity}
+
+
+@dataclass(frozen=True)
+class Adagrad(Rule):
+    """Adagrad: ``a += g^2; theta -= rate g / sqrt(a + epsilon)``."""
+
+    initial: float = 0.1
+    epsilon: float = 1e-7
+
+    def init(self, theta: np.ndarray) -> State:
+        return {"accumulator": np.full_like(theta, self.initial)}
+
+    def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        accumulator = state["accumulator"] + gradient * gradient
+        step = self.learning_rate * gradient / np.sqrt(accumulator + self.epsilon)
+        return theta - step, {"accumulator": accumulator}
+
+
+@dataclass(frozen=True)
+class Adadelta(Rule):
+    """Adadelta: steps of the size of past steps over past gradients, both as running root mean squares."""
+
+    rho: float = 0.95
+    epsilon: float = 1e-7
+
+    def init(self, theta: np.ndarray) -> State:
+        return {"gradients": np.zeros_like(theta), "steps": np.zeros_like(theta)}
+
+    def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        gradients = self.rho * state["gradients"] + (1 - self.rho) * gradient * gradient
+        step = gradient * np.sqrt(state["steps"] + self.epsilon) / np.sqrt(gradients + self.epsilon)
+        steps = self.rho * state["steps"] + (1 - self.rho) * step * step
+        return theta - self.learning_rate * step, {"gradients": gradients, "steps": steps}
+
+
+@dataclass(frozen=True)
+class Rmsprop(Rule):
+    """RMSprop: ``s = rho s + (1 - rho) g^2; theta -= rate g / sqrt(s + epsilon)``."""
+
+    rho: float = 0.9
+    epsilon: float = 1e-7
+
+    def init(self, theta: np.ndarray) -> State:
+        return {"square": np.zeros_like(theta)}
+
+    def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        square = self.rho * state["square"] + (1 - self.rho) * gradient * gradient
+        return theta - self.learning_rate * gradient / np.sqrt(square + self.epsilon), {"square": square}
+
+
+def adam(learning_rate: float = 0.001, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-7) -> Adam:
+    """Adam as published."""
+    return Adam(learning_rate, beta1, beta2, epsilon)
+
+
+def sgd(learning_rate: float = 0.01, momentum: float = 0.0) -> Sgd:
+    """Gradient descent with momentum (0, or 0.8, 0.9, 0.95 as published)."""
+    return Sgd(learning_rate, momentum)
+
+
+def adagrad(learning_rate: float = 0.001, initial: float = 0.1, epsilon: float = 1e-7) -> Adagrad:
+    """Adagrad as published."""
+    return Adagrad(learning_rate, initial, epsilon)
+
+
+def adadelta(learning_rate: float = 0.001, rho: float = 0.95, epsilon: float = 1e-7) -> Adadelta:
+    """Adadelta as published."""
+    return Adadelta(learning_rate, rho, epsilon)
+
+
+def rmsprop(learning_rate: float = 0.001, rho: float = 0.9, epsilon: float = 1e-7) -> Rmsprop:
+    """RMSprop as published."""
+    return Rmsprop(learning_rate, rho, epsilon)
+
+
+RULES: dict[str, Any] = {"adam": adam, "sgd": sgd, "adagrad": adagrad, "adadelta": adadelta, "rmsprop": rmsprop}
+
+
+def describe(rule: Rule) -> dict[str, Any]:
+    """Name and numbers of a rule, for a file."""
+    return {"name": rule.name, **asdict(rule)}
+
+
+def from_description(description: dict[str, Any]) -> Rule:
+    """The rule that `describe` described."""
+    values = dict(description)
+    name = values.pop("name", None)
+    if name not in RULES:
+        raise ValueError(f"unknown optimizer {name!r}; choose from {', '.join(RULES)}")
+    return RULES[name](**values)

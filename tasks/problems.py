@@ -1,0 +1,339 @@
+"""A problem: a system, a controller and a loss, ready to roll out and to differentiate."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stablebptt.adjoint.gradient import PathSpace, evaluate, gradient
+from stablebptt.adjoint.sweep import SweepSpace, chunk_steps, sweep_space
+from stablebptt.kernels.generics import System
+from stablebptt.kernels.mlp import aligned
+from stablebptt.kernels.structs import Struct
+from stablebptt.tasks import checks
+from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks.variants import Gates, gates
+
+# Streams of random numbers that one seed opens.
+WEIGHTS, STATES, TRAINING, TESTING, ORDER = range(5)
+# Activations of all time steps are kept up to this many bytes; beyond, they are computed again, chunk by chunk.
+TAPE_BYTES = 1 << 28
+# States that are rolled out together where no gradient is asked for.
+EVALUATION_BATCH = 64
+OUTPUT_INITS = ("glorot", "zero")
+LOSSES = ("final", "continuous")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a state or control, for files and pictures: a number or a word for every place."""
+
+    name: str
+    long_name: str
+    places: tuple[Any, ...]
+    units: str = "1"
+
+
+@dataclass(frozen=True)
+class Path:
+    """A rollout: time (T+1,) [s], states (B, T+1, *state), controls (B, T, *control)."""
+
+    time: np.ndarray
+    states: np.ndarray
+    controls: np.ndarray
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Mean loss of a batch, with (total) and without (physics) the regulariser."""
+
+    total: float
+    physics: float
+
+    def __float__(self) -> float:
+        return self.total
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A gradient (n_parameters,) and the loss; of variant C also R, M and the cosine of the angle between them."""
+
+    value: np.ndarray
+    loss: Loss
+    norm2: float
+    regular: np.ndarray | None = None
+    modified: np.ndarray | None = None
+    cosine: float = float("nan")
+
+
+def stream(seed: int, purpose: int, *more: int) -> np.random.Generator:
+    """The random numbers of one seed for one purpose."""
+    return np.random.default_rng([checks.whole("seed", seed, 0), purpose, *more])
+
+
+def mean_weights(loss: str, steps: int) -> np.ndarray:
+    """Time weights (T+1,) of a loss at the last state, or of its mean over x_1 .. x_T."""
+    weights = np.zeros(steps + 1)
+    weights[-1 if loss == "final" else slice(1, None)] = 1.0 if loss == "final" else 1.0 / steps
+    return weights
+
+
+@dataclass(frozen=True)
+class _GradientSpace:
+    """Arenas of `Problem.differentiate`; `kept`: the tape holds the activations of all time steps."""
+
+    tape: Any
+    kept: bool
+    path: PathSpace
+    sweep: SweepSpace
+    gradients: np.ndarray
+    joined: np.ndarray
+
+
+class _Spaces(threading.local):
+    """Arenas of a problem, per thread: threads may share a problem."""
+
+    def __init__(self) -> None:
+        self.paths: dict[int, tuple[Any, PathSpace]] = {}
+        self.gradients: dict[tuple[int, int], _GradientSpace] = {}
+
+    # An arena is scratch: copies of a problem (pickled, deep-copied) make their own.
+    def __reduce__(self) -> tuple:
+        return _Spaces, ()
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is learned, with the published set-up as default; made by `problem`.
+
+    Attributes
+    ----------
+    task, options : name and keywords that make this problem again
+    system, controller, loss_function : structs with methods for the generic functions of `kernels` and `adjoint`
+    state_shape, control_shape : shapes of one state and one control
+    steps, dt : horizon T and time step [s]
+    time_weights (T+1,) : weight of the mean cost at every time step
+    regularization : rho
+    dtype : np.float32 or np.float64
+    output_init : "glorot" or "zero", of the kernel of the last layer
+    draw : function (random, count) that draws initial states
+    state_axes, control_axes : names for files and pictures
+    """
+
+    task: str
+    options: dict[str, Any]
+    system: System
+    controller: Any
+    loss_function: Struct
+    state_shape: tuple[int, ...]
+    control_shape: tuple[int, ...]
+    steps: int
+    dt: float
+    time_weights: np.ndarray
+    dtype: Any
+    output_init: str
+    draw: Callable[[np.random.Generator, int], np.ndarray] = field(repr=False)
+    state_axes: tuple[Axis, ...] = field(repr=False)
+    control_axes: tuple[Axis, ...] = field(repr=False)
+    state_units: str = "1"
+    control_units: str = "1"
+    regularization: float = 0.0
+    _spaces: _Spaces = field(default_factory=_Spaces, repr=False)
+
+    @property
+    def n_parameters(self) -> int:
+        return self.controller.n_parameters
+
+    @property
+    def n_state(self) -> int:
+        return int(np.prod(self.state_shape))
+
+    @property
+    def n_control(self) -> int:
+        return int(np.prod(self.control_shape))
+
+    @property
+    def time(self) -> np.ndarray:
+        """Times (T+1,) [s]."""
+        return self.dt * np.arange(self.steps + 1)
+
+    def sample(self, count: int, seed: int = 0, purpose: int = STATES) -> np.ndarray:
+        """Random initial states (count, *state_shape); `purpose` tells apart the streams of one seed."""
+        return self.draw(stream(seed, purpose), checks.whole("count", count, 1)).astype(self.dtype)
+
+    def init(self, seed: int = 0) -> np.ndarray:
+        """Initial parameters (n_parameters,): Glorot uniform kernels, zero biases; the last kernel as `output_init` says."""
+        random, layout = stream(seed, WEIGHTS), self.controller.layout()
+        last = [name for name in layout if name.endswith("kernel")][-1]
+        parts = []
+        for name, shape in layout.items():
+            values = np.zeros(shape)
+            if name.endswith("kernel"):
+                field_size = int(np.prod(shape[:-2]))
+                limit = np.sqrt(6 / (field_size * (shape[-2] + shape[-1])))
+                values = random.uniform(-limit, limit, shape)
+                if name == last and self.output_init == "zero":
+                    values[:] = 0
+            parts.append(values.ravel())
+        return np.concatenate(parts).astype(self.dtype)
+
+    def layers(self, theta: np.ndarray) -> dict[str, np.ndarray]:
+        """Named views into theta, in its order."""
+        theta = np.asarray(theta)
+        if theta.shape != (self.n_parameters,):
+            raise ValueError(f"theta has shape {theta.shape}; it must be ({self.n_parameters},)")
+        views, place = {}, 0
+        for name, shape in self.controller.layout().items():
+            size = int(np.prod(shape))
+            views[name] = theta[place : place + size].reshape(shape)
+            place += size
+        return views
+
+    def rollout(self, theta: np.ndarray, x0: np.ndarray) -> Path:
+        """Roll the controller out from x0 (B, *state_shape).
+
+        Raises
+        ------
+        DivergedError
+            If a state or control is not finite.
+        """
+        theta, x0 = self._parameters(theta), self._states(x0)
+        batch = len(x0)
+        space = self._evaluate(theta, x0)
+        self.check_path(space)
+        states = space.states.reshape(self.steps + 1, batch, *self.state_shape).swapaxes(0, 1).copy()
+        controls = space.controls.reshape(self.steps, batch, *self.control_shape).swapaxes(0, 1).copy()
+        return Path(self.time, states, controls)
+
+    def losses(self, theta: np.ndarray, x0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Losses of every sample, in float64: with and without the regulariser, (B,) each; NaN where it diverged."""
+        theta, x0 = self._parameters(theta), self._states(x0)
+        physics, effort = np.empty(len(x0)), np.empty(len(x0))
+        for first in range(0, len(x0), EVALUATION_BATCH):
+            part = slice(first, min(first + EVALUATION_BATCH, len(x0)))
+            space = self._evaluate(theta, x0[part])
+            physics[part], effort[part] = space.physics, space.effort
+        return physics + self.regularization * effort / (self.steps * self.n_control), physics
+
+    def loss(self, theta: np.ndarray, x0: np.ndarray) -> Loss:
+        """Mean loss over x0 (B, *state_shape).
+
+        Raises
+        ------
+        DivergedError
+            If the loss is not finite.
+        """
+        total, physics = self.losses(theta, x0)
+        if not np.all(np.isfinite(total)):
+            self.rollout(theta, x0[~np.isfinite(total)][:1])
+            raise DivergedError("the loss is not finite")
+        return Loss(float(total.mean()), float(physics.mean()))
+
+    def gradient(self, theta: np.ndarray, x0: np.ndarray, variant: Any = "R") -> Gradient:
+        """Gradient of the mean loss over x0 (B, *state_shape), in a variant.
+
+        Parameters
+        ----------
+        variant : "R", "M", "S", "N", "C" or a pair of gate schedules (a, b); see `stablebptt.tasks.variants.gates`
+
+        Raises
+        ------
+        DivergedError
+            If a state, the loss or the gradient is not finite.
+        """
+        theta, x0 = self._parameters(theta), self._states(x0)
+        opened = gates(variant, self.steps, self.dtype)
+        result = self.differentiate(theta, x0, opened)
+        self.check(result, x0, opened)
+        arrays = {name: getattr(result, name) for name in ("value", "regular", "modified")}
+        copies = {name: None if values is None else values.copy() for name, values in arrays.items()}
+        return Gradient(**copies, loss=result.loss, norm2=result.norm2, cosine=result.cosine)  # type: ignore[arg-type]
+
+    def differentiate(self, theta: np.ndarray, x0: np.ndarray, opened: Gates) -> Gradient:
+        """`gradient` without checks; the arrays are views of arenas that the next call overwrites."""
+        batch, variants = len(x0), len(opened.physics)
+        space = self._gradient_space(batch, variants)
+        path, gradients, joined = space.path, space.gradients, space.joined
+        products = np.zeros(4)
+        effort_weight = self.dtype(2 * self.regularization / (batch * self.steps * self.n_control))
+        gradient(
+            self.system, self.controller, self.loss_function, theta, x0.reshape(batch, self.n_state), self.time_weights,
+            effort_weight, opened.physics, opened.network, space.tape, space.kept, path, space.sweep,
+            gradients, joined if opened.joined else joined[:0], products,
+        )  # fmt: skip
+        physics = float(path.physics.mean())
+        effort = float(path.effort.mean()) / (self.steps * self.n_control)
+        loss = Loss(physics + self.regularization * effort, physics)
+        if not opened.joined:
+            return Gradient(gradients[0], loss, float(products[0]))
+        norms = float(np.sqrt(products[0]) * np.sqrt(products[1]))
+        cosine = float(products[2]) / norms if norms > 0 else float("nan")
+        return Gradient(joined, loss, float(products[3]), gradients[0], gradients[1], cosine)
+
+    def check(self, result: Gradient, x0: np.ndarray, opened: Gates) -> None:
+        """Raise DivergedError, with the first bad time step, if a result of `differentiate` is not finite."""
+        if np.isfinite(result.loss.total) and np.isfinite(result.norm2):
+            return
+        self.check_path(self._gradient_space(len(x0), len(opened.physics)).path)
+        what = "gradient" if np.isfinite(result.loss.total) else "loss"
+        raise DivergedError(f"the {what} is not finite, though all states are")
+
+    def check_path(self, space: PathSpace) -> None:
+        """Raise DivergedError if a state or control of the last rollout is not finite."""
+        for name, values in (("state", space.states), ("control", space.controls)):
+            finite = np.isfinite(values).all(axis=(1, 2))
+            if not finite.all():
+                step = int(np.argmin(finite))
+                raise DivergedError(f"a {name} is not finite from time step {step} on", step=step)
+
+    def _parameters(self, theta: Any) -> np.ndarray:
+        return checks.array("theta", theta, (self.n_parameters,), self.dtype)
+
+    def _states(self, x0: Any) -> np.ndarray:
+        return checks.array("x0", x0, ("B", *self.state_shape), self.dtype)
+
+    def _evaluate(self, theta: np.ndarray, x0: np.ndarray) -> PathSpace:
+        tape, space = self._path_spaces(len(x0))
+        flat = x0.reshape(len(x0), self.n_state)
+        evaluate(self.system, self.controller, self.loss_function, theta, flat, self.time_weights, tape, space)
+        return space
+
+    def _path_space(self, batch: int, variants: int) -> PathSpace:
+        return PathSpace(
+            aligned((self.controller.n_weights,), self.dtype),
+            aligned((self.steps + 1, batch, self.n_state), self.dtype),
+            aligned((self.steps, batch, self.n_control), self.dtype),
+            np.zeros(batch),
+            np.zeros(batch),
+            aligned((self.system.scratch_size(batch, variants),), self.dtype),
+        )
+
+    def _path_spaces(self, batch: int) -> tuple[Any, PathSpace]:
+        known = self._spaces.paths
+        if batch not in known:
+            if len(known) > 4:
+                known.clear()  # odd sizes must not pile up
+            known[batch] = (self.controller.tape(batch, 1, 1, 1, self.dtype), self._path_space(batch, 1))
+        return known[batch]
+
+    def _gradient_space(self, batch: int, variants: int) -> _GradientSpace:
+        known, key = self._spaces.gradients, (batch, variants)
+        if key not in known:
+            if len(known) > 4:
+                known.clear()
+            chunk = chunk_steps(batch) * batch
+            row_bytes = self.controller.width * np.dtype(self.dtype).itemsize
+            kept = self.steps * batch * row_bytes <= TAPE_BYTES
+            rows = self.steps * batch if kept else chunk
+            slots = 1 if self.n_control == 1 else variants
+            known[key] = _GradientSpace(
+                self.controller.tape(rows, chunk, variants, slots, self.dtype),
+                kept,
+                self._path_space(batch, variants),
+                sweep_space(batch, variants, self.n_state, self.n_control, self.dtype),
+                np.zeros((variants, self.n_parameters), self.dtype),
+                np.zeros(self.n_parameters, self.dtype),
+            )
+        return known[key]

@@ -1,0 +1,314 @@
+"""Training in plain NumPy: mini-batches, clipping, optimizer, losses after each epoch; METHOD, section 4."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+
+from stablebptt.data import run_file
+from stablebptt.tasks import TASKS, checks, optimizers
+from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks.problems import ORDER, TESTING, TRAINING, Problem, stream
+from stablebptt.tasks.variants import Gates, gates
+
+HISTORY = tuple(run_file.HISTORY)
+TRAJECTORIES = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a problem is trained; the defaults are the published ones."""
+
+    variant: Any = "C"
+    epochs: int = 100
+    seed: int = 0
+    clip: str = "none"
+    clip_at: float = 1.0
+    optimizer: optimizers.Rule = field(default_factory=optimizers.adam)
+    batch_size: int = 8
+    train_count: int = 256
+    test_count: int = 256
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("seed", 0), ("batch_size", 1), ("train_count", 1), ("test_count", 1)):
+            checks.whole(name, getattr(self, name), least)
+        optimizers.clip(np.zeros(1), self.clip, checks.real("clip_at", self.clip_at))
+        if not isinstance(self.optimizer, optimizers.Rule):
+            raise TypeError(f"optimizer is {self.optimizer!r}; give a rule such as optimizers.adam(0.001)")
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as words and numbers, for a file."""
+        variant = self.variant if isinstance(self.variant, str) else [np.asarray(g).tolist() for g in self.variant]
+        return {**asdict(self), "variant": variant, "optimizer": optimizers.describe(self.optimizer)}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands after a number of whole epochs; never changed, only replaced."""
+
+    epoch: int
+    theta: np.ndarray
+    optimizer: optimizers.State
+    best_theta: np.ndarray
+    best_loss: float
+    best_epoch: int
+    history: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training, finished or not.
+
+    Attributes
+    ----------
+    config : dict, words and numbers that describe it
+    history : dict of arrays (epochs,), see `HISTORY`
+    theta, best_theta : parameters after the last epoch, and those of the lowest test loss
+    problem : Problem
+    trajectories : dict of arrays: time, states, controls, loss of a few test states; phase 0 before, 1 after training
+    status : "complete", "interrupted" or "diverged: ..."
+    """
+
+    config: dict[str, Any]
+    history: dict[str, np.ndarray]
+    theta: np.ndarray
+    best_theta: np.ndarray
+    problem: Problem
+    trajectories: dict[str, np.ndarray]
+    status: str
+
+
+def train(
+    problem: Problem,
+    variant: Any = "C",
+    epochs: int = 100,
+    seed: int = 0,
+    out: str | FilePath | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    checkpoint_seconds: float = 30.0,
+    report: Callable[[Progress], None] | None = None,
+    **settings: Any,
+) -> Run:
+    """Train a controller.
+
+    Parameters
+    ----------
+    problem, variant, epochs, seed : what, how, how long; the seed decides data, weights and order
+    out : run file; written at least every `checkpoint_seconds` and at the end, always as a whole
+    resume : go on from the checkpoint in `out`, if there is one, to the same result as without a break
+    force : replace an existing file
+    report : called with a `Progress` after every epoch
+    **settings : clip ("none", "value", "norm"), clip_at, optimizer, batch_size, train_count, test_count, shuffle
+
+    Raises
+    ------
+    DivergedError
+        With epoch, batch and time step; the file then holds the epochs before. Ctrl-C leaves a complete file, too.
+    FileExistsError
+        If `out` exists and neither `force` nor `resume` is given.
+    """
+    chosen = _settings(variant=variant, epochs=epochs, seed=seed, **settings)
+    opened = gates(chosen.variant, problem.steps, problem.dtype)
+    path = None if out is None else _usable(FilePath(out), resume, force)
+    progress = _resumed(path, problem, chosen) if path is not None and resume and path.exists() else None
+    progress = progress or _start(problem, chosen)
+    training = problem.sample(chosen.train_count, chosen.seed, TRAINING)
+    testing = problem.sample(chosen.test_count, chosen.seed, TESTING)
+    status, saved = "interrupted", time.monotonic()
+    try:
+        while progress.epoch < chosen.epochs:
+            progress = _epoch(problem, chosen, opened, progress, training, testing)
+            if report is not None:
+                report(progress)
+            if path is not None and time.monotonic() - saved > checkpoint_seconds:
+                run_file.save(path, _run(problem, chosen, progress, testing, "running"), progress)
+                saved = time.monotonic()
+        status = "complete"
+    except DivergedError as error:
+        status = f"diverged: {error}"
+        raise
+    finally:
+        run = _run(problem, chosen, progress, testing, status)
+        if path is not None:
+            run_file.save(path, run, progress)
+    return run
+
+
+def load(path: str | FilePath) -> Run:
+    """The run in a file.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is damaged or not a run file.
+    OSError
+        If it cannot be read.
+    """
+    content = run_file.load(path)
+    problem = problem_of(content.config, path)
+    theta, best = (np.asarray(values, problem.dtype) for values in (content.theta, content.best_theta))
+    for values in (theta, best):
+        if values.shape != (problem.n_parameters,):
+            raise run_file.FileFormatError(f"{path}: the parameters do not fit the configuration")
+    return Run(content.config, content.history, theta, best, problem, content.trajectories, content.status)
+
+
+def problem_of(config: dict[str, Any], path: Any) -> Problem:
+    """The problem that a file's configuration describes."""
+    try:
+        return TASKS[config["task"]](**config["options"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise run_file.FileFormatError(f"{path}: the configuration makes no problem ({error})") from None
+
+
+def _settings(**given: Any) -> Settings:
+    unknown = set(given) - set(Settings.__dataclass_fields__)
+    if unknown:
+        allowed = ", ".join(Settings.__dataclass_fields__)
+        raise TypeError(f"train has no option {', '.join(sorted(unknown))}; choose from {allowed}")
+    return Settings(**given)
+
+
+def _usable(path: FilePath, resume: bool, force: bool) -> FilePath:
+    """Find out before the work, not after it, that a file cannot be written."""
+    if path.exists() and not (resume or force):
+        raise FileExistsError(f"{path} exists; choose another name, replace it with force, or go on with resume")
+    run_file.check_folder(path)
+    return path
+
+
+def _start(problem: Problem, settings: Settings) -> Progress:
+    theta = problem.init(settings.seed)
+    return Progress(0, theta, settings.optimizer.init(theta), theta, math.inf, 0, ())
+
+
+def _resumed(path: FilePath, problem: Problem, settings: Settings) -> Progress:
+    """The checkpoint in a file, if it belongs to this training."""
+    content = run_file.load(path)
+    wanted = _config(problem, settings)
+    differing = [key for key in wanted if key != "epochs" and content.config.get(key) != wanted[key]]
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"{path} cannot be resumed: its {key} is {content.config.get(key)!r}, not {wanted[key]!r}; "
+            "give the options it was made with, or another file"
+        )
+    point = content.checkpoint
+    columns = [content.history[name] for name in HISTORY]
+    history = tuple(tuple(float(v) for v in row) for row in zip(*columns))
+    state = settings.optimizer.init(point["theta"])
+    optimizer = {name: point[f"optimizer_{name}"].astype(values.dtype) for name, values in state.items()}
+    best_epoch, best_loss = int(point["best_epoch"][0]), float(point["best_loss"][0])
+    return Progress(
+        int(point["epoch"][0]), point["theta"], optimizer, content.best_theta, best_loss, best_epoch, history
+    )
+
+
+def _epoch(
+    problem: Problem,
+    settings: Settings,
+    opened: Gates,
+    progress: Progress,
+    training: np.ndarray,
+    testing: np.ndarray,
+) -> Progress:
+    """One pass over the training states, and the losses after it."""
+    begin, epoch = time.perf_counter(), progress.epoch + 1
+    theta, state = progress.theta, progress.optimizer
+    order = _order(settings, epoch)
+    losses, norms, cosines = [], [], []
+    for batch, first in enumerate(range(0, settings.train_count, settings.batch_size), 1):
+        x0 = training[order[first : first + settings.batch_size]] if settings.shuffle else (
+            training[first : first + settings.batch_size]
+        )  # fmt: skip
+        result = problem.differentiate(theta, x0, opened)
+        try:
+            problem.check(result, x0, opened)
+        except DivergedError as error:
+            raise _located(problem, error, epoch, batch) from None
+        update = optimizers.clip(result.value, settings.clip, settings.clip_at)
+        norms.append(result.norm2 if settings.clip == "none" else float(np.sum(np.square(update, dtype=np.float64))))
+        losses.append(result.loss.total)
+        cosines.append(result.cosine)
+        theta, state = settings.optimizer.apply(theta, update, state)
+    if not np.all(np.isfinite(theta)):
+        raise _located(problem, DivergedError("a parameter is not finite"), epoch, None)
+    row = [epoch, np.mean(losses)]
+    totals = []
+    for name, states in (("training", training), ("test", testing)):
+        total, physics = problem.losses(theta, states)
+        if not np.all(np.isfinite(total)):
+            where = _first_bad_step(problem, theta, states[~np.isfinite(total)][:1])
+            error = DivergedError(f"the loss on the {name} states is not finite{where[0]}", step=where[1])
+            raise _located(problem, error, epoch, None)
+        totals.append((total.mean(), physics.mean()))
+    (train_loss, train_physics), (test_loss, test_physics) = totals
+    row += [train_loss, test_loss, train_physics, test_physics, np.mean(norms), np.mean(cosines)]
+    row.append(time.perf_counter() - begin)
+    progress = replace(
+        progress, epoch=epoch, theta=theta, optimizer=state, history=(*progress.history, tuple(map(float, row)))
+    )
+    if test_loss < progress.best_loss:
+        progress = replace(progress, best_theta=theta, best_loss=float(test_loss), best_epoch=epoch)
+    return progress
+
+
+def _order(settings: Settings, epoch: int) -> np.ndarray:
+    """Order of the training states: as published always the same; shuffled it depends on seed and epoch alone."""
+    if not settings.shuffle:
+        return np.arange(settings.train_count)
+    return stream(settings.seed, ORDER, epoch).permutation(settings.train_count)
+
+
+def _located(problem: Problem, error: DivergedError, epoch: int, batch: int | None) -> DivergedError:
+    place = f"epoch {epoch}" + (f", batch {batch}" if batch is not None else ", after its last batch")
+    message = f"{problem.task} diverged in {place}: {error}"
+    return DivergedError(message, epoch=epoch, batch=batch, step=error.step)
+
+
+def _first_bad_step(problem: Problem, theta: np.ndarray, x0: np.ndarray) -> tuple[str, int | None]:
+    try:
+        problem.rollout(theta, x0)
+    except DivergedError as error:
+        return f": {error}", error.step
+    return "", None
+
+
+def _config(problem: Problem, settings: Settings) -> dict[str, Any]:
+    return {"task": problem.task, "options": problem.options, **settings.describe()}
+
+
+def _run(problem: Problem, settings: Settings, progress: Progress, testing: np.ndarray, status: str) -> Run:
+    columns = np.array(progress.history, np.float64).reshape(-1, len(HISTORY)).T
+    return Run(
+        config=_config(problem, settings),
+        history=dict(zip(HISTORY, columns)),
+        theta=progress.theta,
+        best_theta=progress.best_theta,
+        problem=problem,
+        trajectories=trajectories(problem, [problem.init(settings.seed), progress.theta], testing[:TRAJECTORIES]),
+        status=status,
+    )
+
+
+def trajectories(problem: Problem, thetas: list[np.ndarray], x0: np.ndarray) -> dict[str, np.ndarray]:
+    """Rollouts of several controllers (the phases) from the same states x0 (n, *state_shape).
+
+    Returns
+    -------
+    time (T+1,) [s], states (phases, n, T+1, *state), controls (phases, n, T, *control), loss (phases, n)
+    """
+    paths = [problem.rollout(theta, x0) for theta in thetas]
+    return {
+        "time": problem.time,
+        "states": np.stack([path.states for path in paths]),
+        "controls": np.stack([path.controls for path in paths]),
+        "loss": np.stack([problem.losses(theta, x0)[0] for theta in thetas]),
+    }

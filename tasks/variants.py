@@ -1,0 +1,68 @@
+"""The gradient variants as gates of the sweep: R, M, S, N, C, or a schedule; METHOD, section 2."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# Open (1) or closed (0): the path through the physics, the path through the network's input.
+GATES = {"R": (1.0, 1.0), "M": (1.0, 0.0), "S": (0.0, 0.0), "N": (0.0, 1.0)}
+NAMES = ("R", "M", "S", "N", "C")
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Gates of m sweeps that run together: physics and network (m, T); `joined` if they are R and M, to become C."""
+
+    physics: np.ndarray
+    network: np.ndarray
+    joined: bool
+
+
+def gates(variant: Any, steps: int, dtype: Any = np.float64) -> Gates:
+    """The gates of a variant.
+
+    Parameters
+    ----------
+    variant : "R", "M", "S", "N", "C", or a pair (a, b)
+        Of a pair, each part is a number or an array of length `steps` with values in [0, 1].
+    """
+    if isinstance(variant, str):
+        if variant not in NAMES:
+            raise ValueError(f"unknown variant {variant!r}; choose from {', '.join(NAMES)}")
+        pairs = [GATES["R"], GATES["M"]] if variant == "C" else [GATES[variant]]
+    elif isinstance(variant, tuple | list) and len(variant) == 2:
+        pairs = [tuple(variant)]
+    else:
+        raise TypeError(
+            f"variant is {variant!r}; give one of {', '.join(NAMES)}, or a pair (a, b) of numbers or "
+            f"arrays of length {steps} with values in [0, 1]"
+        )
+    physics = np.array([_schedule(a, steps, "a (physics)") for a, _ in pairs], dtype)
+    network = np.array([_schedule(b, steps, "b (network)") for _, b in pairs], dtype)
+    return Gates(physics, network, isinstance(variant, str) and variant == "C")
+
+
+def truncated(steps: int, window: int, variant: str = "R") -> tuple[np.ndarray, np.ndarray]:
+    """The schedule of truncated backpropagation: the variant's gates, closed at every `window`-th step."""
+    if window < 1:
+        raise ValueError(f"window is {window}; it must be at least 1")
+    if variant not in GATES:
+        raise ValueError(f"variant {variant!r} has no schedule of its own; choose from {', '.join(GATES)}")
+    cut = np.arange(steps) % window == 0
+    a, b = (np.where(cut, 0.0, gate) for gate in GATES[variant])
+    return a, b
+
+
+def _schedule(given: Any, steps: int, name: str) -> np.ndarray:
+    try:
+        values = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"gate {name} is {given!r}; it must be numeric") from None
+    if values.ndim == 0:
+        values = np.full(steps, values)
+    if values.shape != (steps,):
+        raise ValueError(f"gate {name} has shape {values.shape}; it must be one number or have shape ({steps},)")
+    if not np.all((values >= 0) & (values <= 1)):
+        raise ValueError(f"gate {name} has values outside [0, 1]")
+    return values

@@ -1,0 +1,194 @@
+"""One test for every rule: <y, J dx> == <J^T y, dx> in float64; and a test of that test."""
+
+import importlib
+import inspect
+import pkgutil
+
+import numpy as np
+import pytest
+from numba import njit
+from numba.core.dispatcher import Dispatcher
+
+import stablebptt as sb
+from stablebptt import adjoint, kernels
+from stablebptt.adjoint import generics as backward
+from stablebptt.adjoint.cartpole import pole_vjp
+from stablebptt.kernels import generics as forward
+from stablebptt.kernels.cartpole import cartpole, pole
+from stablebptt.kernels.dense import tanh_all, tanh_all_vjp
+from stablebptt.kernels.simd import pointer
+from stablebptt.tasks.check import Rule, control_rule, cost_rule, findings, rollout_rule, step_batch_rule, step_rule
+
+PROBLEMS = {
+    **{f"cartpole {p} {loss}": ("cartpole", {"poles": p, "loss": loss}) for p in (1, 2, 3, 4) for loss in ("final", "continuous")},
+}  # fmt: skip
+HIDDEN = [(37,), (12, 12), (64, 64, 64), (100, 100)]
+
+
+def problem_of(name, **more):
+    task, options = PROBLEMS[name]
+    return sb.problem(task, **{"dtype": "float64", "steps": 7, "output_init": "glorot", **options, **more})
+
+
+def assert_rule(rule, inputs, random):
+    found = list(findings(rule, inputs, random))
+    assert found
+    for finding in found:
+        assert finding.passed, finding
+
+
+def scalar_rule(name, system, function, vjp, arguments, outputs):
+    """Rule of a function of numbers; `vjp` takes the arguments and the cotangents of the outputs."""
+    call = njit(lambda s, *a: function(s, *a))
+    call_vjp = njit(lambda s, *a: vjp(s, *a))
+
+    def run(inputs):
+        return np.array(call(system, *(float(inputs[a]) for a in arguments)))
+
+    def run_vjp(inputs, bars):
+        values = [float(inputs[a]) for a in arguments]
+        rows = [call_vjp(system, *values, *map(float, bar)) for bar in bars]
+        return dict(zip(arguments, np.array(rows).T))
+
+    return Rule(name, run, run_vjp)
+
+
+def pole_rule():
+    return scalar_rule("pole", cartpole(0.01), pole, pole_vjp, ("force", "sin", "cos", "rate"), 2)
+
+
+def tanh_rule():
+    run = njit(lambda z: tanh_all(z.size, pointer(z)))
+    run_vjp = njit(lambda h, bar: tanh_all_vjp(h.size, pointer(h), pointer(bar)))
+
+    def value(inputs):
+        z = inputs["z"].copy()
+        run(z)
+        return z
+
+    def vjp(inputs, bars):
+        bars = bars.copy()
+        for bar in bars:
+            run_vjp(value(inputs), bar)
+        return {"z": bars}
+
+    return Rule("tanh_all", value, vjp)
+
+
+SCALAR_RULES = {"pole": (pole_rule, ("force", "sin", "cos", "rate")), "tanh_all": (tanh_rule, ("z",))}
+
+
+@pytest.mark.parametrize("name", SCALAR_RULES)
+def test_scalar_rule(name, random):
+    make, arguments = SCALAR_RULES[name]
+    shape = (32,) if name == "tanh_all" else ()
+    assert_rule(make(), {a: random.uniform(0.2, 1.0, shape) for a in arguments}, random)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_step_and_cost(name, random):
+    problem = problem_of(name)
+    flat = problem.sample(7, 1).reshape(7, -1)
+    controls = random.standard_normal((7, problem.n_control))
+    assert_rule(step_rule(problem), {"state": flat[0], "control": controls[0]}, random)
+    assert_rule(step_batch_rule(problem), {"state": flat, "control": controls}, random)
+    assert_rule(cost_rule(problem), {"state": flat[0]}, random)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 8, 33])
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_controller(hidden, batch, random):
+    problem = problem_of("cartpole 2 final", hidden=hidden)
+    inputs = {"state": problem.sample(batch).reshape(batch, -1), "parameters": problem.init(1)}
+    assert_rule(control_rule(problem), inputs, random)
+    assert_rule(control_rule(problem, unit=True), inputs, random)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_rollout_and_sweep(name, random):
+    problem = problem_of(name, hidden=(12, 12))
+    assert_rule(rollout_rule(problem), {"state": problem.sample(3), "parameters": problem.init(2)}, random)
+
+
+# --- completeness: no kernel without a rule -----------------------------------------------------------------------
+
+VJP_OF = {"step": "step_vjp", "step_batch": "step_batch_vjp", "cost": "cost_vjp", "control": "control_vjp"}
+# Compiled functions of kernels/ without a rule of their own, and why.
+NOT_DIFFERENTIATED = {
+    "pack": "moves parameters; `unpack` moves gradients back (tested through control)",
+    "matmul": "on addresses; its transposes in control_vjp and parameter_vjp are tested through control",
+    "dot": "on addresses; tested through control",
+    "scale": "used backwards only; tested through control",
+    "add": "used backwards only; tested through control",
+    "tanh": "rule is tanh_all_vjp",
+    "tanh_all_vjp": "is a vjp",
+    "pole_terms": "shared by pole and pole_vjp, which are tested",
+    "rollout": "rule is the sweep (tested through rollout and sweep)",
+    "path_cost": "rule is cost_vjp inside the sweep (tested through rollout and sweep)",
+    "like": "a constant",
+    "clamp": "part of tanh",
+}
+
+
+def modules(package):
+    for info in pkgutil.iter_modules(package.__path__):
+        yield importlib.import_module(f"{package.__name__}.{info.name}")
+
+
+def test_every_method_has_its_vjp():
+    for name, partner in VJP_OF.items():
+        methods, rules = getattr(forward, name).methods, getattr(backward, partner).methods
+        assert methods, name
+        for cls in methods:
+            assert any(base in rules for base in cls.__mro__), f"{name} of {cls.__name__} has no {partner}"
+
+
+def test_every_public_kernel_has_a_rule_or_a_reason():
+    known = {*VJP_OF, *SCALAR_RULES, *NOT_DIFFERENTIATED}
+    for module in modules(kernels):
+        for name, value in vars(module).items():
+            public = not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+            compiled = isinstance(value, Dispatcher) or hasattr(value, "methods")
+            if public and compiled:
+                assert name in known, f"{module.__name__}.{name} has neither a rule nor a reason"
+
+
+def test_kernels_never_import_adjoints():
+    for module in modules(kernels):
+        assert "stablebptt.adjoint" not in inspect.getsource(module), module.__name__
+    assert adjoint.__doc__ and "add" in adjoint.__doc__
+
+
+# --- the tester finds wrong rules ---------------------------------------------------------------------------------
+
+
+def wrong(change):
+    """A rule for f(x, y) = (x y, sin x) whose vjp was damaged by `change`."""
+
+    def value(inputs):
+        return np.stack([inputs["x"] * inputs["y"], np.sin(inputs["x"])])
+
+    def vjp(inputs, bars):
+        x, y = inputs["x"], inputs["y"]
+        right = {"x": bars[:, 0] * y + bars[:, 1] * np.cos(x), "y": bars[:, 0] * x}
+        return change(right, inputs, bars)
+
+    return Rule("wrong", value, vjp)
+
+
+WRONG = {
+    "sign": lambda r, i, b: r | {"y": -r["y"]},
+    "missing term": lambda r, i, b: r | {"x": b[:, 0] * i["y"]},
+    "swapped outputs": lambda r, i, b: {"x": r["y"], "y": r["x"]},
+    "overwritten instead of added": lambda r, i, b: r | {"x": b[:, 1] * np.cos(i["x"])},
+    "a factor": lambda r, i, b: r | {"y": r["y"] * (1 + 1e-5)},
+    "one cotangent for all": lambda r, i, b: r | {"y": np.repeat(r["y"][:1], len(b), 0)},
+    "NaN": lambda r, i, b: r | {"y": r["y"] * np.nan},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_tester_finds(name, random):
+    inputs = {"x": random.standard_normal(5), "y": random.standard_normal(5)}
+    assert all(f.passed for f in findings(wrong(lambda r, i, b: r), inputs, random))
+    assert not all(f.passed for f in findings(wrong(WRONG[name]), inputs, random))
