@@ -199,10 +199,13 @@ class Problem:
         DivergedError
             If a state or control is not finite.
         """
-        theta, x0 = self._parameters(theta), self._states(x0)
-        batch = len(x0)
-        space = self._evaluate(theta, x0)
-        self.check_path(space)
+        path = self.follow(self._parameters(theta), self._states(x0))
+        self.check_path(path.states.swapaxes(0, 1), path.controls.swapaxes(0, 1))
+        return path
+
+    def follow(self, theta: np.ndarray, x0: np.ndarray) -> Path:
+        """`rollout` without checks."""
+        batch, space = len(x0), self._evaluate(theta, x0)
         states = space.states.reshape(self.steps + 1, batch, *self.state_shape).swapaxes(0, 1).copy()
         controls = space.controls.reshape(self.steps, batch, *self.control_shape).swapaxes(0, 1).copy()
         return Path(self.time, states, controls)
@@ -215,6 +218,7 @@ class Problem:
             part = slice(first, min(first + EVALUATION_BATCH, len(x0)))
             space = self._evaluate(theta, x0[part])
             physics[part], effort[part] = space.physics, space.effort
+            physics[part][~np.isfinite(space.states[-1]).all(axis=1)] = np.nan  # a loss may not see every number
         return physics + self.regularization * effort / (self.steps * self.n_control), physics
 
     def loss(self, theta: np.ndarray, x0: np.ndarray) -> Loss:
@@ -274,16 +278,18 @@ class Problem:
 
     def check(self, result: Gradient, x0: np.ndarray, opened: Gates) -> None:
         """Raise DivergedError, with the first bad time step, if a result of `differentiate` is not finite."""
-        if np.isfinite(result.loss.total) and np.isfinite(result.norm2):
+        path = self._gradient_space(len(x0), len(opened.physics)).path
+        # What is not finite stays so until the last state.
+        if np.isfinite(result.loss.total) and np.isfinite(result.norm2) and np.isfinite(path.states[-1]).all():
             return
-        self.check_path(self._gradient_space(len(x0), len(opened.physics)).path)
+        self.check_path(path.states, path.controls)
         what = "gradient" if np.isfinite(result.loss.total) else "loss"
         raise DivergedError(f"the {what} is not finite, though all states are")
 
-    def check_path(self, space: PathSpace) -> None:
-        """Raise DivergedError if a state or control of the last rollout is not finite."""
-        for name, values in (("state", space.states), ("control", space.controls)):
-            finite = np.isfinite(values).all(axis=(1, 2))
+    def check_path(self, states: np.ndarray, controls: np.ndarray) -> None:
+        """Raise DivergedError if a state (T+1, ..) or control (T, ..) is not finite."""
+        for name, values in (("control", controls), ("state", states)):
+            finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
             if not finite.all():
                 step = int(np.argmin(finite))
                 raise DivergedError(f"a {name} is not finite from time step {step} on", step=step)

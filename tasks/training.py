@@ -305,7 +305,7 @@ def trajectories(problem: Problem, thetas: list[np.ndarray], x0: np.ndarray) -> 
     -------
     time (T+1,) [s], states (phases, n, T+1, *state), controls (phases, n, T, *control), loss (phases, n)
     """
-    paths = [problem.rollout(theta, x0) for theta in thetas]
+    paths = [problem.follow(theta, x0) for theta in thetas]
     return {
         "time": problem.time,
         "states": np.stack([path.states for path in paths]),

@@ -1,0 +1,307 @@
+"""Labelled arrays in HDF5 files that are also valid netCDF-4; written as a whole, read with distrust.
+
+A file is built in memory, so that a full disk can only hit a plain write; it is put beside its name, synced and renamed, so
+that a reader finds the old file or the new one. Behind the HDF5 image lies a trailer with its SHA-256: HDF5 ignores it, and
+`read` compares it before HDF5 sees a byte. Files without a trailer (edited with other tools) are checked piece by piece.
+"""
+
+import hashlib
+import io
+import os
+import stat
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+TRAILER = b"stablebptt-sha2\n"
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+LARGEST_FILE = 1 << 30
+LARGEST_DATASET = 1 << 30
+LARGEST_CONTENT = 2 << 30
+LARGEST_CHUNK = 64 << 20
+LARGEST_RATIO = 2000  # of what is unpacked over what is stored, above LARGEST_CHUNK bytes
+MOST_OBJECTS = 10_000
+DEEPEST = 8
+# Attributes that dimension scales and netCDF-4 put there.
+INTERNAL = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates"}
+
+
+class FileFormatError(Exception):
+    """A file is damaged, hostile or not ours; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A labelled array of real numbers."""
+
+    values: np.ndarray
+    dims: tuple[str, ...]
+    units: str
+    long_name: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.values.dtype.kind not in "fiu":
+            raise TypeError(f"{self.long_name}: values of type {self.values.dtype}; only real numbers can be kept")
+        if self.values.ndim == 0 or self.values.ndim != len(self.dims):
+            raise ValueError(f"{self.long_name}: {self.values.ndim} axes with the names {self.dims}")
+
+
+Group = dict[str, Variable]
+
+
+def encode(attributes: Mapping[str, str | int | float], groups: Mapping[str, Group]) -> bytes:
+    """Content of a file, trailer included.
+
+    Parameters
+    ----------
+    attributes : of the root
+    groups : by path, such as "controller/dense_0". In a group, a variable whose only axis bears its own name is the scale of
+        that axis; axes without one get an index.
+
+    Raises
+    ------
+    ValueError
+        If axes of one name in one group differ in length.
+    """
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", track_order=True) as file:
+        file.attrs.update(attributes)
+        for path, group in groups.items():
+            place = file
+            for part in path.split("/"):
+                place = place[part] if part in place else place.create_group(part, track_order=True)
+            _write_group(place, path, group)
+    image = buffer.getvalue()
+    return image + TRAILER + hashlib.sha256(image).digest()
+
+
+def _write_group(place: h5py.Group, path: str, group: Group) -> None:
+    lengths: dict[str, int] = {}
+    for name, variable in group.items():
+        for dim, length in zip(variable.dims, variable.values.shape):
+            if lengths.setdefault(dim, length) != length:
+                raise ValueError(f"{path}/{name}: axis {dim} has length {length}, elsewhere {lengths[dim]}")
+    scales = {dim: group.get(dim, _index(dim, length)) for dim, length in lengths.items()}
+    for dim, variable in scales.items():
+        if variable.dims != (dim,):
+            raise ValueError(f"{path}/{dim} bears the name of an axis, so {dim} must be its only axis")
+        _write(place, dim, variable).make_scale(dim)
+    for name, variable in group.items():
+        if name not in scales:
+            dataset = _write(place, name, variable)
+            for axis, dim in enumerate(variable.dims):
+                dataset.dims[axis].attach_scale(place[dim])
+
+
+def _index(dim: str, length: int) -> Variable:
+    return Variable(np.arange(length, dtype=np.int32), (dim,), "1", f"index along {dim}")
+
+
+def _write(place: h5py.Group, name: str, variable: Variable) -> h5py.Dataset:
+    shape = variable.values.shape
+    empty = {"maxshape": (None,) * len(shape), "chunks": tuple(max(1, n) for n in shape)} if 0 in shape else {}
+    dataset = place.create_dataset(
+        name, data=variable.values, compression="gzip", shuffle=True, fletcher32=True, track_times=False, **empty
+    )
+    dataset.attrs.update({"units": variable.units, "long_name": variable.long_name, **variable.attributes})
+    return dataset
+
+
+def write(path: str | Path, content: bytes) -> None:
+    """Put a file in its place as a whole; on any failure the old one stays and nothing is left behind.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+    _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last, where the system can."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems cannot sync a folder; the file itself is safe
+        pass
+    finally:
+        os.close(handle)
+
+
+def read(path: str | Path, formats: Collection[str]) -> tuple[dict[str, Any], dict[str, Group]]:
+    """Root attributes and groups of a file.
+
+    Parameters
+    ----------
+    formats : the values of the root attribute "format" that are welcome
+
+    Raises
+    ------
+    FileFormatError
+        If the file is damaged, hostile or of another format.
+    OSError
+        If it is absent or may not be read.
+    """
+    content = _content(path)
+    if not content.startswith(SIGNATURE):
+        raise FileFormatError(f"{path} is not an HDF5 file")
+    try:
+        with h5py.File(io.BytesIO(content), "r") as file:
+            attributes = _attributes(file)
+            if attributes.get("format") not in formats:
+                found = repr(attributes["format"]) if "format" in attributes else "missing"
+                wanted = " or ".join(map(repr, sorted(formats)))
+                raise FileFormatError(f"{path} is not a file of this package: its format is {found}, not {wanted}")
+            return attributes, _groups(file)
+    except FileFormatError as error:
+        message = str(error)
+        raise FileFormatError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+    except MemoryError:
+        raise FileFormatError(f"{path} asks for more memory than there is") from None
+    except Exception as error:  # HDF5 answers damage with many kinds of error
+        detail = " ".join(str(error).split())[:200]
+        raise FileFormatError(f"{path} is damaged ({detail})") from None
+
+
+def _content(path: str | Path) -> bytes:
+    """Bytes of a regular file of sensible size; without the trailer, which is checked if it is there."""
+    _check_kind(path, os.stat(path))
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        _check_kind(path, os.fstat(file.fileno()))
+        content = file.read(LARGEST_FILE + 1)
+    if not content:
+        raise FileFormatError(f"{path} is empty")
+    end = len(content) - len(TRAILER) - hashlib.sha256().digest_size
+    if end > 0 and content[end : end + len(TRAILER)] == TRAILER:
+        if hashlib.sha256(content[:end]).digest() != content[end + len(TRAILER) :]:
+            raise FileFormatError(f"{path} is damaged (its checksum does not fit)")
+        return content[:end]
+    return content
+
+
+def _check_kind(path: str | Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise FileFormatError(f"{path} is not a regular file")
+    if status.st_size > LARGEST_FILE:
+        raise FileFormatError(f"{path} has {status.st_size} bytes; no file of this package has more than {LARGEST_FILE}")
+
+
+def _attributes(item: Any) -> dict[str, Any]:
+    """Attributes that are words, numbers or short lists of numbers."""
+    if len(item.attrs) > MOST_OBJECTS:
+        raise FileFormatError("it has too many attributes")
+    found = {}
+    for name in item.attrs:
+        if name in INTERNAL:
+            continue
+        kind = item.attrs.get_id(name)
+        size = int(np.prod(kind.shape, dtype=np.float64)) * kind.dtype.itemsize
+        if size > LARGEST_CHUNK:
+            raise FileFormatError(f"attribute {name} of {item.name} has {size} bytes")
+        value = item.attrs[name]
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+            value = value.tolist()
+        if isinstance(value, np.generic) and value.dtype.kind in "fiub":
+            value = value.item()
+        if isinstance(value, str | int | float | list):
+            found[name] = value
+    return found
+
+
+def _groups(file: h5py.File) -> dict[str, Group]:
+    groups: dict[str, Group] = {}
+    total = 0
+    for count, (path, item) in enumerate(_walk(file, "", 0), 1):
+        if count > MOST_OBJECTS:
+            raise FileFormatError(f"it has more than {MOST_OBJECTS} objects")
+        place, _, name = path.rpartition("/")
+        if isinstance(item, h5py.Dataset):
+            total += _check_dataset(item)
+            if total > LARGEST_CONTENT:
+                raise FileFormatError(f"its content has more than {LARGEST_CONTENT} bytes")
+            groups.setdefault(place, {})[name] = _variable(item)
+    return groups
+
+
+def _walk(group: h5py.Group, path: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """All groups and datasets; links that lead elsewhere are refused."""
+    if depth > DEEPEST:
+        raise FileFormatError(f"its groups are nested more than {DEEPEST} deep")
+    if len(group) > MOST_OBJECTS:
+        raise FileFormatError(f"{group.name} has more than {MOST_OBJECTS} entries")
+    for name in group:
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise FileFormatError(f"{path}/{name} is a link to another place, which is not followed")
+        item = group[name]
+        place = f"{path}/{name}" if path else name
+        if not isinstance(item, h5py.Group | h5py.Dataset):
+            raise FileFormatError(f"{place} is neither a group nor a dataset")
+        yield place, item
+        if isinstance(item, h5py.Group):
+            yield from _walk(item, place, depth + 1)
+
+
+def _check_dataset(item: h5py.Dataset) -> int:
+    """Refuse what no file of ours holds, before a byte of it is unpacked; returns its size."""
+    if item.dtype.kind not in "fiu":
+        raise FileFormatError(f"{item.name} holds {item.dtype}, not real numbers")
+    if item.external or item.is_virtual:
+        raise FileFormatError(f"{item.name} keeps its data in another file, which is not opened")
+    size = int(np.prod(item.shape, dtype=np.float64)) * item.dtype.itemsize if item.shape else item.dtype.itemsize
+    if size > LARGEST_DATASET:
+        raise FileFormatError(f"{item.name} claims {size} bytes")
+    chunk = int(np.prod(item.chunks, dtype=np.float64)) * item.dtype.itemsize if item.chunks else 0
+    if chunk > LARGEST_CHUNK:
+        raise FileFormatError(f"{item.name} has chunks of {chunk} bytes")
+    if size > LARGEST_CHUNK and size > LARGEST_RATIO * item.id.get_storage_size():
+        raise FileFormatError(f"{item.name} would unpack {item.id.get_storage_size()} bytes into {size}")
+    return size
+
+
+def _variable(item: h5py.Dataset) -> Variable:
+    if item.shape is None or item.ndim == 0:
+        raise FileFormatError(f"{item.name} is a single value, not an array")
+    attributes = _attributes(item)
+    units, long_name = str(attributes.pop("units", "")), str(attributes.pop("long_name", ""))
+    values = np.asarray(item[()])
+    return Variable(values.astype(values.dtype.newbyteorder("="), copy=False), _dims(item), units, long_name, attributes)
+
+
+def _dims(item: h5py.Dataset) -> tuple[str, ...]:
+    if item.is_scale:
+        return (item.name.rpartition("/")[2],)
+    return tuple(
+        item.dims[axis][0].name.rpartition("/")[2] if len(item.dims[axis]) else f"axis_{axis}"
+        for axis in range(item.ndim)
+    )

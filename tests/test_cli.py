@@ -1,0 +1,281 @@
+"""The command line as users type it: outputs, exit codes, one-line errors, nothing destroyed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import stablebptt as sb
+from stablebptt import cli
+
+SMALL = "--steps 12 --hidden 9,8 --train-count 16 --test-count 8 --epochs 2".split()
+
+
+class Result:
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Run a command in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        previous = signal.getsignal(signal.SIGTERM)
+        try:
+            cli.main([str(a) for a in arguments])
+            code = 0
+        except SystemExit as leave:
+            code = leave.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+def train(run, *more, out="run.h5"):
+    return run("cartpole", "train", *SMALL, "--out", out, *more)
+
+
+def assert_error(result, code, *words):
+    assert result.code == code, result.err
+    assert result.err.count("\n") == 1 and "Traceback" not in result.err
+    for word in words:
+        assert word in result.err, result.err
+
+
+def test_train_writes_a_run_and_says_so(run):
+    result = train(run)
+    assert result.code == 0, result.err
+    assert "test loss: " in result.out and "file: run.h5" in result.out
+    assert "epoch 2/2" in result.err and "\x1b" not in result.err
+    assert len(sb.load("run.h5").history["epoch"]) == 2
+
+
+def test_options_reach_the_run(run):
+    result = train(
+        run, "--poles", 3, "--variant", "M", "--clip", "norm", "--clip-at", 0.5, "--seed", 7, "--optimizer", "sgd",
+        "--lr", 0.02, "--momentum", 0.8, "--shuffle", "--loss", "continuous", "--dtype", "float64", "--duration", 0.5,
+        "--output-init", "glorot", "--batch-size", 4,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    config = sb.load("run.h5").config
+    assert config["options"] == {
+        "poles": 3, "steps": 12, "duration": 0.5, "loss": "continuous", "hidden": [9, 8], "dtype": "float64",
+        "output_init": "glorot",
+    }  # fmt: skip
+    assert config["optimizer"] == {"name": "sgd", "learning_rate": 0.02, "momentum": 0.8}
+    chosen = {key: config[key] for key in ("variant", "clip", "clip_at", "seed", "shuffle", "batch_size")}
+    assert chosen == {"variant": "M", "clip": "norm", "clip_at": 0.5, "seed": 7, "shuffle": True, "batch_size": 4}
+
+
+def test_json_is_one_object_per_line(run):
+    result = train(run, "--json", "--quiet", "--variant", "R")
+    records = [json.loads(line) for line in result.out.splitlines()]
+    assert [record["epoch"] for record in records[:2]] == [1, 2]
+    assert records[0]["cosine"] is None and records[-1]["file"] == "run.h5"
+    assert result.err == ""
+
+
+def test_quiet(run):
+    assert train(run, "--quiet").err == ""
+
+
+def test_environment_and_config_file(run, monkeypatch, tmp_path):
+    (tmp_path / "some.toml").write_text('[cartpole.train]\npoles = 2\nseed = 3\nclip = "value"\nhidden = [5, 4]\n')
+    command = ["--steps", 5, "--train-count", 8, "--test-count", 8, "--epochs", 1, "--config", "some.toml"]
+    monkeypatch.setenv("STABLEBPTT_CARTPOLE_TRAIN_SEED", "4")
+    monkeypatch.setenv("STABLEBPTT_CARTPOLE_TRAIN_CLIP", "norm")
+    result = run("cartpole", "train", *command, "--clip", "none", "--out", "run.h5")
+    assert result.code == 0, result.err
+    config = sb.load("run.h5").config
+    assert (config["options"]["poles"], config["options"]["hidden"]) == (2, [5, 4])  # the file
+    assert config["seed"] == 4  # the environment wins over the file
+    assert config["clip"] == "none"  # the command line wins over both
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[cartpole.train]\npole = 2\n", ["no option 'pole'", "poles"]),
+        ("[cartpole.train]\npoles = 'two'\n", ["'two'"]),
+        ("[cartpole]\ntrain = 3\n", ["must be a table"]),
+        ("not toml", ["not a TOML file"]),
+    ],
+)
+def test_bad_config_files(run, tmp_path, content, words):
+    (tmp_path / "bad.toml").write_text(content)
+    assert_error(train(run, "--config", "bad.toml"), 2, *words)
+    assert not (tmp_path / "run.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--variant", "X"], ["unknown variant 'X'", "R, M, S, N, C"]),
+        (["--poles", "-1"], ["poles is -1", "at least 1"]),
+        (["--steps", "0"], ["steps is 0"]),
+        (["--poles", "two"], ["'two' is not a valid integer"]),
+        (["--hidden", "9,a"], ["100,100"]),
+        (["--hidden", "0"], ["hidden[0] is 0"]),
+        (["--clip", "both"], ["none, value, norm"]),
+        (["--optimizer", "lbfgs"], ["adam, sgd"]),
+        (["--lr", "0"], ["learning_rate is 0"]),
+        (["--lr", "nan"], ["learning_rate is nan"]),
+        (["--momentum", "0.9"], ["momentum"]),
+        (["--epochs", "0"], ["epochs is 0"]),
+        (["--duration", "inf"], ["duration is inf"]),
+        (["--bogus", "1"], ["--bogus"]),
+    ],
+)
+def test_wrong_usage(run, tmp_path, options, words):
+    assert_error(train(run, *options), 2, *words)
+    assert not (tmp_path / "run.h5").exists()
+
+
+def test_unknown_commands(run):
+    assert_error(run("cartpool"), 2, "cartpool")
+    assert_error(run("cartpole", "fly"), 2, "fly")
+    assert run("--help").code == 0 and "cartpole" in run("--help").out
+    assert run("--version").out.startswith("stablebptt")
+
+
+def test_places_that_cannot_be_written(run, tmp_path):
+    assert_error(train(run, out="nowhere/run.h5"), 5, "nowhere", "does not exist")
+    (tmp_path / "folder").mkdir()
+    assert_error(train(run, "--force", out="folder"), 5, "is a folder")
+    (tmp_path / "run.h5").write_text("precious")
+    assert_error(train(run), 5, "run.h5 exists", "force")
+    assert (tmp_path / "run.h5").read_text() == "precious"
+
+
+def test_files_that_are_no_runs(run, tmp_path):
+    (tmp_path / "text.h5").write_text("hello")
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["x"] = np.arange(3)
+    for name in ("text.h5", "foreign.h5"):
+        before = (tmp_path / name).read_bytes()
+        assert_error(run("inspect", name), 4, name)
+        assert_error(run("plot", name, "--out", "p.png"), 4, name)
+        assert_error(run("cartpole", "simulate", name, "--out", "paths.h5"), 4, name)
+        assert_error(train(run, "--resume", out=name), 4, name)
+        assert (tmp_path / name).read_bytes() == before
+    assert_error(run("inspect", "absent.h5"), 5, "absent.h5")
+    assert not (tmp_path / "p.png").exists() and not (tmp_path / "paths.h5").exists()
+
+
+def test_divergence(run, tmp_path):
+    options = ["--lr", "1e6", "--clip", "none", "--optimizer", "sgd", "--duration", "40", "--epochs", "60"]
+    result = train(run, "--quiet", *options, "--output-init", "glorot", "--variant", "R")
+    assert_error(result, 3, "cartpole diverged in epoch")
+    epochs = len(sb.load("run.h5").history["epoch"])
+    assert f"epoch {epochs + 1}, batch" in result.err or f"epoch {epochs + 1}, after" in result.err
+
+
+def test_simulate_inspect_plot(run, tmp_path):
+    train(run, "--poles", 2)
+    train(run, "--poles", 2, "--seed", 1, out="other.h5")
+    result = run("cartpole", "simulate", "run.h5", "--count", 5, "--seed", 2, "--out", "paths.h5")
+    assert result.code == 0, result.err
+    trained = sb.load("run.h5")
+    with h5py.File("paths.h5") as file:
+        states = file["trajectories/states"][0]
+    expected = trained.problem.rollout(trained.theta, trained.problem.sample(5, 2)).states
+    assert np.array_equal(states, expected)
+    for name in ("run.h5", "paths.h5"):
+        text = run("inspect", name)
+        assert text.code == 0 and "poles 2" in text.out and "/trajectories/states" in text.out
+        facts = json.loads(run("inspect", name, "--json").out)
+        assert facts["config"]["options"]["poles"] == 2 and facts["datasets"]["/trajectories/time"]["units"] == "s"
+    assert json.loads(run("inspect", "run.h5", "--json").out)["losses"]["epochs"] == 2
+    for kind in ("png", "pdf", "svg"):
+        assert run("plot", "run.h5", "other.h5", "--out", f"curves.{kind}").code == 0
+        assert (tmp_path / f"curves.{kind}").stat().st_size > 1000
+    assert_error(run("plot", "run.h5", "--out", "curves.png"), 5, "exists")
+    assert_error(run("plot", "run.h5", "--out", "curves.bmp"), 2, ".png, .pdf, .svg")
+    assert_error(run("cartpole", "simulate", "run.h5", "--count", 0, "--out", "q.h5"), 2, "count is 0")
+
+
+def test_check_and_info(run):
+    result = run("cartpole", "check", "--poles", 2, "--steps", 8, "--hidden", "7")
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert len(lines) >= 9 and all(line.endswith("ok") for line in lines[1:])
+    records = [json.loads(line) for line in run("cartpole", "check", "--steps", 5, "--json").out.splitlines()]
+    assert {r["function"] for r in records} >= {"step", "cost", "control", "rollout and sweep"}
+    facts = json.loads(run("info", "--json").out)
+    assert facts["stablebptt"] == sb.__version__ and "cache_folder" in facts
+
+
+def test_check_fails_on_a_wrong_rule(run, monkeypatch):
+    from stablebptt.tasks import check
+
+    right = check.cost_rule
+
+    def wrong(problem):
+        rule = right(problem)
+        return check.Rule(rule.name, rule.forward, lambda i, b: {k: 1.01 * v for k, v in rule.vjp(i, b).items()})
+
+    monkeypatch.setattr(check, "cost_rule", wrong)
+    result = run("cartpole", "check", "--steps", 5)
+    assert_error(result, 1, "cost (state)")
+    assert "WRONG" in result.out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_a_complete_file(tmp_path, number):
+    command = [sys.executable, "-m", "stablebptt", "cartpole", "train", "--epochs", "100000", "--json", "--out", "run.h5"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    lines = [process.stdout.readline() for _ in range(3)]
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "stablebptt: interrupted" and "Traceback" not in err
+    run = sb.load(tmp_path / "run.h5")
+    done = len(lines) + len(out.splitlines())
+    assert run.status == "interrupted" and abs(len(run.history["epoch"]) - done) <= 1
+
+
+def test_debug_shows_the_traceback(run):
+    result = run("inspect", "absent.h5", "--debug")
+    assert result.code == 5 and "Traceback" in result.err
+
+
+def test_every_option_has_a_help_text():
+    def commands(group, path=()):
+        for name, command in group.commands.items():
+            yield from commands(command, (*path, name)) if hasattr(command, "commands") else [((*path, name), command)]
+
+    found = dict(commands(cli.stablebptt))
+    assert ("cartpole", "train") in found
+    for path, command in found.items():
+        assert command.help, path
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert parameter.help, (path, parameter.name)
+        assert CliRunner().invoke(cli.stablebptt, [*path, "--help"]).exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_second_process_starts_training_within_a_second(tmp_path):
+    command = [sys.executable, "-m", "stablebptt", "cartpole", "train", "--epochs", "1", "--json", "--out"]
+    subprocess.run([*command, "first.h5"], cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    times = []
+    for i in range(5):
+        begin = time.perf_counter()
+        process = subprocess.Popen([*command, f"{i}.h5"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        first = json.loads(process.stdout.readline())
+        times.append(time.perf_counter() - begin - first["seconds"])
+        process.communicate()
+    assert np.median(times) < 1.0, times
