@@ -236,7 +236,7 @@ def _progress(epochs: int, quiet: bool, as_json: bool) -> Iterator[Callable[[Any
         yield lambda progress: None
         return
     bar = sys.stderr.isatty() and not quiet
-    clock = {"begin": time.monotonic(), "first": None, "shown": 0.0}
+    clock = {"begin": time.monotonic(), "first": -1.0, "shown": 0.0}
 
     def line(progress: Any) -> None:
         row = dict(zip(HISTORY, progress.history[-1]))
@@ -245,7 +245,7 @@ def _progress(epochs: int, quiet: bool, as_json: bool) -> Iterator[Callable[[Any
         if quiet:
             return
         now = time.monotonic()
-        if clock["first"] is None:
+        if clock["first"] < 0:
             clock["first"] = progress.epoch - 1
         ended = progress.epoch == epochs
         if now - clock["shown"] < (0.1 if bar else 10.0) and not ended:
@@ -363,6 +363,7 @@ def info(as_json: bool, quiet: bool) -> None:
     import importlib.util
 
     from llvmlite import binding
+
     from stablebptt.data.run_file import versions
     from stablebptt.kernels.cache import cache_folder
     from stablebptt.kernels.simd import VECTOR_BYTES

@@ -8,7 +8,7 @@ from stablebptt.kernels.compiler import implements, inline, like
 
 
 @inline
-def pole_vjp(system, force, sin, cos, rate, acceleration_bar, pull_bar):  # noqa: ANN
+def pole_vjp(system, force, sin, cos, rate, acceleration_bar, pull_bar):
     """Cotangents of force, sin, cos and rate, from those of the two outputs of `pole`."""
     ml = system.pole_mass * system.half_length
     ratio = system.pole_mass / system.total_mass
@@ -32,7 +32,7 @@ def pole_vjp(system, force, sin, cos, rate, acceleration_bar, pull_bar):  # noqa
 
 
 @implements(step_vjp, CartPole)
-def _step_vjp(system, x, c, lam, lam_x, lam_c):  # noqa: ANN
+def _step_vjp(system, x, c, lam, lam_x, lam_c):
     dt, total_mass = system.dt, system.total_mass
     weight = dt * system.pole_mass * system.half_length / total_mass
     for v in range(lam.shape[0]):
@@ -54,7 +54,7 @@ def _step_vjp(system, x, c, lam, lam_x, lam_c):  # noqa: ANN
 
 
 @implements(cost_vjp, Upright)
-def _cost_vjp(loss, x, cost_bar, x_bar):  # noqa: ANN
+def _cost_vjp(loss, x, cost_bar, x_bar):
     poles = (x.shape[0] - 2) // 2
     share = cost_bar / x.dtype.type(poles)
     for j in range(2, x.shape[0], 2):

@@ -6,7 +6,7 @@ from stablebptt.kernels.compiler import inline, like
 
 
 @inline
-def combine(modified, regular, combined):  # noqa: ANN
+def combine(modified, regular, combined):
     """``C = M where sign(M) == sign(R), else 0``, component by component; NaN and Inf never vanish."""
     zero = like(modified, 0.0)
     for i in range(modified.size):
@@ -17,7 +17,7 @@ def combine(modified, regular, combined):  # noqa: ANN
 
 
 @inline
-def inner(u, v):  # noqa: ANN
+def inner(u, v):
     """Inner product of two vectors, summed in float64."""
     total = 0.0
     for i in range(u.size):

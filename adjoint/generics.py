@@ -5,7 +5,7 @@ from stablebptt.kernels.generics import System
 
 
 @generic
-def step_vjp(system, x, c, lam, lam_x, lam_c):  # noqa: ANN
+def step_vjp(system, x, c, lam, lam_x, lam_c):
     """Add ``S_x^T lam`` to lam_x and ``S_c^T lam`` to lam_c, for m cotangents at once.
 
     x (n_state,), c (n_control,), lam and lam_x (m, n_state), lam_c (m, n_control).
@@ -13,17 +13,17 @@ def step_vjp(system, x, c, lam, lam_x, lam_c):  # noqa: ANN
 
 
 @generic
-def step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):  # noqa: ANN
+def step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     """`step_vjp` of a batch: lam and lam_x (B, m, n_state), lam_c (B, m, n_control); x_next as the step left it."""
 
 
 @generic
-def cost_vjp(loss, x, cost_bar, x_bar):  # noqa: ANN
+def cost_vjp(loss, x, cost_bar, x_bar):
     """Add cost_bar times the derivative of `cost` to x_bar (n_state,)."""
 
 
 @generic_block
-def control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, start):  # noqa: ANN
+def control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, start):
     """Add ``N_x^T c_bar`` to x_bar (n, padded n_state) if `want_x`, for n rows that `control` left at `row` of the tape.
 
     The cotangents inside the network stay in the tape, slot `slot`, rows start .. start + n, for `parameter_vjp`.
@@ -31,7 +31,7 @@ def control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, star
 
 
 @generic_block
-def parameter_vjp(controller, tape, x, row, c_bar, unit):  # noqa: ANN
+def parameter_vjp(controller, tape, x, row, c_bar, unit):
     """Add ``N_theta^T c_bar`` to the tape's gradients, for n rows and m cotangents: x (n, n_state), c_bar (n, m, n_control).
 
     The cotangents inside the network come from `control_vjp`, rows 0 .. n: of cotangent v in slot v; or, if `unit`
@@ -40,16 +40,16 @@ def parameter_vjp(controller, tape, x, row, c_bar, unit):  # noqa: ANN
 
 
 @generic_block
-def clear(controller, tape):  # noqa: ANN
+def clear(controller, tape):
     """Set the tape's gradients to zero."""
 
 
 @generic_block
-def unpack(controller, tape, gradients):  # noqa: ANN
+def unpack(controller, tape, gradients):
     """Write the tape's gradients into gradients (m, n_parameters), in the users' order."""
 
 
 @implements(step_batch_vjp, System)
-def _step_each_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):  # noqa: ANN
+def _step_each_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     for b in range(x.shape[0]):
         step_vjp(system, x[b], c[b], lam[b], lam_x[b], lam_c[b])

@@ -23,7 +23,7 @@ class PathSpace(Struct):
 
 
 @block
-def _follow(system, controller, loss, theta, x0, time_weights, tape, kept, space):  # noqa: ANN
+def _follow(system, controller, loss, theta, x0, time_weights, tape, kept, space):
     pack(controller, theta, space.weights)
     first = space.states[0]
     for b in range(x0.shape[0]):
@@ -34,7 +34,7 @@ def _follow(system, controller, loss, theta, x0, time_weights, tape, kept, space
 
 
 @kernel
-def evaluate(system, controller, loss, theta, x0, time_weights, tape, space):  # noqa: ANN
+def evaluate(system, controller, loss, theta, x0, time_weights, tape, space):
     """Roll out from x0 (B, n_state); states, controls and the loss parts of every sample are left in `space`."""
     _follow(system, controller, loss, theta, x0, time_weights, tape, False, space)
 
@@ -43,7 +43,7 @@ def evaluate(system, controller, loss, theta, x0, time_weights, tape, space):  #
 def gradient(
     system, controller, loss, theta, x0, time_weights, effort_weight, physics_gates, network_gates,
     tape, kept, space, sweep_space, gradients, joined, products,
-):  # fmt: skip  # noqa: ANN
+):  # fmt: skip
     """`evaluate` and the gradients (m, n_parameters) of m pairs of gates, from one forward and one backward pass.
 
     If `joined` (n_parameters,) is not empty, the gradients are R and M, and it becomes C. `products` (4,), in float64, becomes

@@ -19,7 +19,7 @@ from stablebptt.kernels.simd import NONE, ONE, PAD, offset, pointer
 
 
 @implements(control_vjp, MLP)
-def _control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, start):  # noqa: ANN
+def _control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, start):
     layers, width = controller.layers, controller.width
     n, n_control = c_bar.shape
     last = layers.shape[0] - 1
@@ -45,14 +45,14 @@ def _control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, sta
 
 
 @implements(clear, MLP)
-def _clear(controller, tape):  # noqa: ANN
+def _clear(controller, tape):
     tape.gradient[:] = 0
     tape.output[:] = 0
     tape.output_bias[:] = 0
 
 
 @implements(parameter_vjp, MLP)
-def _parameter_vjp(controller, tape, x, row, c_bar, unit):  # noqa: ANN
+def _parameter_vjp(controller, tape, x, row, c_bar, unit):
     layers, width = controller.layers, controller.width
     n, variants, n_control = c_bar.shape
     last = layers.shape[0] - 1
@@ -92,7 +92,7 @@ def _parameter_vjp(controller, tape, x, row, c_bar, unit):  # noqa: ANN
 
 
 @implements(unpack, MLP)
-def _unpack(controller, tape, gradients):  # noqa: ANN
+def _unpack(controller, tape, gradients):
     layers = controller.layers
     last = layers.shape[0] - 1
     n_control = layers[last, OUTPUTS]

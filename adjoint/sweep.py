@@ -46,7 +46,7 @@ def sweep_space(batch: int, variants: int, n_state: int, n_control: int, dtype: 
 
 
 @inline
-def _is_open(gates, v, first, end):  # noqa: ANN
+def _is_open(gates, v, first, end):
     for t in range(first, end):
         if gates[v, t] != 0:
             return True
@@ -54,7 +54,7 @@ def _is_open(gates, v, first, end):  # noqa: ANN
 
 
 @inline
-def _add_cost(loss, x, weight, cost_bar, lam):  # noqa: ANN
+def _add_cost(loss, x, weight, cost_bar, lam):
     """Add the weighted derivative of the cost at x (B, n_state) to all cotangents lam (B, m, n_state)."""
     batch, variants, n_state = lam.shape
     for b in range(batch):
@@ -66,7 +66,7 @@ def _add_cost(loss, x, weight, cost_bar, lam):  # noqa: ANN
 
 
 @block
-def _network_path(controller, weights, tape, row, start, v, gate, space):  # noqa: ANN
+def _network_path(controller, weights, tape, row, start, v, gate, space):
     """``lam += b N_x^T g`` of variant v at one time step (several controls: this part is sequential)."""
     lam, c_bar, row_bar, x_bar = space.lam, space.c_bar, space.row_bar, space.x_bar
     batch, _, n_state = lam.shape
@@ -86,7 +86,7 @@ def _network_path(controller, weights, tape, row, start, v, gate, space):  # noq
 def sweep(
     system, controller, loss, weights, states, controls, time_weights, effort_weight, physics_gates,
     network_gates, tape, kept, space, scratch,
-):  # fmt: skip  # noqa: ANN
+):  # fmt: skip
     """Run m adjoints backwards together and leave their parameter gradients in the tape.
 
     Parameters

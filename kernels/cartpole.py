@@ -32,7 +32,7 @@ def cartpole(dt: float, dtype: type = np.float64) -> CartPole:
 
 
 @inline
-def pole_terms(system, force, sin, cos, rate):  # noqa: ANN
+def pole_terms(system, force, sin, cos, rate):
     """Of one pole: the lift ``sin w^2``, the push A_i on the cart [m/s^2], the inertia [m] and the acceleration [rad/s^2]."""
     lift = sin * rate * rate
     push = (force + system.pole_mass * system.half_length * lift) / system.total_mass
@@ -42,14 +42,14 @@ def pole_terms(system, force, sin, cos, rate):  # noqa: ANN
 
 
 @inline
-def pole(system, force, sin, cos, rate):  # noqa: ANN
+def pole(system, force, sin, cos, rate):
     """Acceleration of one pole [rad/s^2], and its pull on the cart over m l: ``sin w^2 - qdd cos`` [rad/s^2]."""
     lift, _, _, acceleration = pole_terms(system, force, sin, cos, rate)
     return acceleration, lift - acceleration * cos
 
 
 @implements(step, CartPole)
-def _step(system, x, c, x_next):  # noqa: ANN
+def _step(system, x, c, x_next):
     force, dt = c[0], system.dt
     pull = like(force, 0.0)
     for j in range(2, x.shape[0], 2):
@@ -65,7 +65,7 @@ def _step(system, x, c, x_next):  # noqa: ANN
 
 
 @implements(cost, Upright)
-def _cost(loss, x):  # noqa: ANN
+def _cost(loss, x):
     total = like(x, 0.0)
     for j in range(2, x.shape[0], 2):
         total += math.cos(x[j])

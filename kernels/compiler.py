@@ -64,7 +64,7 @@ def _generic(declaration: Callable, forceinline: bool) -> Any:
     def function(instance: Any, *arguments: Any) -> Any:
         return method_of(type(instance))(instance, *arguments)
 
-    def resolve(instance, *arguments):  # noqa: ANN
+    def resolve(instance, *arguments):
         if not isinstance(instance, StructType):
             raise TypingError(f"the first argument of {name} must be a Struct, not {instance}")
         try:
@@ -72,7 +72,8 @@ def _generic(declaration: Callable, forceinline: bool) -> Any:
         except TypeError as error:
             raise TypingError(str(error)) from None
 
-    overload(function, jit_options={"forceinline": forceinline, **OPTIONS}, strict=False)(resolve)
+    options: Any = {"forceinline": forceinline, **OPTIONS}
+    overload(function, jit_options=options, strict=False)(resolve)
     function.methods = methods  # type: ignore[attr-defined]
     return function
 
@@ -89,8 +90,8 @@ def implements(function: Any, cls: type[Struct]) -> Callable[[Callable], Callabl
     return register
 
 
-def _subclasses(cls: type) -> list[type]:
-    return [c for child in cls.__subclasses__() for c in (child, *_subclasses(child))]
+def _subclasses(cls: type[Struct]) -> list[type[Struct]]:
+    return [found for child in cls.__subclasses__() for found in (child, *_subclasses(child))]
 
 
 def _arguments(function: Callable) -> str:
@@ -104,6 +105,6 @@ def like(x: Any, value: float) -> Any:
 
 
 @overload(like, jit_options={"forceinline": True}, inline="always")
-def _like(x, value):  # noqa: ANN
+def _like(x, value):
     kind = x if isinstance(x, types.Float) else x.dtype
     return lambda x, value: kind(value)

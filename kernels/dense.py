@@ -10,14 +10,13 @@ from stablebptt.kernels.compiler import OPTIONS, block, inline, like
 from stablebptt.kernels.simd import WIDE, clamp, fill, lanes, load, make_tile, offset, store, total
 
 
-
-def _make_strip(rows, most):  # noqa: ANN
+def _make_strip(rows, most):
     """Product of a strip of the matrix: a multiple of `rows` rows and 1 .. `most` vectors of columns."""
     one, two, three = make_tile(rows, 1), make_tile(rows, 2), make_tile(rows, 3)
     four = make_tile(rows, 4) if most == 4 else three
 
     @block
-    def strip(n, vectors, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):  # noqa: ANN
+    def strip(n, vectors, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):
         for i in range(0, n, rows):
             x, y, z = offset(a, i * a_row), offset(init, i * init_row), offset(out, i * out_row)
             if vectors == 4:
@@ -30,7 +29,7 @@ def _make_strip(rows, most):  # noqa: ANN
                 one(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
 
     @block
-    def strips(n, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):  # noqa: ANN
+    def strips(n, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):
         # Columns outermost: a few columns of b stay in the first cache while all rows pass.
         width = lanes(b)
         left, j = columns // width, 0
@@ -52,7 +51,7 @@ _twos, _ones = _make_strip(2, 4), _make_strip(1, 4)
 
 
 @block
-def matmul(rows, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):  # noqa: ANN
+def matmul(rows, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):
     """``out = init + a @ b`` on raw addresses, for a padded number of `columns`.
 
     Parameters
@@ -82,7 +81,7 @@ def matmul(rows, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out,
 
 
 @inline
-def dot(n, a, b):  # noqa: ANN
+def dot(n, a, b):
     """Inner product of n (padded) elements at addresses a and b."""
     result = fill(a, like(a, 0.0))
     for j in range(0, n, lanes(a)):
@@ -91,26 +90,26 @@ def dot(n, a, b):  # noqa: ANN
 
 
 @inline
-def scale(n, factor, a, out):  # noqa: ANN
+def scale(n, factor, a, out):
     """``out = factor * a`` for n elements at addresses a and out; up to one vector more is written."""
     for j in range(0, n, lanes(a)):
         store(out, j, factor * load(a, j))
 
 
 @inline
-def add(n, a, out):  # noqa: ANN
+def add(n, a, out):
     """``out += a`` for n (padded) elements at addresses a and out."""
     for j in range(0, n, lanes(a)):
         store(out, j, load(out, j) + load(a, j))
 
 
-def tanh(x):  # noqa: ANN
+def tanh(x):
     """Hyperbolic tangent; in float32 a rational function without branches (relative error below 3e-7)."""
     return np.tanh(x)
 
 
 @overload(tanh, jit_options={"forceinline": True, **OPTIONS})
-def _tanh(x):  # noqa: ANN
+def _tanh(x):
     if getattr(x, "dtype", x) != types.float32:
         return lambda x: math.tanh(x)
     limit = np.float32(7.90531110763549805)
@@ -121,7 +120,7 @@ def _tanh(x):  # noqa: ANN
     b4, b2 = np.float32(1.18534705686654e-04), np.float32(2.26843463243900e-03)
     b0 = np.float32(4.89352518554385e-03)
 
-    def rational(x):  # noqa: ANN
+    def rational(x):
         y = clamp(x, limit)
         z = y * y
         p = ((((((a13 * z + a11) * z + a9) * z + a7) * z + a5) * z + a3) * z + a1) * y
@@ -131,22 +130,22 @@ def _tanh(x):  # noqa: ANN
     return rational
 
 
-def tanh_all(n, z):  # noqa: ANN
+def tanh_all(n, z):
     """``z = tanh(z)`` for n (padded) elements at address z."""
     raise NotImplementedError("for compiled code only")
 
 
 @overload(tanh_all, jit_options={"forceinline": True, **OPTIONS})
-def _tanh_all(n, z):  # noqa: ANN
+def _tanh_all(n, z):
     if z.dtype != types.float32:
 
-        def one_by_one(n, z):  # noqa: ANN
+        def one_by_one(n, z):
             for j in range(n):
                 z[j] = math.tanh(z[j])
 
         return one_by_one
 
-    def in_vectors(n, z):  # noqa: ANN
+    def in_vectors(n, z):
         for j in range(0, n, lanes(z)):
             store(z, j, tanh(load(z, j)))
 
@@ -154,7 +153,7 @@ def _tanh_all(n, z):  # noqa: ANN
 
 
 @inline
-def tanh_all_vjp(n, h, z_bar):  # noqa: ANN
+def tanh_all_vjp(n, h, z_bar):
     """``z_bar *= 1 - h^2`` with h = tanh(z), for n (padded) elements."""
     one = like(h, 1.0)
     for j in range(0, n, lanes(h)):

@@ -17,31 +17,31 @@ class System(Struct):
 
 
 @generic
-def step(system, x, c, x_next):  # noqa: ANN
+def step(system, x, c, x_next):
     """One time step of one sample: ``x_next = S(x, c)``; x, x_next (n_state,), c (n_control,)."""
 
 
 @generic
-def step_batch(system, x, c, x_next, scratch):  # noqa: ANN
+def step_batch(system, x, c, x_next, scratch):
     """One time step of a batch: x, x_next (B, n_state), c (B, n_control); scratch (scratch_size,)."""
 
 
 @generic
-def cost(loss, x):  # noqa: ANN
+def cost(loss, x):
     """Loss l(x) of one state (n_state,); a number."""
 
 
 @generic_block
-def pack(controller, theta, weights):  # noqa: ANN
+def pack(controller, theta, weights):
     """Arrange theta (n_parameters,), in the users' order, into the padded arena `weights`."""
 
 
 @generic_block
-def control(controller, weights, x, c, tape, row):  # noqa: ANN
+def control(controller, weights, x, c, tape, row):
     """Controls c (n, n_control) of states x (n, n_state); activations go to rows row .. row + n of the tape."""
 
 
 @implements(step_batch, System)
-def _step_each(system, x, c, x_next, scratch):  # noqa: ANN
+def _step_each(system, x, c, x_next, scratch):
     for b in range(x.shape[0]):
         step(system, x[b], c[b], x_next[b])

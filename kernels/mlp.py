@@ -5,6 +5,8 @@ the backward pass; the output layer as (outputs, padded inputs), so that both pa
 Hidden activations of a row lie side by side in the tape, each layer padded; pads hold zeros.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from stablebptt.kernels.compiler import implements
@@ -73,7 +75,7 @@ def mlp(sizes: tuple[int, ...]) -> MLP:
     """An MLP with layer sizes (n_state, hidden .., n_control); at least one hidden layer."""
     layers = np.zeros((len(sizes) - 1, 10), np.int64)
     weights = theta = column = gradient = 0
-    for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
         span, back_span = padded(inputs if last else outputs), padded(inputs)
         kernel, bias = weights, weights + (outputs * span if last else inputs * span)
@@ -96,7 +98,7 @@ def aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
 
 
 @implements(pack, MLP)
-def _pack(controller, theta, weights):  # noqa: ANN
+def _pack(controller, theta, weights):
     layers = controller.layers
     last = layers.shape[0] - 1
     for i in range(last + 1):
@@ -114,7 +116,7 @@ def _pack(controller, theta, weights):  # noqa: ANN
 
 
 @implements(control, MLP)
-def _control(controller, weights, x, c, tape, row):  # noqa: ANN
+def _control(controller, weights, x, c, tape, row):
     layers, width, n = controller.layers, controller.width, x.shape[0]
     last = layers.shape[0] - 1
     w, h = pointer(weights), offset(pointer(tape.hidden), row * width)

@@ -5,7 +5,7 @@ from stablebptt.kernels.generics import control, cost, step_batch
 
 
 @block
-def rollout(system, controller, weights, states, controls, tape, keep, scratch):  # noqa: ANN
+def rollout(system, controller, weights, states, controls, tape, keep, scratch):
     """Fill states (T+1, B, n_state) from states[0], and controls (T, B, n_control).
 
     With `keep` the activations of all steps go to the tape (T * B rows), else each step overwrites the first B rows.
@@ -17,7 +17,7 @@ def rollout(system, controller, weights, states, controls, tape, keep, scratch):
 
 
 @block
-def path_cost(loss, states, controls, time_weights, physics, effort):  # noqa: ANN
+def path_cost(loss, states, controls, time_weights, physics, effort):
     """Per sample (in float64): the weighted sum of costs over x_1 .. x_T, and the sum of all squared controls."""
     steps, batch, n_control = controls.shape
     for b in range(batch):

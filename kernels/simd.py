@@ -49,7 +49,7 @@ def padded(columns: int) -> int:
 
 
 @intrinsic
-def pointer(typing_context, array):  # noqa: ANN
+def pointer(typing_context, array):
     """Address of the first element of an array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -59,7 +59,7 @@ def pointer(typing_context, array):  # noqa: ANN
 
 
 @intrinsic
-def offset(typing_context, base, elements):  # noqa: ANN
+def offset(typing_context, base, elements):
     """Address `elements` further on."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -69,7 +69,7 @@ def offset(typing_context, base, elements):  # noqa: ANN
 
 
 @intrinsic
-def lanes(typing_context, base):  # noqa: ANN
+def lanes(typing_context, base):
     """Elements per vector of what `base` points to."""
     count = VECTOR_BYTES * 8 // base.dtype.bitwidth
 
@@ -82,7 +82,7 @@ def lanes(typing_context, base):  # noqa: ANN
 class Vector(types.Type):
     """A register full of numbers."""
 
-    def __init__(self, dtype: types.Type) -> None:
+    def __init__(self, dtype: Any) -> None:
         self.dtype = dtype
         super().__init__(f"Vector{VECTOR_BYTES}({dtype})")
 
@@ -95,7 +95,7 @@ class VectorModel(models.PrimitiveModel):
 
 
 @intrinsic
-def load(typing_context, base, element):  # noqa: ANN
+def load(typing_context, base, element):
     """The vector that starts at an element of `base`."""
     kind = Vector(base.dtype)
 
@@ -108,7 +108,7 @@ def load(typing_context, base, element):  # noqa: ANN
 
 
 @intrinsic
-def store(typing_context, base, element, vector):  # noqa: ANN
+def store(typing_context, base, element, vector):
     """Write a vector to where an element of `base` starts."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -121,7 +121,7 @@ def store(typing_context, base, element, vector):  # noqa: ANN
 
 
 @intrinsic
-def fill(typing_context, base, number):  # noqa: ANN
+def fill(typing_context, base, number):
     """A vector of one number, of the type that `base` points to."""
     kind = Vector(base.dtype)
 
@@ -132,7 +132,7 @@ def fill(typing_context, base, number):  # noqa: ANN
 
 
 @intrinsic
-def total(typing_context, vector):  # noqa: ANN
+def total(typing_context, vector):
     """Sum of the elements of a vector, in a fixed tree."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -156,7 +156,7 @@ def _register_arithmetic(symbol: Any, instruction: str) -> None:
     """Let compiled code combine vectors with vectors and numbers; products and sums may contract."""
 
     @intrinsic
-    def combine(typing_context, a, b):  # noqa: ANN
+    def combine(typing_context, a, b):
         kind = a if isinstance(a, Vector) else b
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -168,9 +168,9 @@ def _register_arithmetic(symbol: Any, instruction: str) -> None:
 
         return kind(a, b), generate
 
-    def typed(a, b):  # noqa: ANN
-        if isinstance(a, Vector) and b in (a, a.dtype) or isinstance(b, Vector) and a == b.dtype:
-            return lambda a, b: combine(a, b)
+    def typed(a, b):
+        if (isinstance(a, Vector) and b in (a, a.dtype)) or (isinstance(b, Vector) and a == b.dtype):
+            return lambda a, b: combine(a, b)  # type: ignore[call-arg]
         return None
 
     overload(symbol)(typed)
@@ -186,7 +186,7 @@ for _symbol, _instruction in (
 
 
 @intrinsic
-def _clamp_vector(typing_context, x, limit):  # noqa: ANN
+def _clamp_vector(typing_context, x, limit):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         value, high = arguments[0], _spread(context, builder, x, arguments[1])
         low = builder.fsub(ir.Constant(value.type, [-0.0] * value.type.count), high)
@@ -196,15 +196,15 @@ def _clamp_vector(typing_context, x, limit):  # noqa: ANN
     return x(x, limit), generate
 
 
-def clamp(x, limit):  # noqa: ANN
+def clamp(x, limit):
     """x limited to [-limit, limit]; NaN stays NaN."""
     return limit if x > limit else -limit if x < -limit else x
 
 
 @overload(clamp, jit_options={"forceinline": True})
-def _clamp(x, limit):  # noqa: ANN
+def _clamp(x, limit):
     if isinstance(x, Vector):
-        return lambda x, limit: _clamp_vector(x, limit)
+        return lambda x, limit: _clamp_vector(x, limit)  # type: ignore[call-arg]
     return clamp
 
 
@@ -216,7 +216,7 @@ def make_tile(rows: int, vectors: int) -> Any:
     """
 
     @intrinsic
-    def tile(typing_context, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):  # noqa: ANN
+    def tile(typing_context, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):
         index = types.intp
         signature = types.void(index, a, index, index, b, index, init, index, out, index)
         width = VECTOR_BYTES * 8 // a.dtype.bitwidth

@@ -63,7 +63,7 @@ class StructModel(models.StructModel):
 class StructAttribute(AttributeTemplate):
     key = StructType
 
-    def generic_resolve(self, struct: StructType, name: str) -> types.Type | None:
+    def generic_resolve(self, struct: Any, name: Any) -> Any:  # type: ignore[override]
         return dict(struct.fields).get(name)
 
 
@@ -105,7 +105,7 @@ def _enable_construction(cls: type["Struct"]) -> None:
     """Let compiled code write ``Spring(stiffness, dt)``."""
 
     @intrinsic
-    def construct(typing_context, arguments):  # noqa: ANN
+    def construct(typing_context, arguments):
         values = [types.unliteral(kind) for kind in arguments]
         struct = StructType(cls.__qualname__, cls.fingerprint(), tuple(zip(cls.fields, values)))
 
@@ -121,8 +121,8 @@ def _enable_construction(cls: type["Struct"]) -> None:
 
         return struct(arguments), generate
 
-    def constructor(*arguments):  # noqa: ANN
-        return lambda *arguments: construct(arguments)
+    def constructor(*arguments):
+        return lambda *arguments: construct(arguments)  # type: ignore[call-arg]
 
     overload(cls, strict=False, jit_options={"forceinline": True})(constructor)
 

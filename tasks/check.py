@@ -78,43 +78,43 @@ def findings(rule: Rule, inputs: Arrays, random: np.random.Generator) -> Iterato
 
 
 @kernel
-def _step(system, x, c, x_next):  # noqa: ANN
+def _step(system, x, c, x_next):
     step(system, x, c, x_next)
 
 
 @kernel
-def _step_vjp(system, x, c, lam, lam_x, lam_c):  # noqa: ANN
+def _step_vjp(system, x, c, lam, lam_x, lam_c):
     step_vjp(system, x, c, lam, lam_x, lam_c)
 
 
 @kernel
-def _step_batch(system, x, c, x_next, scratch):  # noqa: ANN
+def _step_batch(system, x, c, x_next, scratch):
     step_batch(system, x, c, x_next, scratch)
 
 
 @kernel
-def _step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):  # noqa: ANN
+def _step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch)
 
 
 @kernel
-def _cost(loss, x):  # noqa: ANN
+def _cost(loss, x):
     return cost(loss, x)
 
 
 @kernel
-def _cost_vjp(loss, x, cost_bar, x_bar):  # noqa: ANN
+def _cost_vjp(loss, x, cost_bar, x_bar):
     cost_vjp(loss, x, cost_bar, x_bar)
 
 
 @kernel
-def _control(controller, theta, weights, x, c, tape):  # noqa: ANN
+def _control(controller, theta, weights, x, c, tape):
     pack(controller, theta, weights)
     control(controller, weights, x, c, tape, 0)
 
 
 @kernel
-def _control_vjp(controller, weights, x, tape, c_bar, ones, x_bar, gradients, unit):  # noqa: ANN
+def _control_vjp(controller, weights, x, tape, c_bar, ones, x_bar, gradients, unit):
     """Cotangents of x and theta for m cotangents c_bar (n, m, n_control), one after the other (or as `unit`)."""
     clear(controller, tape)
     for v in range(c_bar.shape[1]):

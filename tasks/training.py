@@ -246,8 +246,8 @@ def _epoch(
         total, physics = problem.losses(theta, states)
         if not np.all(np.isfinite(total)):
             where = _first_bad_step(problem, theta, states[~np.isfinite(total)][:1])
-            error = DivergedError(f"the loss on the {name} states is not finite{where[0]}", step=where[1])
-            raise _located(problem, error, epoch, None)
+            lost = DivergedError(f"the loss on the {name} states is not finite{where[0]}", step=where[1])
+            raise _located(problem, lost, epoch, None)
         totals.append((total.mean(), physics.mean()))
     (train_loss, train_physics), (test_loss, test_physics) = totals
     row += [train_loss, test_loss, train_physics, test_physics, np.mean(norms), np.mean(cosines)]
