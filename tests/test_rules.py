@@ -19,9 +19,8 @@ from stablebptt.kernels.dense import tanh_all, tanh_all_vjp
 from stablebptt.kernels.simd import pointer
 from stablebptt.tasks.check import Rule, control_rule, cost_rule, findings, rollout_rule, step_batch_rule, step_rule
 
-PROBLEMS = {
-    **{f"cartpole {p} {loss}": ("cartpole", {"poles": p, "loss": loss}) for p in (1, 2, 3, 4) for loss in ("final", "continuous")},
-}  # fmt: skip
+LOSSES = ("final", "continuous")
+PROBLEMS = {f"cartpole {p} {loss}": ("cartpole", {"poles": p, "loss": loss}) for p in (1, 2, 3, 4) for loss in LOSSES}
 HIDDEN = [(37,), (12, 12), (64, 64, 64), (100, 100)]
 
 
