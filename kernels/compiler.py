@@ -14,7 +14,7 @@ from stablebptt.kernels.structs import Struct, StructType
 
 # Reassociation and contraction make loops vectorise; `nnan` and `ninf` are left out, so NaN and Inf stay visible.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp", "afn"}
-OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy"}
+OPTIONS: Any = {"fastmath": FASTMATH, "error_model": "numpy"}
 
 
 def kernel(function: Callable) -> Any:

@@ -170,7 +170,7 @@ def _register_arithmetic(symbol: Any, instruction: str) -> None:
 
     def typed(a, b):
         if (isinstance(a, Vector) and b in (a, a.dtype)) or (isinstance(b, Vector) and a == b.dtype):
-            return lambda a, b: combine(a, b)  # type: ignore[call-arg]
+            return lambda a, b: combine(a, b)
         return None
 
     overload(symbol)(typed)
@@ -204,7 +204,7 @@ def clamp(x, limit):
 @overload(clamp, jit_options={"forceinline": True})
 def _clamp(x, limit):
     if isinstance(x, Vector):
-        return lambda x, limit: _clamp_vector(x, limit)  # type: ignore[call-arg]
+        return lambda x, limit: _clamp_vector(x, limit)
     return clamp
 
 

@@ -122,7 +122,7 @@ def _enable_construction(cls: type["Struct"]) -> None:
         return struct(arguments), generate
 
     def constructor(*arguments):
-        return lambda *arguments: construct(arguments)  # type: ignore[call-arg]
+        return lambda *arguments: construct(arguments)
 
     overload(cls, strict=False, jit_options={"forceinline": True})(constructor)
 

@@ -240,7 +240,7 @@ def _epoch(
         theta, state = settings.optimizer.apply(theta, update, state)
     if not np.all(np.isfinite(theta)):
         raise _located(problem, DivergedError("a parameter is not finite"), epoch, None)
-    row = [epoch, np.mean(losses)]
+    row: list[Any] = [epoch, np.mean(losses)]
     totals = []
     for name, states in (("training", training), ("test", testing)):
         total, physics = problem.losses(theta, states)
@@ -253,7 +253,7 @@ def _epoch(
     row += [train_loss, test_loss, train_physics, test_physics, np.mean(norms), np.mean(cosines)]
     row.append(time.perf_counter() - begin)
     progress = replace(
-        progress, epoch=epoch, theta=theta, optimizer=state, history=(*progress.history, tuple(map(float, row)))
+        progress, epoch=epoch, theta=theta, optimizer=state, history=(*progress.history, tuple(float(value) for value in row))
     )
     if test_loss < progress.best_loss:
         progress = replace(progress, best_theta=theta, best_loss=float(test_loss), best_epoch=epoch)

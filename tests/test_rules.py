@@ -138,7 +138,7 @@ def test_every_method_has_its_vjp():
     for name, partner in VJP_OF.items():
         methods, rules = getattr(forward, name).methods, getattr(backward, partner).methods
         assert methods, name
-        for cls in methods:
+        for cls in (c for c in methods if c.__module__.startswith("stablebptt.")):
             assert any(base in rules for base in cls.__mro__), f"{name} of {cls.__name__} has no {partner}"
 
 
