@@ -236,24 +236,21 @@ def _progress(epochs: int, quiet: bool, as_json: bool) -> Iterator[Callable[[Any
         yield lambda progress: None
         return
     bar = sys.stderr.isatty() and not quiet
-    clock = {"begin": time.monotonic(), "first": -1.0, "shown": 0.0}
+    shown = 0.0
 
     def line(progress: Any) -> None:
+        nonlocal shown
         row = dict(zip(HISTORY, progress.history[-1]))
         if as_json:
             _print(row, True)
-        if quiet:
+        ended, now = progress.epoch == epochs, time.monotonic()
+        if quiet or (now - shown < (0.1 if bar else 10.0) and not ended):
             return
-        now = time.monotonic()
-        if clock["first"] < 0:
-            clock["first"] = progress.epoch - 1
-        ended = progress.epoch == epochs
-        if now - clock["shown"] < (0.1 if bar else 10.0) and not ended:
-            return
-        clock["shown"] = now
-        done = progress.epoch - clock["first"]
-        left = (now - clock["begin"]) / done * (epochs - progress.epoch)
-        text = f"epoch {progress.epoch}/{epochs}  test loss {row['test_loss']:.5g}  {_duration(left)} left"
+        shown = now
+        text = f"epoch {progress.epoch}/{epochs}  test loss {row['test_loss']:.5g}"
+        recent = [entry[HISTORY.index("seconds")] for entry in progress.history[1:][-50:]]
+        if recent:  # the first epoch may have compiled
+            text += f"  {_duration(sum(recent) / len(recent) * (epochs - progress.epoch))} left"
         if bar:
             filled = progress.epoch * 30 // epochs
             click.echo(f"\r[{'#' * filled}{'-' * (30 - filled)}] {text}\x1b[K", nl=ended, err=True)
@@ -263,7 +260,7 @@ def _progress(epochs: int, quiet: bool, as_json: bool) -> Iterator[Callable[[Any
     try:
         yield line
     finally:
-        if bar and clock["shown"]:
+        if bar and shown:
             click.echo("", err=True)
 
 

@@ -2,7 +2,7 @@
 
 from stablebptt.adjoint.generics import clear, control_vjp, parameter_vjp, unpack
 from stablebptt.kernels.compiler import implements, like
-from stablebptt.kernels.dense import add, matmul, scale, tanh_all_vjp
+from stablebptt.kernels.dense import add, copy, matmul, scale, tanh_all_vjp
 from stablebptt.kernels.mlp import (
     BACK,
     BACK_SPAN,
@@ -95,18 +95,18 @@ def _parameter_vjp(controller, tape, x, row, c_bar, unit):
 def _unpack(controller, tape, gradients):
     layers = controller.layers
     last = layers.shape[0] - 1
-    n_control = layers[last, OUTPUTS]
+    length = tape.gradient.shape[1]
     for v in range(gradients.shape[0]):
         for i in range(last + 1):
-            inputs, outputs, place, source = layers[i, INPUTS], layers[i, OUTPUTS], layers[i, THETA], layers[i, GRADIENT]
-            for k in range(inputs):
+            inputs, outputs, span, place = layers[i, INPUTS], layers[i, OUTPUTS], layers[i, SPAN], layers[i, THETA]
+            target = offset(pointer(gradients), v * controller.n_parameters + place)
+            if i < last:  # the bias is the last row
+                source = offset(pointer(tape.gradient), layers[i, GRADIENT] * length + v * outputs)
+                for k in range(inputs + 1):
+                    copy(outputs, offset(source, k * length), offset(target, k * outputs))
+            else:
+                source = offset(pointer(tape.output), v * outputs * span)
                 for j in range(outputs):
-                    if i == last:
-                        gradients[v, place + k * outputs + j] = tape.output[v * n_control + j, k]
-                    else:
-                        gradients[v, place + k * outputs + j] = tape.gradient[source + k, v * outputs + j]
-            for j in range(outputs):
-                if i == last:
-                    gradients[v, place + inputs * outputs + j] = tape.output_bias[v, j]
-                else:
-                    gradients[v, place + inputs * outputs + j] = tape.gradient[source + inputs, v * outputs + j]
+                    for k in range(inputs):
+                        target[k * outputs + j] = source[j * span + k]
+                    target[inputs * outputs + j] = tape.output_bias[v, j]

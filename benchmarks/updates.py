@@ -32,13 +32,14 @@ BATCH = 8
 
 
 def median(functions, repeats):
-    """Median seconds of several functions, run in turn so that drift of the machine hits all alike."""
+    """Median seconds of several functions, each ten times in a row (as in training) and then the next, so that drift hits all."""
     times = [[] for _ in functions]
-    for _ in range(repeats):
+    for _ in range(max(1, repeats // 10)):
         for function, record in zip(functions, times):
-            begin = time.perf_counter()
-            function()
-            record.append(time.perf_counter() - begin)
+            for _ in range(10):
+                begin = time.perf_counter()
+                function()
+                record.append(time.perf_counter() - begin)
     return [float(np.median(record)) for record in times]
 
 
@@ -98,7 +99,7 @@ def measure(name, task, options, repeats):
         job()
     *seconds, peak_s, blas_s = median([*jobs, peak, blas], repeats)
     epoch_s, evaluation_s, updates_s = median(
-        [epoch, evaluation, lambda: [jobs[3]() for _ in range(32)]], max(3, repeats // 20)
+        [epoch, evaluation, lambda: [jobs[3]() for _ in range(32)]], max(10, repeats // 10)
     )
     peak_rate, blas_rate = peak_ops / peak_s / 1e9, blas_ops / blas_s / 1e9
     print(f"{name}: T {problem.steps}, batch {BATCH}, {problem.n_parameters} parameters, {np.dtype(problem.dtype).name}")

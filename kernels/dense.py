@@ -90,6 +90,13 @@ def dot(n, a, b):
 
 
 @inline
+def copy(n, a, out):
+    """``out = a`` for n elements at addresses a and out."""
+    for j in range(n):
+        out[j] = a[j]
+
+
+@inline
 def scale(n, factor, a, out):
     """``out = factor * a`` for n elements at addresses a and out; up to one vector more is written."""
     for j in range(0, n, lanes(a)):

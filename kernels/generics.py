@@ -36,7 +36,7 @@ def pack(controller, theta, weights):
     """Arrange theta (n_parameters,), in the users' order, into the padded arena `weights`."""
 
 
-@generic_block
+@generic
 def control(controller, weights, x, c, tape, row):
     """Controls c (n, n_control) of states x (n, n_state); activations go to rows row .. row + n of the tape."""
 

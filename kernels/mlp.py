@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from stablebptt.kernels.compiler import implements
-from stablebptt.kernels.dense import dot, matmul, tanh_all
+from stablebptt.kernels.dense import copy, dot, matmul, tanh_all
 from stablebptt.kernels.generics import control, pack
 from stablebptt.kernels.simd import NONE, ONE, offset, padded, pointer
 from stablebptt.kernels.structs import Struct
@@ -103,16 +103,16 @@ def _pack(controller, theta, weights):
     last = layers.shape[0] - 1
     for i in range(last + 1):
         inputs, outputs, span, kernel, bias, back, back_span, _, place, _ = layers[i]
+        source, target = offset(pointer(theta), place), offset(pointer(weights), kernel)
+        transposed = offset(pointer(weights), kernel if i == last else back)
+        length = span if i == last else back_span
         for k in range(inputs):
+            line = offset(source, k * outputs)
+            if i < last:
+                copy(outputs, line, offset(target, k * span))
             for j in range(outputs):
-                value = theta[place + k * outputs + j]
-                if i == last:
-                    weights[kernel + j * span + k] = value
-                else:
-                    weights[kernel + k * span + j] = value
-                    weights[back + j * back_span + k] = value
-        for j in range(outputs):
-            weights[bias + j] = theta[place + inputs * outputs + j]
+                transposed[j * length + k] = line[j]
+        copy(outputs, offset(source, inputs * outputs), offset(pointer(weights), bias))
 
 
 @implements(control, MLP)

@@ -14,6 +14,7 @@ from stablebptt.tasks.training import Run
 # Okabe and Ito's colours, which the colour-blind can tell apart, one per variant.
 COLOURS = {"R": "#D55E00", "M": "#0072B2", "C": "#009E73", "S": "#CC79A7", "N": "#E69F00"}
 OTHER = "#000000"
+STYLES = ("-", "--", ":")  # one per way of clipping
 FORMATS = (".png", ".pdf", ".svg")
 
 
@@ -25,6 +26,7 @@ def learning_curves(runs: list[Run]) -> Any:
     from matplotlib.figure import Figure
 
     families = _families(runs)
+    clips = sorted({run.config["clip"] for run in runs})
     with_cosine = any(np.isfinite(run.history["cosine"]).any() for run in runs)
     panels = [("test_loss", "test loss"), ("gradient_norm2", "squared norm of the update's gradient")]
     panels += [("cosine", "cosine of M and R")] if with_cosine else []
@@ -32,7 +34,7 @@ def learning_curves(runs: list[Run]) -> Any:
     for place, (name, label) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), place)
         for title, members in families.items():
-            _curve(axes, name, members, title)
+            _curve(axes, name, members, title, STYLES[clips.index(members[0].config["clip"])])
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         if name != "cosine" and all(np.nanmin(line.get_ydata(), initial=1.0) > 0 for line in axes.get_lines()):
@@ -66,8 +68,9 @@ def _families(runs: list[Run]) -> dict[str, list[Run]]:
     """Runs by what they have in common besides the seed, named by variant and clipping."""
     families: dict[str, list[Run]] = {}
     several_tasks = len({_title(run) for run in runs}) > 1
+    several_clips = len({run.config["clip"] for run in runs}) > 1
     for run in runs:
-        name = f"{_variant(run)}, clip {run.config['clip']}"
+        name = _variant(run) + (f", clip {run.config['clip']}" if several_clips else "")
         families.setdefault(f"{_title(run)}: {name}" if several_tasks else name, []).append(run)
     return families
 
@@ -84,14 +87,13 @@ def _title(run: Run) -> str:
     return run.config["task"]
 
 
-def _curve(axes: Any, name: str, members: list[Run], title: str) -> None:
+def _curve(axes: Any, name: str, members: list[Run], title: str, style: str) -> None:
     shortest = min(len(run.history["epoch"]) for run in members)
     epochs = members[0].history["epoch"][:shortest]
     values = np.array([run.history[name][:shortest] for run in members])
     if not np.isfinite(values).any():
         return
     colour = COLOURS.get(_variant(members[0]), OTHER)
-    style = {"none": "-", "value": "--", "norm": ":"}[members[0].config["clip"]]
     label = title + (f" ({len(members)} seeds)" if len(members) > 1 else "")
     axes.plot(epochs, values.mean(axis=0), style, color=colour, label=label, linewidth=1.4)
     if len(members) > 1:

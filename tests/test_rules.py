@@ -117,6 +117,7 @@ NOT_DIFFERENTIATED = {
     "pack": "moves parameters; `unpack` moves gradients back (tested through control)",
     "matmul": "on addresses; its transposes in control_vjp and parameter_vjp are tested through control",
     "dot": "on addresses; tested through control",
+    "copy": "moves numbers",
     "scale": "used backwards only; tested through control",
     "add": "used backwards only; tested through control",
     "tanh": "rule is tanh_all_vjp",
