@@ -186,6 +186,19 @@ for _symbol, _instruction in (
 
 
 @intrinsic
+def _negative(typing_context, x):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fneg(arguments[0])
+
+    return x(x), generate
+
+
+@overload(operator.neg)
+def _neg(x):
+    return (lambda x: _negative(x)) if isinstance(x, Vector) else None
+
+
+@intrinsic
 def _clamp_vector(typing_context, x, limit):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         value, high = arguments[0], _spread(context, builder, x, arguments[1])

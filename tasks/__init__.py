@@ -3,9 +3,10 @@
 from typing import Any
 
 from stablebptt.tasks.cartpole import cartpole_problem
+from stablebptt.tasks.guidance import guidance_problem
 from stablebptt.tasks.problems import Problem
 
-TASKS = {"cartpole": cartpole_problem}
+TASKS = {"cartpole": cartpole_problem, "guidance": guidance_problem}
 
 
 def problem(task: str, **options: Any) -> Problem:
@@ -13,7 +14,7 @@ def problem(task: str, **options: Any) -> Problem:
 
     Parameters
     ----------
-    task : "cartpole"
+    task : "cartpole" or "guidance"
     **options : see the function of the task, for instance `cartpole_problem`
 
     Raises

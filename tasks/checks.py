@@ -60,6 +60,13 @@ def sizes(name: str, value: Any) -> tuple[int, ...]:
     return tuple(whole(f"{name}[{i}]", size, 1) for i, size in enumerate(value))
 
 
+def point(name: str, value: Any) -> tuple[float, float]:
+    """Two finite numbers."""
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or len(value) != 2:
+        raise TypeError(f"{name} is {value!r}; it must be two numbers such as (0, 0)")
+    return real(f"{name}[0]", value[0]), real(f"{name}[1]", value[1])
+
+
 def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any) -> np.ndarray:
     """A contiguous array of finite numbers of the given shape; a letter in `shape` stands for any length above 0."""
     try:

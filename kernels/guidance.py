@@ -1,0 +1,173 @@
+"""Guidance by repulsion: D drivers steer E evaders in the plane.
+
+State (D+E, 2, 2), drivers first, flat per object ``x, y, vx, vy`` [lengths and lengths per time are the paper's]; control (D, 2).
+Source: METHOD, section 3.2; explicit Euler for positions and velocities.
+"""
+
+import numpy as np
+
+from stablebptt.kernels.compiler import implements, inline, like
+from stablebptt.kernels.generics import System, cost, step, step_batch
+from stablebptt.kernels.simd import ONE, lanes, offset, padded, pointer
+from stablebptt.kernels.structs import Struct
+from stablebptt.kernels.views import Lanes, One, constant, from_lanes, get, inverse_or_zero, put, sqrt, to_lanes
+
+
+class Guidance(System):
+    """Numbers of objects; dt; reach (added to every distance); strengths evade, flock and spread; the preferred
+    distance of evaders; frictions [1 / time]."""
+
+    drivers: int
+    evaders: int
+    dt: float
+    reach: float
+    evade: float
+    flock: float
+    preferred: float
+    spread: float
+    evader_friction: float
+    driver_friction: float
+
+    def scratch_size(self, batch: int, variants: int) -> int:
+        """States, controls and m cotangents in lanes."""
+        n_state, n_control = 4 * (self.drivers + self.evaders), 2 * self.drivers
+        return padded(batch) * (2 * n_state + n_control + variants * (2 * n_state + n_control))
+
+
+class Gathering(Struct):
+    """Loss: mean squared distance of the evaders from a target, per direction."""
+
+    drivers: int
+    evaders: int
+    target_x: float
+    target_y: float
+
+
+def guidance(drivers: int, evaders: int, dt: float, dtype: type = np.float64) -> Guidance:
+    """The published herd with time step dt."""
+    numbers = (dt, 0.1, 15.0, 0.2, 0.5, 0.2, 4.0, 1.0)
+    return Guidance(drivers, evaders, *(dtype(value) for value in numbers))
+
+
+@inline
+def pull_terms(reach, near, far, rx, ry):
+    """Strength q of a pair force ``q(d) r`` with ``q = (near / d + far) / d``, ``d = reach + |r|``; and ``q'(d) / |r|``.
+
+    Where the two objects coincide there is no force, and its derivative is q(reach) in every direction.
+    """
+    distance = sqrt(rx * rx + ry * ry)
+    inverse = like(reach, 1.0) / (distance + reach)
+    strength = (inverse * near + far) * inverse
+    slope = (inverse * (near + near) + far) * inverse * inverse * inverse_or_zero(distance)
+    return strength, -slope
+
+
+@inline
+def pull(reach, near, far, rx, ry):
+    """Pair force along r."""
+    strength, _ = pull_terms(reach, near, far, rx, ry)
+    return strength * rx, strength * ry
+
+
+@inline
+def pair_law(system, i, j):
+    """Numbers (near, far) of the force of object i on object j > i along ``x_i - x_j``, and whether i feels the opposite."""
+    none = like(system.dt, 0.0)
+    if j < system.drivers:
+        return -system.spread, none, True
+    if i < system.drivers:
+        return -system.evade, none, False
+    return system.flock * system.preferred, -system.flock, True
+
+
+@inline
+def friction(system, o):
+    """Friction of object o."""
+    return system.driver_friction if o < system.drivers else system.evader_friction
+
+
+@inline
+def evader_sum(system, x):
+    """Sum (not mean) of the evaders' positions."""
+    sx, sy = constant(x, like(system.dt, 0.0)), constant(x, like(system.dt, 0.0))
+    for o in range(system.drivers, system.drivers + system.evaders):
+        sx = sx + get(x, 4 * o)
+        sy = sy + get(x, 4 * o + 1)
+    return sx, sy
+
+
+@inline
+def advance(system, x, c, x_next):
+    """`step` on views: all forces in one loop over pairs, added to the next velocities."""
+    dt = system.dt
+    objects = system.drivers + system.evaders
+    for o in range(objects):
+        kept = like(dt, 1.0) - dt * friction(system, o)
+        for k in range(4 * o, 4 * o + 2):
+            velocity = get(x, k + 2)
+            put(x_next, k, get(x, k) + dt * velocity)
+            put(x_next, k + 2, kept * velocity)
+    sx, sy = evader_sum(system, x)
+    for i in range(system.drivers):
+        ux, uy = get(x, 4 * i) - sx, get(x, 4 * i + 1) - sy
+        along, across = get(c, 2 * i), get(c, 2 * i + 1)
+        put(x_next, 4 * i + 2, get(x_next, 4 * i + 2) + dt * (along * ux - across * uy))
+        put(x_next, 4 * i + 3, get(x_next, 4 * i + 3) + dt * (along * uy + across * ux))
+    for j in range(1, objects):
+        px, py = get(x, 4 * j), get(x, 4 * j + 1)
+        vx, vy = get(x_next, 4 * j + 2), get(x_next, 4 * j + 3)
+        for i in range(j):
+            near, far, mutual = pair_law(system, i, j)
+            fx, fy = pull(system.reach, near, far, get(x, 4 * i) - px, get(x, 4 * i + 1) - py)
+            vx = vx + dt * fx
+            vy = vy + dt * fy
+            if mutual:
+                put(x_next, 4 * i + 2, get(x_next, 4 * i + 2) - dt * fx)
+                put(x_next, 4 * i + 3, get(x_next, 4 * i + 3) - dt * fy)
+        put(x_next, 4 * j + 2, vx)
+        put(x_next, 4 * j + 3, vy)
+
+
+@implements(step, Guidance)
+def _step(system, x, c, x_next):
+    advance(system, One(x), One(c), One(x_next))
+
+
+@implements(step_batch, Guidance)
+def _step_batch(system, x, c, x_next, scratch):
+    batch, n_state = x.shape
+    n_control = c.shape[1]
+    stride = padded_batch(batch)
+    x_lanes, c_lanes, next_lanes = places(n_state, n_control, stride, scratch)
+    to_lanes(batch, n_state, pointer(x), n_state, x_lanes, stride)
+    to_lanes(batch, n_control, pointer(c), n_control, c_lanes, stride)
+    for b in range(0, batch, lanes(x_lanes)):
+        advance(
+            system,
+            Lanes(offset(x_lanes, b), stride, ONE * n_state),
+            Lanes(offset(c_lanes, b), stride, ONE * n_control),
+            Lanes(offset(next_lanes, b), stride, ONE * n_state),
+        )
+    from_lanes(batch, n_state, pointer(x_next), n_state, next_lanes, stride)
+
+
+@inline
+def padded_batch(batch):
+    """Samples per number in lanes."""
+    return (batch + 15) // 16 * 16
+
+
+@inline
+def places(n_state, n_control, stride, scratch):
+    """Addresses of states, controls and next states (or cotangents) in the scratch space."""
+    base = pointer(scratch)
+    return base, offset(base, n_state * stride), offset(base, (n_state + n_control) * stride)
+
+
+@implements(cost, Gathering)
+def _cost(loss, x):
+    total = like(x, 0.0)
+    for o in range(loss.drivers, loss.drivers + loss.evaders):
+        dx, dy = x[4 * o] - loss.target_x, x[4 * o + 1] - loss.target_y
+        total += dx * dx + dy * dy
+    return total / x.dtype.type(2 * loss.evaders)
