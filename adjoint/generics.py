@@ -32,7 +32,8 @@ def control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, star
 
 @generic_block
 def parameter_vjp(controller, tape, x, row, c_bar, unit):
-    """Add ``N_theta^T c_bar`` to the tape's gradients, for n rows and m cotangents: x (n, n_state), c_bar (n, m, n_control).
+    """Add ``N_theta^T c_bar`` to the tape's gradients, for n rows and m cotangents: x (n, n_state), c_bar (m, rows, n_control),
+    of which the first n rows count.
 
     The cotangents inside the network come from `control_vjp`, rows 0 .. n: of cotangent v in slot v; or, if `unit`
     (one control), those of the cotangent 1, in slot 0.

@@ -54,7 +54,7 @@ def _clear(controller, tape):
 @implements(parameter_vjp, MLP)
 def _parameter_vjp(controller, tape, x, row, c_bar, unit):
     layers, width = controller.layers, controller.width
-    n, variants, n_control = c_bar.shape
+    n, (variants, rows, n_control) = x.shape[0], c_bar.shape
     last = layers.shape[0] - 1
     length, chunk = tape.scaled.shape[1], tape.deltas.shape[1]
     h = offset(pointer(tape.hidden), row * width)
@@ -63,12 +63,13 @@ def _parameter_vjp(controller, tape, x, row, c_bar, unit):
 
     # Output layer: c = H P^T + bias.
     above = offset(h, layers[last - 1, COLUMN])
-    out, span, both = pointer(tape.output), layers[last, SPAN], variants * n_control
-    matmul(both, span, n, pointer(c_bar), ONE, both, above, width, out, span, out, span)
-    for r in range(n):
-        for v in range(variants):
+    span = layers[last, SPAN]
+    for v in range(variants):
+        bar, out = offset(pointer(c_bar), v * rows * n_control), offset(pointer(tape.output), v * n_control * span)
+        matmul(n_control, span, n, bar, ONE, n_control, above, width, out, span, out, span)
+        for r in range(n):
             for q in range(n_control):
-                tape.output_bias[v, q] += c_bar[r, v, q]
+                tape.output_bias[v, q] += c_bar[v, r, q]
 
     # Hidden layers, all cotangents side by side: z = A W + bias.
     for i in range(last):
@@ -79,7 +80,7 @@ def _parameter_vjp(controller, tape, x, row, c_bar, unit):
         for r in range(n):
             line = offset(s, r * length)
             for v in range(variants):
-                factor = c_bar[r, v, 0] if unit else one
+                factor = c_bar[v, r, 0] if unit else one
                 slot = 0 if unit else v
                 scale(outputs, factor, offset(d, (slot * chunk + r) * width + column), offset(line, v * outputs))
             add(columns, line, bias_bar)

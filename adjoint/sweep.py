@@ -19,7 +19,7 @@ class SweepSpace(Struct):
     lam_x: np.ndarray
     lam_c: np.ndarray
     c_bar: np.ndarray
-    row_bar: np.ndarray
+    ones: np.ndarray
     x_bar: np.ndarray
     cost_bar: np.ndarray
     unused: np.ndarray
@@ -37,7 +37,7 @@ def sweep_space(batch: int, variants: int, n_state: int, n_control: int, dtype: 
         aligned((batch, variants, n_state), dtype),
         aligned((batch, variants, n_state), dtype),
         aligned((batch, variants, n_control), dtype),
-        aligned((rows, variants, n_control), dtype),
+        aligned((variants, rows, n_control), dtype),
         aligned((rows, n_control), dtype),
         aligned((rows, padded(n_state)), dtype),
         aligned((n_state,), dtype),
@@ -65,17 +65,15 @@ def _add_cost(loss, x, weight, cost_bar, lam):
                 lam[b, v, k] += cost_bar[k]
 
 
-@block
+@inline
 def _network_path(controller, weights, tape, row, start, v, gate, space):
     """``lam += b N_x^T g`` of variant v at one time step (several controls: this part is sequential)."""
-    lam, c_bar, row_bar, x_bar = space.lam, space.c_bar, space.row_bar, space.x_bar
+    lam, c_bar, x_bar = space.lam, space.c_bar, space.x_bar
     batch, _, n_state = lam.shape
     for b in range(batch):
-        for q in range(row_bar.shape[1]):
-            row_bar[b, q] = c_bar[start + b, v, q]
         for k in range(x_bar.shape[1]):
             x_bar[b, k] = 0
-    control_vjp(controller, weights, tape, row, row_bar[:batch], x_bar[:batch], gate != 0, v, start)
+    control_vjp(controller, weights, tape, row, c_bar[v, start : start + batch], x_bar[:batch], gate != 0, v, start)
     if gate != 0:
         for b in range(batch):
             for k in range(n_state):
@@ -107,9 +105,9 @@ def sweep(
     steps, batch, n_control = controls.shape
     n_state = states.shape[2]
     lam, lam_x, lam_c, c_bar = space.lam, space.lam_x, space.lam_c, space.c_bar
-    x_bar, row_bar = space.x_bar, space.row_bar
+    x_bar, ones = space.x_bar, space.ones
     variants = lam.shape[1]
-    chunk = c_bar.shape[0] // batch
+    chunk = c_bar.shape[1] // batch
     scalar = n_control == 1
     clear(controller, tape)
     lam[:] = 0
@@ -125,9 +123,9 @@ def sweep(
             want = False
             for v in range(variants):
                 want = want or _is_open(network_gates, v, first, end)
-            row_bar[:] = 1
+            ones[:] = 1
             x_bar[:] = 0
-            control_vjp(controller, weights, tape, row, row_bar[:n], x_bar[:n], want, 0, 0)
+            control_vjp(controller, weights, tape, row, ones[:n], x_bar[:n], want, 0, 0)
         for t in range(end - 1, first - 1, -1):
             start = (t - first) * batch
             if time_weights[t + 1] != 0:
@@ -140,11 +138,11 @@ def sweep(
                 for v in range(variants):
                     a = physics_gates[v, t]
                     for q in range(n_control):
-                        c_bar[start + b, v, q] = lam_c[b, v, q] + effort_weight * controls[t, b, q]
+                        c_bar[v, start + b, q] = lam_c[b, v, q] + effort_weight * controls[t, b, q]
                     for k in range(n_state):
                         lam[b, v, k] = a * lam_x[b, v, k] if a != 0 else like(lam, 0.0)
                     if scalar and network_gates[v, t] != 0:
-                        g = network_gates[v, t] * c_bar[start + b, v, 0]
+                        g = network_gates[v, t] * c_bar[v, start + b, 0]
                         for k in range(n_state):
                             lam[b, v, k] += g * x_bar[start + b, k]
             if not scalar:
@@ -155,9 +153,6 @@ def sweep(
         if not scalar:
             for v in range(variants):
                 if not _is_open(network_gates, v, first, end):
-                    for r in range(n):
-                        for q in range(n_control):
-                            row_bar[r, q] = c_bar[r, v, q]
-                    control_vjp(controller, weights, tape, row, row_bar[:n], x_bar[:n], False, v, 0)
-        parameter_vjp(controller, tape, x, row, c_bar[:n], scalar)
+                    control_vjp(controller, weights, tape, row, c_bar[v, :n], x_bar[:n], False, v, 0)
+        parameter_vjp(controller, tape, x, row, c_bar, scalar)
         first -= chunk

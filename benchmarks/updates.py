@@ -27,6 +27,7 @@ from stablebptt.tasks.variants import gates
 
 PROBLEMS = {
     "cart-pole, 2 poles": ("cartpole", {"poles": 2}),
+    "guidance, 2 drivers, 4 evaders": ("guidance", {}),
 }
 BATCH = 8
 

@@ -115,10 +115,10 @@ def _control(controller, theta, weights, x, c, tape):
 
 @kernel
 def _control_vjp(controller, weights, x, tape, c_bar, ones, x_bar, gradients, unit):
-    """Cotangents of x and theta for m cotangents c_bar (n, m, n_control), one after the other (or as `unit`)."""
+    """Cotangents of x and theta for m cotangents c_bar (m, n, n_control), one after the other (or as `unit`)."""
     clear(controller, tape)
-    for v in range(c_bar.shape[1]):
-        control_vjp(controller, weights, tape, 0, c_bar[:, v].copy(), x_bar[v], True, v, 0)
+    for v in range(c_bar.shape[0]):
+        control_vjp(controller, weights, tape, 0, c_bar[v], x_bar[v], True, v, 0)
     if unit:
         control_vjp(controller, weights, tape, 0, ones, ones, False, 0, 0)
     parameter_vjp(controller, tape, x, 0, c_bar, unit)
@@ -193,9 +193,8 @@ def control_rule(problem: Problem, unit: bool = False) -> Rule:
         weights, _, tape = run(inputs, m)
         x_bar = np.zeros((m, n, padded(problem.n_state)))
         gradients = np.zeros((m, problem.n_parameters))
-        c_bar = np.ascontiguousarray(bars.swapaxes(0, 1))
         ones = np.ones((n, problem.n_control))
-        _control_vjp(controller, weights, inputs["state"], tape, c_bar, ones, x_bar, gradients, unit)
+        _control_vjp(controller, weights, inputs["state"], tape, bars, ones, x_bar, gradients, unit)
         return {"state": x_bar[:, :, : problem.n_state], "parameters": gradients}
 
     name = "control (unit cotangents)" if unit else "control"
