@@ -7,13 +7,12 @@ from stablebptt.kernels.guidance import (
     Guidance,
     evader_sum,
     friction,
-    padded_batch,
     pair_law,
     places,
     pull_terms,
 )
 from stablebptt.kernels.simd import ONE, lanes, offset, pointer
-from stablebptt.kernels.views import Lanes, One, add_from_lanes, constant, get, put, row, to_lanes
+from stablebptt.kernels.views import Lanes, One, add_from_lanes, constant, get, padded_batch, put, row, to_lanes
 
 
 @inline

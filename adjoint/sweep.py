@@ -4,8 +4,8 @@ import numpy as np
 
 from stablebptt.adjoint.generics import clear, control_vjp, cost_vjp, parameter_vjp, step_batch_vjp
 from stablebptt.kernels.compiler import block, inline, like
+from stablebptt.kernels.dense import aligned
 from stablebptt.kernels.generics import control
-from stablebptt.kernels.mlp import aligned
 from stablebptt.kernels.simd import padded
 from stablebptt.kernels.structs import Struct
 

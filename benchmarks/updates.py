@@ -19,8 +19,7 @@ from numba import njit
 
 import stablebptt as sb
 from stablebptt.kernels.compiler import OPTIONS
-from stablebptt.kernels.dense import matmul
-from stablebptt.kernels.mlp import aligned
+from stablebptt.kernels.dense import aligned, matmul
 from stablebptt.kernels.simd import pointer
 from stablebptt.tasks import training
 from stablebptt.tasks.variants import gates
@@ -28,6 +27,7 @@ from stablebptt.tasks.variants import gates
 PROBLEMS = {
     "cart-pole, 2 poles": ("cartpole", {"poles": 2}),
     "guidance, 2 drivers, 4 evaders": ("guidance", {}),
+    "quantum, 32 points": ("quantum", {}),
 }
 BATCH = 8
 
@@ -67,6 +67,9 @@ def operations(problem):
     sizes = [shape for name, shape in problem.controller.layout().items() if name.endswith("kernel")]
     rows = BATCH * problem.steps
     layers = [2 * int(np.prod(shape)) for shape in sizes]
+    if problem.task == "quantum":  # a convolution's kernel is used at every position
+        layers[0] *= problem.controller.positions_0
+        layers[1] *= problem.controller.positions_1
     forward, weights, deltas, first = sum(layers), sum(layers), sum(layers[1:]), layers[0]
     shared = problem.n_control == 1  # one backward pass of the network serves R and M
     modified = forward + deltas + weights

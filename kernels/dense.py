@@ -80,6 +80,14 @@ def matmul(rows, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out,
         _ones(1, columns, inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
 
 
+def aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Zeros that start at a cache line."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
 @inline
 def dot(n, a, b):
     """Inner product of n (padded) elements at addresses a and b."""

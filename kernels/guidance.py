@@ -10,7 +10,7 @@ from stablebptt.kernels.compiler import implements, inline, like
 from stablebptt.kernels.generics import System, cost, step, step_batch
 from stablebptt.kernels.simd import ONE, lanes, offset, padded, pointer
 from stablebptt.kernels.structs import Struct
-from stablebptt.kernels.views import Lanes, One, constant, from_lanes, get, inverse_or_zero, put, sqrt, to_lanes
+from stablebptt.kernels.views import Lanes, One, constant, from_lanes, get, inverse_or_zero, padded_batch, put, sqrt, to_lanes
 
 
 class Guidance(System):
@@ -149,12 +149,6 @@ def _step_batch(system, x, c, x_next, scratch):
             Lanes(offset(next_lanes, b), stride, ONE * n_state),
         )
     from_lanes(batch, n_state, pointer(x_next), n_state, next_lanes, stride)
-
-
-@inline
-def padded_batch(batch):
-    """Samples per number in lanes."""
-    return (batch + 15) // 16 * 16
 
 
 @inline

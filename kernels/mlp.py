@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from stablebptt.kernels.compiler import implements
-from stablebptt.kernels.dense import copy, dot, matmul, tanh_all
+from stablebptt.kernels.dense import aligned, copy, dot, matmul, tanh_all
 from stablebptt.kernels.generics import control, pack
 from stablebptt.kernels.simd import NONE, ONE, offset, padded, pointer
 from stablebptt.kernels.structs import Struct
@@ -87,14 +87,6 @@ def mlp(sizes: tuple[int, ...]) -> MLP:
             column += span
             gradient += inputs + 1
     return MLP(layers, theta, weights, column)
-
-
-def aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Zeros that start at a cache line."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.zeros(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 @implements(pack, MLP)

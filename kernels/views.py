@@ -1,8 +1,8 @@
 """One formula for one sample or for a register full of samples.
 
-A simulator written with `get`, `put` and `row` runs on `One` (a flat array of one sample) and on `Lanes` (samples side by side: number
-k of all samples, padded, then number k + 1), where every value is a vector. `to_lanes` and `from_lanes` go between the batch's rows
-and lanes.
+A simulator written with `get`, `put` and `row` runs on `One` (a flat array of one sample) and on `Lanes` (samples side by side:
+number k of all samples, padded, then number k + 1), where every value is a vector. `to_lanes` and `from_lanes` go between the
+batch's rows and lanes.
 """
 
 import math
@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from stablebptt.kernels.compiler import generic, implements, inline, like
-from stablebptt.kernels.simd import Vector, fill, load, offset, store
+from stablebptt.kernels.simd import PAD, Vector, fill, load, offset, store
 from stablebptt.kernels.structs import Struct
 
 
@@ -91,6 +91,12 @@ def _row_lanes(view, v):
 @implements(constant, Lanes)
 def _constant_lanes(view, number):
     return fill(view.base, number)
+
+
+@inline
+def padded_batch(batch):
+    """Samples per number in lanes."""
+    return (batch + PAD - 1) // PAD * PAD
 
 
 @inline

@@ -5,8 +5,9 @@ from typing import Any
 from stablebptt.tasks.cartpole import cartpole_problem
 from stablebptt.tasks.guidance import guidance_problem
 from stablebptt.tasks.problems import Problem
+from stablebptt.tasks.quantum import quantum_problem
 
-TASKS = {"cartpole": cartpole_problem, "guidance": guidance_problem}
+TASKS = {"cartpole": cartpole_problem, "guidance": guidance_problem, "quantum": quantum_problem}
 
 
 def problem(task: str, **options: Any) -> Problem:
@@ -14,7 +15,7 @@ def problem(task: str, **options: Any) -> Problem:
 
     Parameters
     ----------
-    task : "cartpole" or "guidance"
+    task : "cartpole", "guidance" or "quantum"
     **options : see the function of the task, for instance `cartpole_problem`
 
     Raises

@@ -8,8 +8,8 @@ import numpy as np
 
 from stablebptt.adjoint.generics import clear, control_vjp, cost_vjp, parameter_vjp, step_batch_vjp, step_vjp, unpack
 from stablebptt.kernels.compiler import kernel
+from stablebptt.kernels.dense import aligned
 from stablebptt.kernels.generics import control, cost, pack, step, step_batch
-from stablebptt.kernels.mlp import aligned
 from stablebptt.kernels.simd import padded
 from stablebptt.tasks.problems import Problem
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from stablebptt.adjoint.gradient import PathSpace, evaluate, gradient
 from stablebptt.adjoint.sweep import SweepSpace, chunk_steps, sweep_space
+from stablebptt.kernels.dense import aligned
 from stablebptt.kernels.generics import System
-from stablebptt.kernels.mlp import aligned
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import checks
 from stablebptt.tasks.errors import DivergedError

@@ -1,0 +1,156 @@
+"""A particle in a box [0, 2] whose floor can be tilted: Crank-Nicolson with Nx interior points.
+
+State (Nx, 2), flat ``re, im`` of psi_1 .. psi_Nx; control: the tilt c. ``(1 + i dt/2 H) psi' = (1 - i dt/2 H) psi`` with
+``H = -d^2/dx^2 + c x``. The right-hand matrix is the conjugate of the left one A, so ``psi' = 2 A^-1 psi - psi``: one solve, with
+``A = tridiagonal(-i a, 1 + i (2 a + c x_k dt / 2), -i a)`` and ``a = dt / (2 dx^2)``. Source: METHOD, section 3.3.
+"""
+
+import numpy as np
+
+from stablebptt.kernels.compiler import implements, inline, like
+from stablebptt.kernels.generics import System, cost, step, step_batch
+from stablebptt.kernels.simd import ONE, lanes, offset, padded, pointer
+from stablebptt.kernels.structs import Struct
+from stablebptt.kernels.views import Lanes, One, constant, from_lanes, get, padded_batch, put, to_lanes
+
+LENGTH = 2.0
+
+
+class Quantum(System):
+    """Interior points; hopping ``a = dt / (2 dx^2)``; tilt of one grid step ``dx dt / 2``."""
+
+    points: int
+    hopping: float
+    tilt: float
+
+    def scratch_size(self, batch: int, variants: int) -> int:
+        """States before and after, pivots, one solution and m cotangents twice, in lanes; controls and theirs."""
+        return padded(batch) * (2 * self.points * (4 + 2 * variants) + 1 + variants)
+
+
+class Overlap(Struct):
+    """Loss ``1 - |<psi, target>|^2`` with a real target (Nx,)."""
+
+    target: np.ndarray
+
+
+def quantum(points: int, dt: float, dtype: type = np.float64) -> Quantum:
+    """The published box with Nx = points and time step dt."""
+    dx = LENGTH / (points + 1)
+    return Quantum(points, dtype(dt / (2 * dx * dx)), dtype(dx * dt / 2))
+
+
+def eigenstate(points: int, number: int) -> np.ndarray:
+    """Eigenstate of the level box, counted from 1, normalised: (Nx,) in float64."""
+    values = np.sin(number * np.pi * np.arange(1, points + 1) / (points + 1))
+    return values / np.linalg.norm(values)
+
+
+@inline
+def pivot(a, detuning, re, im):
+    """Inverse of the next pivot ``1 + i (2 a + detuning) + a^2 / previous pivot``, from the inverse (re, im) of the previous."""
+    one = like(a, 1.0)
+    den_re, den_im = a * a * re + one, a * a * im + (detuning + (a + a))
+    scale = one / (den_re * den_re + den_im * den_im)
+    return den_re * scale, -(den_im * scale)
+
+
+@inline
+def eliminate(a, re, im, right_re, right_im, before_re, before_im):
+    """``(right + i a before) (re + i im)``: one row of the forward elimination."""
+    r, s = right_re - a * before_im, right_im + a * before_re
+    return r * re - s * im, r * im + s * re
+
+
+@inline
+def substitute(a, re, im, y_re, y_im, after_re, after_im):
+    """``y + i a (re + i im) after``: one row of the back substitution."""
+    return y_re - a * (im * after_re + re * after_im), y_im + a * (re * after_re - im * after_im)
+
+
+@inline
+def factorise(system, c, pivots):
+    """Inverse pivots of A, for `solve`."""
+    a = system.hopping
+    force = system.tilt * get(c, 0)
+    re, im = constant(c, like(a, 0.0)), constant(c, like(a, 0.0))
+    for k in range(system.points):
+        re, im = pivot(a, force * like(a, k + 1), re, im)
+        put(pivots, 2 * k, re)
+        put(pivots, 2 * k + 1, im)
+
+
+@inline
+def solve(system, pivots, y):
+    """Overwrite the right-hand side y by ``A^-1 y``."""
+    a = system.hopping
+    re, im = constant(y, like(a, 0.0)), constant(y, like(a, 0.0))
+    for k in range(system.points):
+        re, im = eliminate(a, get(pivots, 2 * k), get(pivots, 2 * k + 1), get(y, 2 * k), get(y, 2 * k + 1), re, im)
+        put(y, 2 * k, re)
+        put(y, 2 * k + 1, im)
+    for k in range(system.points - 2, -1, -1):
+        re, im = substitute(a, get(pivots, 2 * k), get(pivots, 2 * k + 1), get(y, 2 * k), get(y, 2 * k + 1), re, im)
+        put(y, 2 * k, re)
+        put(y, 2 * k + 1, im)
+
+
+@inline
+def advance(system, x, c, x_next, pivots):
+    """`step` on views."""
+    factorise(system, c, pivots)
+    for k in range(2 * system.points):
+        put(x_next, k, get(x, k))
+    solve(system, pivots, x_next)
+    for k in range(2 * system.points):
+        y = get(x_next, k)
+        put(x_next, k, (y + y) - get(x, k))
+
+
+@implements(step, Quantum)
+def _step(system, x, c, x_next):
+    advance(system, One(x), One(c), One(x_next), One(np.empty_like(x)))
+
+
+@inline
+def places(system, variants, stride, scratch):
+    """Addresses in the scratch space: x, x_next, pivots, solution, lam, lam_x, c, lam_c."""
+    base, size = pointer(scratch), 2 * system.points * stride
+    lam = offset(base, 4 * size)
+    lam_x = offset(lam, variants * size)
+    c = offset(lam_x, variants * size)
+    return base, offset(base, size), offset(base, 2 * size), offset(base, 3 * size), lam, lam_x, c, offset(c, stride)
+
+
+@implements(step_batch, Quantum)
+def _step_batch(system, x, c, x_next, scratch):
+    batch, n_state = x.shape
+    stride = padded_batch(batch)
+    x_lanes, next_lanes, pivots, _, _, _, c_lanes, _ = places(system, 1, stride, scratch)
+    to_lanes(batch, n_state, pointer(x), n_state, x_lanes, stride)
+    to_lanes(batch, 1, pointer(c), 1, c_lanes, stride)
+    for b in range(0, batch, lanes(x_lanes)):
+        advance(
+            system,
+            Lanes(offset(x_lanes, b), stride, ONE * n_state),
+            Lanes(offset(c_lanes, b), stride, ONE),
+            Lanes(offset(next_lanes, b), stride, ONE * n_state),
+            Lanes(offset(pivots, b), stride, ONE * n_state),
+        )
+    from_lanes(batch, n_state, pointer(x_next), n_state, next_lanes, stride)
+
+
+@inline
+def overlap(loss, x):
+    """``<target, psi>``, real and imaginary part."""
+    re, im = like(x, 0.0), like(x, 0.0)
+    for k in range(loss.target.size):
+        re += loss.target[k] * x[2 * k]
+        im += loss.target[k] * x[2 * k + 1]
+    return re, im
+
+
+@implements(cost, Overlap)
+def _cost(loss, x):
+    re, im = overlap(loss, x)
+    return like(x, 1.0) - re * re - im * im
