@@ -26,18 +26,19 @@ WRONG_USAGE, DIVERGED, BAD_FILE, NO_ACCESS, INTERRUPTED = 2, 3, 4, 5, 130
 FILE = click.Path(path_type=Path)
 
 
-class Sizes(click.ParamType):
-    """Layer sizes such as 100,100."""
+class Numbers(click.ParamType):
+    """Numbers with commas between them, such as 100,100."""
 
-    name = "sizes"
+    def __init__(self, kind: type, example: str) -> None:
+        self.kind, self.example, self.name = kind, example, "numbers"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
         if isinstance(value, tuple | list):
             return tuple(value)
         try:
-            return tuple(int(part) for part in str(value).split(","))
+            return tuple(self.kind(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} is not a list of whole numbers such as 100,100", param, ctx)
+            self.fail(f"{value!r} is not a list of numbers such as {self.example}", param, ctx)
 
 
 def _read_config(ctx: click.Context, param: Any, path: Path | None) -> Path | None:
@@ -114,7 +115,22 @@ PROBLEMS: dict[str, list[Option]] = {
     "cartpole": [
         click.option("--poles", type=int, help="Poles on the cart."),
         click.option("--duration", type=float, help="Total time [s]."),
-        click.option("--hidden", type=Sizes(), help="Sizes of the hidden layers."),
+        click.option("--hidden", type=Numbers(int, "100,100"), help="Sizes of the hidden layers."),
+    ],
+    "guidance": [
+        click.option("--drivers", type=int, help="Drivers."),
+        click.option("--evaders", type=int, help="Evaders."),
+        click.option("--regularization", type=float, help="Weight rho of the mean squared control."),
+        click.option("--target", type=Numbers(float, "0,0"), help="Where the evaders are to go: x,y."),
+        click.option("--duration", type=float, help="Total time."),
+        click.option("--hidden", type=Numbers(int, "100,100"), help="Sizes of the hidden layers."),
+    ],
+    "quantum": [
+        click.option("--target", type=int, help="Eigenstate to reach, counted from 1."),
+        click.option("--points", type=int, help="Grid points Nx inside the box."),
+        click.option("--dt", type=float, help="Time step."),
+        click.option("--weights", type=Numbers(float, "1,1"), help="Weights of eigenstates 1 and 2 in the initial states."),
+        click.option("--width", type=int, help="Features of the convolutions."),
     ],
 }
 TRAINING: list[Option] = [

@@ -84,7 +84,10 @@ def _title(run: Run) -> str:
     options = run.config["options"]
     if run.config["task"] == "cartpole":
         return f"cartpole, {options['poles']} pole{'s' if options['poles'] > 1 else ''}"
-    return run.config["task"]
+    if run.config["task"] == "guidance":
+        herd = f"{options['drivers']} drivers, {options['evaders']} evaders"
+        return f"guidance, {herd}, rho {options['regularization']:g}"
+    return f"quantum, target {options['target']}"
 
 
 def _curve(axes: Any, name: str, members: list[Run], title: str, style: str) -> None:

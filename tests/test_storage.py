@@ -196,6 +196,11 @@ HOSTILE = {
     "soft link": (lambda f: f.__setitem__("x", h5py.SoftLink("/")), "link"),
     "external storage": (lambda f: f.create_dataset("x", (8,), "u1", external=[("secret.bin", 0, 8)]), "another file"),
     "bomb": (lambda f: f.create_dataset("x", (1 << 27,), "u1", chunks=(1 << 20,), compression="gzip"), "unpack"),
+    "many bombs": (
+        lambda f: [f.create_dataset(f"x{i}", data=np.zeros(1 << 24, "u1"), compression="gzip") for i in range(8)],
+        "unpack",
+    ),
+    "newline": (lambda f: f.__setitem__("a\nb", h5py.SoftLink("/")), "link"),
     "giant": (lambda f: f.create_dataset("x", (1 << 40,), "f8", chunks=(1024,)), "claims"),
     "huge chunk": (lambda f: f.create_dataset("x", (1 << 28,), "u1", chunks=(1 << 28,)), "chunks"),
     "strings": (lambda f: f.create_dataset("x", data=["a", "b"]), "real numbers"),
@@ -227,6 +232,18 @@ def test_virtual_datasets_are_refused(tmp_path):
     assert_refused(tmp_path / "bad.h5", "another file")
 
 
+def test_lists_of_strings_are_not_read(tmp_path):
+    content = hostile(lambda f: f.attrs.__setitem__("many", ["x" * 1000] * 10))
+    (tmp_path / "file.h5").write_bytes(content)
+    assert read(tmp_path / "file.h5", {FORMAT})[0] == {"format": FORMAT}
+
+
+def test_empty_axes_beside_long_ones(tmp_path):
+    long = {"x": Variable(np.zeros((0, 10_000, 10_000)), ("a", "b", "c"), "1", "x")}
+    write(tmp_path / "file.h5", encode(ATTRIBUTES, {"g": long}))
+    assert read(tmp_path / "file.h5", {FORMAT})[1]["g"]["x"].values.shape == (0, 10_000, 10_000)
+
+
 def test_a_failed_write_leaves_everything_as_it_was(path, monkeypatch):
     before = path.read_bytes()
 
@@ -234,6 +251,6 @@ def test_a_failed_write_leaves_everything_as_it_was(path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"No space left on device: .*file.h5"):
         write(path, b"new")
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
