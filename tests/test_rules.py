@@ -13,14 +13,26 @@ import stablebptt as sb
 from stablebptt import adjoint, kernels
 from stablebptt.adjoint import generics as backward
 from stablebptt.adjoint.cartpole import pole_vjp
+from stablebptt.adjoint.guidance import pull_vjp
 from stablebptt.kernels import generics as forward
 from stablebptt.kernels.cartpole import cartpole, pole
 from stablebptt.kernels.dense import tanh_all, tanh_all_vjp
+from stablebptt.kernels.guidance import pull, pull_terms
 from stablebptt.kernels.simd import pointer
 from stablebptt.tasks.check import Rule, control_rule, cost_rule, findings, rollout_rule, step_batch_rule, step_rule
 
 LOSSES = ("final", "continuous")
 PROBLEMS = {f"cartpole {p} {loss}": ("cartpole", {"poles": p, "loss": loss}) for p in (1, 2, 3, 4) for loss in LOSSES}
+PROBLEMS |= {
+    f"guidance {d} {e} {loss}": ("guidance", {"drivers": d, "evaders": e, "loss": loss, "regularization": 0.1})
+    for d, e in ((1, 1), (2, 4), (3, 2))
+    for loss in LOSSES
+}
+PROBLEMS |= {
+    f"quantum {n} {loss}": ("quantum", {"points": n, "width": 5, "target": 2, "loss": loss})
+    for n in (8, 11, 32)
+    for loss in LOSSES
+}
 HIDDEN = [(37,), (12, 12), (64, 64, 64), (100, 100)]
 
 
@@ -52,6 +64,24 @@ def scalar_rule(name, system, function, vjp, arguments, outputs):
     return Rule(name, run, run_vjp)
 
 
+def pull_rule():
+    """The pair force of guidance, whose cotangents take shared terms."""
+
+    def vjp(reach, near, far, rx, ry, fx_bar, fy_bar):
+        strength, slope = pull_terms(reach, near, far, rx, ry)
+        return pull_vjp(strength, slope, rx, ry, fx_bar, fy_bar)
+
+    vjp = njit(vjp)
+    law = (0.1, 0.1, -0.2)
+    run, run_vjp = njit(lambda rx, ry: pull(*law, rx, ry)), njit(lambda rx, ry, a, b: vjp(*law, rx, ry, a, b))
+
+    def backward(inputs, bars):
+        rows = [run_vjp(float(inputs["rx"]), float(inputs["ry"]), *map(float, bar)) for bar in bars]
+        return dict(zip(("rx", "ry"), np.array(rows).T))
+
+    return Rule("pull", lambda i: np.array(run(float(i["rx"]), float(i["ry"]))), backward)
+
+
 def pole_rule():
     return scalar_rule("pole", cartpole(0.01), pole, pole_vjp, ("force", "sin", "cos", "rate"), 2)
 
@@ -74,7 +104,11 @@ def tanh_rule():
     return Rule("tanh_all", value, vjp)
 
 
-SCALAR_RULES = {"pole": (pole_rule, ("force", "sin", "cos", "rate")), "tanh_all": (tanh_rule, ("z",))}
+SCALAR_RULES = {
+    "pole": (pole_rule, ("force", "sin", "cos", "rate")),
+    "tanh_all": (tanh_rule, ("z",)),
+    "pull": (pull_rule, ("rx", "ry")),
+}
 
 
 @pytest.mark.parametrize("name", SCALAR_RULES)
@@ -103,9 +137,20 @@ def test_controller(hidden, batch, random):
     assert_rule(control_rule(problem, unit=True), inputs, random)
 
 
+@pytest.mark.parametrize("batch", [1, 7, 33])
+@pytest.mark.parametrize("name", ["guidance 2 4 final", "quantum 8 final", "quantum 11 final", "quantum 32 final"])
+def test_other_controllers(name, batch, random):
+    """Several controls; convolutions with and without positions that no window ends at."""
+    problem = problem_of(name)
+    inputs = {"state": problem.sample(batch).reshape(batch, -1), "parameters": problem.init(1)}
+    assert_rule(control_rule(problem), inputs, random)
+    if problem.n_control == 1:
+        assert_rule(control_rule(problem, unit=True), inputs, random)
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_rollout_and_sweep(name, random):
-    problem = problem_of(name, hidden=(12, 12))
+    problem = problem_of(name) if "quantum" in name else problem_of(name, hidden=(12, 12))
     assert_rule(rollout_rule(problem), {"state": problem.sample(3), "parameters": problem.init(2)}, random)
 
 
@@ -126,6 +171,26 @@ NOT_DIFFERENTIATED = {
     "rollout": "rule is the sweep (tested through rollout and sweep)",
     "path_cost": "rule is cost_vjp inside the sweep (tested through rollout and sweep)",
     "like": "a constant",
+    "pull_terms": "shared by pull and pull_vjp, which are tested",
+    "pair_law": "constants",
+    "friction": "a constant",
+    "evader_sum": "part of step",
+    "advance": "is step on views",
+    "places": "addresses",
+    "pivot": "part of step",
+    "eliminate": "part of step",
+    "substitute": "part of step",
+    "factorise": "part of step; its rule is that of the whole linear solve",
+    "solve": "part of step; its rule is that of the whole linear solve",
+    "overlap": "part of cost",
+    "get": "access",
+    "put": "access",
+    "row": "access",
+    "constant": "a constant",
+    "to_lanes": "moves numbers",
+    "from_lanes": "moves numbers",
+    "add_from_lanes": "moves numbers",
+    "padded_batch": "a size",
     "clamp": "part of tanh",
 }
 

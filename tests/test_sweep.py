@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from test_quantum import controller as convolutions
 
 import stablebptt as sb
 from stablebptt.kernels.generics import cost, step
@@ -10,13 +11,16 @@ from stablebptt.tasks.check import STENCIL, STEP
 from stablebptt.tasks.variants import GATES, gates, truncated
 
 CASES = [("cartpole", {"poles": p, "loss": loss}) for p in (1, 2, 3, 4) for loss in ("final", "continuous")]
+CASES += [("guidance", {"loss": loss, "regularization": rho}) for loss, rho in (("final", 0.3), ("continuous", 0.001))]
+CASES += [("quantum", {"loss": loss, "target": 2}) for loss in ("final", "continuous")]
 IDS = [" ".join(map(str, [task, *options.values()])) for task, options in CASES]
 
 
 def make(task, options, **more):
-    settings = {"steps": 9, "hidden": (10, 11), "dtype": "float64", "output_init": "glorot"}
-    if task == "cartpole":
-        settings["duration"] = 0.3
+    settings = {"steps": 9, "dtype": "float64", "output_init": "glorot"}
+    settings |= {"points": 11, "width": 5} if task == "quantum" else {"hidden": (10, 11)}
+    if task != "quantum":
+        settings["duration"] = 0.3 if task == "cartpole" else 0.6
     return sb.problem(task, **{**settings, **options, **more})
 
 
@@ -27,6 +31,8 @@ def problem(request):
 
 def network(problem, theta, x):
     """The controller again, in plain NumPy: x (n_state,) -> controls (n_control,)."""
+    if problem.task == "quantum":
+        return convolutions(problem, theta, x.reshape(problem.state_shape))
     layers = problem.layers(theta)
     depth = len(layers) // 2
     for i in range(depth):
