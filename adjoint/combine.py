@@ -1,4 +1,4 @@
-"""Joining the regular and the modified gradient by sign; METHOD, section 2, variant C."""
+"""Joining the regular and the modified gradient by sign; docs/method.md, section 2, variant C."""
 
 import numpy as np
 

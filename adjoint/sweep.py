@@ -1,4 +1,4 @@
-"""The adjoint sweep with two gates per time step: every gradient variant is data; METHOD, section 2."""
+"""The adjoint sweep with two gates per time step: every gradient variant is data; docs/method.md, section 2."""
 
 import numpy as np
 

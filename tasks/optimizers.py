@@ -1,4 +1,4 @@
-"""Optimizers in plain NumPy, in the forms Keras gives them; METHOD, section 4.
+"""Optimizers in plain NumPy, in the forms Keras gives them; docs/method.md, section 4.
 
 A rule is immutable. ``state = rule.init(theta)`` makes its state, a dict of arrays; ``theta, state = rule.apply(theta,
 gradient, state)`` returns new parameters and a new state and changes nothing it was given.

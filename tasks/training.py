@@ -1,4 +1,4 @@
-"""Training in plain NumPy: mini-batches, clipping, optimizer, losses after each epoch; METHOD, section 4."""
+"""Training in plain NumPy: mini-batches, clipping, optimizer, losses after each epoch; docs/method.md, section 4."""
 
 import math
 import time

@@ -206,6 +206,29 @@ def test_simulate_inspect_plot(run, tmp_path):
     assert_error(run("cartpole", "simulate", "run.h5", "--count", 0, "--out", "q.h5"), 2, "count is 0")
 
 
+@pytest.mark.parametrize(
+    ("task", "options", "expected"),
+    [
+        ("guidance", "--drivers 1 --evaders 2 --regularization 0.1 --target 1,-2 --hidden 6 --steps 6 --duration 0.5".split(),
+         {"drivers": 1, "evaders": 2, "regularization": 0.1, "target": [1.0, -2.0], "duration": 0.5}),
+        ("quantum", "--target 4 --points 9 --dt 0.05 --weights 3,1 --width 5 --steps 6".split(),
+         {"target": 4, "points": 9, "dt": 0.05, "weights": [3.0, 1.0], "width": 5}),
+    ],
+)  # fmt: skip
+def test_the_other_tasks(run, tmp_path, task, options, expected):
+    counts = ["--train-count", 16, "--test-count", 8, "--epochs", 2, "--clip", "norm"]
+    result = run(task, "train", *options, *counts, "--out", "run.h5")
+    assert result.code == 0, result.err
+    assert expected.items() <= sb.load("run.h5").config["options"].items()
+    assert run(task, "simulate", "run.h5", "--count", 3, "--out", "paths.h5").code == 0
+    assert "/trajectories/states" in run("inspect", "paths.h5").out
+    assert run("plot", "run.h5", "--out", "curves.png").code == 0
+    assert_error(run("cartpole", "simulate", "run.h5", "--out", "q.h5"), 2, f"is a run of {task}")
+    checked = run(task, "check", *options)
+    assert checked.code == 0, checked.out + checked.err
+    assert_error(run(task, "train", *options, "--target", "a", "--out", "x.h5"), 2, "'a'")
+
+
 def test_check_and_info(run):
     result = run("cartpole", "check", "--poles", 2, "--steps", 8, "--hidden", "7")
     assert result.code == 0, result.err

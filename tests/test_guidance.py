@@ -36,7 +36,7 @@ def test_golden_layers(golden):
 
 
 def accelerations(x, c, drivers):
-    """The equations of METHOD 3.2, object by object; x (D+E, 2, 2)."""
+    """The equations of docs/method.md 3.2, object by object; x (D+E, 2, 2)."""
     position, velocity = x[:, 0], x[:, 1]
     out = np.zeros_like(position)
     total = position[drivers:].sum(axis=0)

@@ -107,6 +107,19 @@ def test_resuming_gives_the_uninterrupted_result(tmp_path, optimizer, variant):
     assert_equal_runs(sb.load(tmp_path / "whole.h5"), sb.load(tmp_path / "parts.h5"))
 
 
+@pytest.mark.parametrize("task", ["guidance", "quantum"])
+def test_all_tasks_train_resume_and_load(tmp_path, task):
+    options = {"points": 9, "width": 5} if task == "quantum" else {"drivers": 2, "evaders": 3, "hidden": (9, 8)}
+    problem = sb.problem(task, steps=7, **options)
+    whole = train(problem, epochs=4, out=tmp_path / "whole.h5", shuffle=True, clip="value")
+    train(problem, epochs=2, out=tmp_path / "parts.h5", shuffle=True, clip="value")
+    parts = train(problem, epochs=4, out=tmp_path / "parts.h5", shuffle=True, clip="value", resume=True)
+    assert_equal_runs(whole, parts)
+    assert_equal_runs(whole, sb.load(tmp_path / "whole.h5"))
+    physics, total = whole.history["test_physics_loss"], whole.history["test_loss"]
+    assert np.all(total > physics) if task == "guidance" else np.array_equal(total, physics)
+
+
 def test_resuming_refuses_other_settings(tmp_path):
     train(epochs=1, out=tmp_path / "run.h5", variant="R")
     with pytest.raises(ValueError, match=r"cannot be resumed: its variant is 'R', not 'C'"):
