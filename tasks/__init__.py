@@ -7,7 +7,7 @@ from stablebptt.tasks.guidance import guidance_problem
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.quantum import quantum_problem
 
-TASKS = {"cartpole": cartpole_problem, "guidance": guidance_problem, "quantum": quantum_problem}
+TASKS: dict[str, Any] = {"cartpole": cartpole_problem, "guidance": guidance_problem, "quantum": quantum_problem}
 
 
 def problem(task: str, **options: Any) -> Problem:
