@@ -1,7 +1,7 @@
 """Adjoint of guidance by repulsion; mirror image of `stablebptt.kernels.guidance`."""
 
 from stablebptt.adjoint.generics import cost_vjp, step_batch_vjp, step_vjp
-from stablebptt.kernels.compiler import implements, inline, like
+from stablebptt.kernels.compiler import block, implements, inline, like
 from stablebptt.kernels.guidance import (
     Gathering,
     Guidance,
@@ -27,7 +27,7 @@ def _add(view, k, value):
     put(view, k, get(view, k) + value)
 
 
-@inline
+@block
 def advance_vjp(system, variants, x, c, lam, lam_x, lam_c):
     """`step_vjp` on views: one loop over pairs, whose distances serve all cotangents."""
     dt = system.dt

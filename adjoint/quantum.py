@@ -7,13 +7,13 @@ The step is linear in psi and A is symmetric, so its adjoint is the conjugate of
 import numpy as np
 
 from stablebptt.adjoint.generics import cost_vjp, step_batch_vjp, step_vjp
-from stablebptt.kernels.compiler import implements, inline, like
+from stablebptt.kernels.compiler import block, implements, like
 from stablebptt.kernels.quantum import Overlap, Quantum, advance, factorise, overlap, places, solve
 from stablebptt.kernels.simd import ONE, lanes, offset, pointer
 from stablebptt.kernels.views import Lanes, One, add_from_lanes, constant, get, padded_batch, put, row, to_lanes
 
 
-@inline
+@block
 def advance_vjp(system, variants, x, x_next, c, lam, lam_x, lam_c, pivots, y):
     """`step_vjp` on views, one factorisation for all cotangents; y is scratch space of the size of a state."""
     factorise(system, c, pivots)

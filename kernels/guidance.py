@@ -6,7 +6,7 @@ Source: docs/method.md, section 3.2; explicit Euler for positions and velocities
 
 import numpy as np
 
-from stablebptt.kernels.compiler import implements, inline, like
+from stablebptt.kernels.compiler import block, implements, inline, like
 from stablebptt.kernels.generics import System, cost, step, step_batch
 from stablebptt.kernels.simd import ONE, lanes, offset, padded, pointer
 from stablebptt.kernels.structs import Struct
@@ -96,7 +96,7 @@ def evader_sum(system, x):
     return sx, sy
 
 
-@inline
+@block
 def advance(system, x, c, x_next):
     """`step` on views: all forces in one loop over pairs, added to the next velocities."""
     dt = system.dt

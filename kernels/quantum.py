@@ -7,7 +7,7 @@ State (Nx, 2), flat ``re, im`` of psi_1 .. psi_Nx; control: the tilt c. ``(1 + i
 
 import numpy as np
 
-from stablebptt.kernels.compiler import implements, inline, like
+from stablebptt.kernels.compiler import block, implements, inline, like
 from stablebptt.kernels.generics import System, cost, step, step_batch
 from stablebptt.kernels.simd import ONE, lanes, offset, padded, pointer
 from stablebptt.kernels.structs import Struct
@@ -95,7 +95,7 @@ def solve(system, pivots, y):
         put(y, 2 * k + 1, im)
 
 
-@inline
+@block
 def advance(system, x, c, x_next, pivots):
     """`step` on views."""
     factorise(system, c, pivots)
