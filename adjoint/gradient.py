@@ -42,12 +42,13 @@ def evaluate(system, controller, loss, theta, x0, time_weights, tape, space):
 @kernel
 def gradient(
     system, controller, loss, theta, x0, time_weights, effort_weight, physics_gates, network_gates,
-    tape, kept, space, sweep_space, gradients, joined, products,
+    tape, kept, space, sweep_space, gradients, joined, results,
 ):  # fmt: skip
     """`evaluate` and the gradients (m, n_parameters) of m pairs of gates, from one forward and one backward pass.
 
-    If `joined` (n_parameters,) is not empty, the gradients are R and M, and it becomes C. `products` (4,), in float64, becomes
-    R.R, M.M, R.M, C.C (of a single gradient: its square at 0).
+    If `joined` (n_parameters,) is not empty, the gradients are R and M, and it becomes C. `results` (7,), in float64, becomes
+    R.R, M.M, R.M, C.C (of a single gradient: its square at 0), the means of the two loss parts, and 1 if the last states
+    are finite, else 0.
     """
     _follow(system, controller, loss, theta, x0, time_weights, tape, kept, space)
     sweep(
@@ -55,9 +56,13 @@ def gradient(
         physics_gates, network_gates, tape, kept, sweep_space, space.scratch,
     )  # fmt: skip
     unpack(controller, tape, gradients)
-    products[0] = inner(gradients[0], gradients[0])
+    results[0] = inner(gradients[0], gradients[0])
     if joined.size > 0:
         combine(gradients[1], gradients[0], joined)
-        products[1] = inner(gradients[1], gradients[1])
-        products[2] = inner(gradients[0], gradients[1])
-        products[3] = inner(joined, joined)
+        results[1] = inner(gradients[1], gradients[1])
+        results[2] = inner(gradients[0], gradients[1])
+        results[3] = inner(joined, joined)
+    results[4] = np.mean(space.physics)
+    results[5] = np.mean(space.effort)
+    last = space.states[space.states.shape[0] - 1]
+    results[6] = 1.0 if np.all(np.isfinite(last)) else 0.0

@@ -61,8 +61,9 @@ def _add_cost(loss, x, weight, cost_bar, lam):
         cost_bar[:] = 0
         cost_vjp(loss, x[b], weight, cost_bar)
         for v in range(variants):
+            line = lam[b, v]
             for k in range(n_state):
-                lam[b, v, k] += cost_bar[k]
+                line[k] += cost_bar[k]
 
 
 @inline

@@ -1,5 +1,6 @@
 """A problem: a system, a controller and a loss, ready to roll out and to differentiate."""
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -260,30 +261,29 @@ class Problem:
         batch, variants = len(x0), len(opened.physics)
         space = self._gradient_space(batch, variants)
         path, gradients, joined = space.path, space.gradients, space.joined
-        products = np.zeros(4)
+        results = np.zeros(7)
         effort_weight = self.dtype(2 * self.regularization / (batch * self.steps * self.n_control))
         gradient(
             self.system, self.controller, self.loss_function, theta, x0.reshape(batch, self.n_state), self.time_weights,
             effort_weight, opened.physics, opened.network, space.tape, space.kept, path, space.sweep,
-            gradients, joined if opened.joined else joined[:0], products,
+            gradients, joined if opened.joined else joined[:0], results,
         )  # fmt: skip
-        physics = float(path.physics.mean())
-        effort = float(path.effort.mean()) / (self.steps * self.n_control)
-        loss = Loss(physics + self.regularization * effort, physics)
+        regular2, modified2, product, joined2, physics, effort, finite = results.tolist()
+        total = physics + self.regularization * effort / (self.steps * self.n_control)
+        loss = Loss(total, physics) if finite else Loss(math.nan, math.nan)  # a loss may not see every number
         if not opened.joined:
-            return Gradient(gradients[0], loss, float(products[0]))
-        norms = float(np.sqrt(products[0]) * np.sqrt(products[1]))
-        cosine = float(products[2]) / norms if norms > 0 else float("nan")
-        return Gradient(joined, loss, float(products[3]), gradients[0], gradients[1], cosine)
+            return Gradient(gradients[0], loss, regular2)
+        norms = math.sqrt(regular2) * math.sqrt(modified2)
+        cosine = product / norms if norms > 0 else math.nan
+        return Gradient(joined, loss, joined2, gradients[0], gradients[1], cosine)
 
     def check(self, result: Gradient, x0: np.ndarray, opened: Gates) -> None:
         """Raise DivergedError, with the first bad time step, if a result of `differentiate` is not finite."""
-        path = self._gradient_space(len(x0), len(opened.physics)).path
-        # What is not finite stays so until the last state.
-        if np.isfinite(result.loss.total) and np.isfinite(result.norm2) and np.isfinite(path.states[-1]).all():
+        if math.isfinite(result.loss.total) and math.isfinite(result.norm2):
             return
+        path = self._gradient_space(len(x0), len(opened.physics)).path
         self.check_path(path.states, path.controls)
-        what = "gradient" if np.isfinite(result.loss.total) else "loss"
+        what = "gradient" if math.isfinite(result.loss.total) else "loss"
         raise DivergedError(f"the {what} is not finite, though all states are")
 
     def check_path(self, states: np.ndarray, controls: np.ndarray) -> None:
