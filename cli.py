@@ -304,9 +304,7 @@ def _simulate(
     run = training.load(run_file)
     if run.problem.task != task:
         raise click.UsageError(f"{run_file} is a run of {run.problem.task}; use 'stablebptt {run.problem.task} simulate'")
-    if out.exists() and not force:
-        raise FileExistsError(f"{out} exists; choose another name, or replace it with --force")
-    files.check_folder(out)
+    _free(out, force)
     with _usage():
         x0 = run.problem.sample(count, seed)
     paths = training.trajectories(run.problem, [run.best_theta if best else run.theta], x0)
@@ -338,34 +336,128 @@ for _task in PROBLEMS:
     _add_task(_task)
 
 
+def _picture(out: Path, force: bool, draw: Callable[[], Any]) -> None:
+    """Draw and write a picture, if its place is free."""
+    from stablebptt.tasks import figures
+
+    _free(out, force)
+    with _usage():
+        figures.save(draw, out)
+
+
+def _free(out: Path, force: bool) -> None:
+    """Find out before the work that a file cannot be written."""
+    from stablebptt.data.run_file import check_folder
+
+    if out.exists() and not force:
+        raise FileExistsError(f"{out} exists; choose another name, or replace it with --force")
+    check_folder(out)
+
+
+PICTURE: list[Option] = [
+    click.option("--out", type=FILE, required=True, help="Picture to write: .png, .pdf or .svg."),
+    click.option("--force", is_flag=True, help="Replace an existing file."),
+    click.option("--quiet", is_flag=True, help="No messages."),
+]
+
+
 @command(stablebptt, "inspect")
 @click.argument("file", type=FILE)
+@click.option("--trajectory", type=int, metavar="K", help="Show the numbers of trajectory K, counted from 0.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--quiet", is_flag=True, help="No messages.")
-def inspect(file: Path, as_json: bool, quiet: bool) -> None:
+def inspect(file: Path, trajectory: int | None, as_json: bool, quiet: bool) -> None:
     """Say what is in a file."""
     from stablebptt.data import summary
 
-    found = summary.summarize(file)
+    found = summary.summarize(file, trajectory)
     click.echo(json.dumps(found) if as_json else summary.text(found))
 
 
 @command(stablebptt, "plot")
 @click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE.h5...")
-@click.option("--out", type=FILE, required=True, help="Picture to write: .png, .pdf or .svg.")
+@_options(PICTURE)
+@click.option(
+    "--curve",
+    "curves",
+    type=click.Choice(["test", "train", "update", "cosine"]),
+    multiple=True,
+    default=("test", "update", "cosine"),
+    help="Learning curve to draw; may be repeated.",
+)
+@click.option("--smooth", type=int, default=1, metavar="N", help="Running mean over N epochs.")
+@click.option("--trajectory", type=int, metavar="K", help="Draw trajectory K of one file, counted from 0, not learning curves.")
+def plot(
+    files: tuple[Path, ...], out: Path, force: bool, quiet: bool, curves: tuple[str, ...], smooth: int, trajectory: int | None
+) -> None:
+    """Draw the learning curves of run files, or the trajectories of a file.
+
+    Runs that differ in nothing but the seed share a line, their mean, and a band from the lowest to the highest. Of a file that
+    'simulate' wrote, the trajectories are drawn.
+    """
+    from stablebptt.data import run_file
+    from stablebptt.tasks import figures, rollout_figures, training
+    from stablebptt.tasks.rollouts import load_rollouts
+
+    if trajectory is None and len(files) == 1 and run_file.kind(files[0]) == run_file.PATHS_FORMAT:
+        trajectory = 0
+    if trajectory is not None:
+        if len(files) > 1:
+            raise click.UsageError("--trajectory draws the trajectories of one file; give one file")
+        rollouts, number = load_rollouts(files[0]), trajectory
+        _picture(out, force, lambda: rollout_figures.draw(rollouts, number))
+        return
+    runs = [training.load(file) for file in files]
+    _picture(out, force, lambda: figures.learning_curves(runs, curves, smooth))
+
+
+@command(stablebptt, "animate")
+@click.argument("file", type=FILE, metavar="FILE.h5")
+@click.option("--out", type=FILE, required=True, help="Film to write: .gif, or .mp4 if ffmpeg is installed.")
+@click.option("--trajectory", type=int, default=0, metavar="K", help="Initial state to show, counted from 0.")
+@click.option("--fps", type=int, default=25, help="Pictures per second.")
+@click.option("--every", type=int, default=1, metavar="N", help="Show every N-th time step.")
+@click.option("--dpi", type=int, default=80, help="Points per inch; a panel has 3.6 inches.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--quiet", is_flag=True, help="No messages.")
-def plot(files: tuple[Path, ...], out: Path, force: bool, quiet: bool) -> None:
-    """Draw the learning curves of run files."""
-    from stablebptt.data.run_file import check_folder
-    from stablebptt.tasks import figures, training
+def animate(file: Path, out: Path, trajectory: int, fps: int, every: int, dpi: int, force: bool, quiet: bool) -> None:
+    """Make a film of a trajectory, untrained beside trained."""
+    from stablebptt.tasks import films
+    from stablebptt.tasks.rollouts import load_rollouts
 
-    if out.exists() and not force:
-        raise FileExistsError(f"{out} exists; choose another name, or replace it with --force")
-    check_folder(out)
-    runs = [training.load(file) for file in files]
+    rollouts = load_rollouts(file)
+    _free(out, force)
     with _usage():
-        figures.save(lambda: figures.learning_curves(runs), out)
+        pictures = films.save_film(rollouts, trajectory, out, fps, every, dpi)
+    if not quiet:
+        click.echo(f"{out}: {pictures} pictures, {pictures / fps:.1f} s", err=True)
+
+
+@stablebptt.group("landscape")
+def landscape() -> None:
+    """Two pictures that explain the method."""
+
+
+@command(landscape, "fields")
+@_options(PICTURE)
+@click.option("--resolution", type=int, default=121, help="Points along each axis.")
+def fields(out: Path, force: bool, quiet: bool, resolution: int) -> None:
+    """Loss and gradient fields of a controller with two parameters: R explodes and vanishes, M is balanced and rotates."""
+    from stablebptt.tasks import landscape as pictures
+
+    _picture(out, force, lambda: pictures.draw_fields(pictures.fields(resolution)))
+
+
+@command(landscape, "rotation")
+@_options(PICTURE)
+@click.option("--json", "as_json", is_flag=True, help="The last losses as a JSON object.")
+def rotation(out: Path, force: bool, quiet: bool, as_json: bool) -> None:
+    """Adam along a field without rotation, with rotation, and along their combination by sign."""
+    from stablebptt.tasks import landscape as pictures
+
+    paths = pictures.rotation()
+    _picture(out, force, lambda: pictures.draw_rotation(paths))
+    _print({name: float(losses[-1]) for name, losses in pictures.rotation_losses(paths).items()}, as_json)
 
 
 @command(stablebptt, "info")

@@ -1,14 +1,14 @@
 """Adjoint of the convolutional controller; mirror image of `stablebptt.kernels.cnn`."""
 
-from stablebptt.adjoint.generics import clear, control_vjp, parameter_vjp, unpack
+from stablebptt.adjoint.generics import clear, control_batch_vjp, parameter_vjp, unpack
 from stablebptt.kernels.cnn import CNN, STEP, STRIDE, TAPS, WINDOW
 from stablebptt.kernels.compiler import implements, like
 from stablebptt.kernels.dense import add, copy, matmul, scale, tanh_all_vjp
 from stablebptt.kernels.simd import NONE, ONE, PAD, offset, pointer
 
 
-@implements(control_vjp, CNN)
-def _control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, start):
+@implements(control_batch_vjp, CNN)
+def _control_batch_vjp(controller, weights, tape, x, row, c_bar, x_bar, want_x, slot, start):
     n = c_bar.shape[0]
     features, span, rows = controller.features, controller.span, tape.hidden_0.shape[1]
     first, second, chunk = controller.positions_0, controller.positions_1, tape.deltas_0.shape[2]
@@ -53,7 +53,7 @@ def _clear(controller, tape):
 
 
 @implements(parameter_vjp, CNN)
-def _parameter_vjp(controller, tape, x, row, c_bar, unit):
+def _parameter_vjp(controller, weights, tape, x, row, c_bar, unit):
     n, (variants, length, _) = x.shape[0], c_bar.shape
     features, span, rows = controller.features, controller.span, tape.hidden_0.shape[1]
     first, second, chunk = controller.positions_0, controller.positions_1, tape.deltas_0.shape[2]

@@ -1,7 +1,9 @@
 """The generic functions of the backward pass; see `stablebptt.adjoint` for the contract."""
 
+import numpy as np
+
 from stablebptt.kernels.compiler import generic, generic_block, implements
-from stablebptt.kernels.generics import System
+from stablebptt.kernels.generics import Controller, System
 
 
 @generic
@@ -22,20 +24,25 @@ def cost_vjp(loss, x, cost_bar, x_bar):
     """Add cost_bar times the derivative of `cost` to x_bar (n_state,)."""
 
 
+@generic
+def control_vjp(controller, theta, x, c_bar, theta_bar, x_bar):
+    """Add ``N_theta^T c_bar`` to theta_bar (n_parameters,) and ``N_x^T c_bar`` to x_bar (n_state,), for one state."""
+
+
 @generic_block
-def control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, start):
-    """Add ``N_x^T c_bar`` to x_bar (n, padded n_state) if `want_x`, for n rows that `control` left at `row` of the tape.
+def control_batch_vjp(controller, weights, tape, x, row, c_bar, x_bar, want_x, slot, start):
+    """Add ``N_x^T c_bar`` to x_bar (n, padded n_state) if `want_x`, for n rows x (n, n_state) that `control_batch` left at `row` of the tape.
 
     The cotangents inside the network stay in the tape, slot `slot`, rows start .. start + n, for `parameter_vjp`.
     """
 
 
 @generic_block
-def parameter_vjp(controller, tape, x, row, c_bar, unit):
+def parameter_vjp(controller, weights, tape, x, row, c_bar, unit):
     """Add ``N_theta^T c_bar`` to the tape's gradients, for n rows and m cotangents: x (n, n_state), c_bar (m, rows, n_control),
     of which the first n rows count.
 
-    The cotangents inside the network come from `control_vjp`, rows 0 .. n: of cotangent v in slot v; or, if `unit`
+    The cotangents inside the network come from `control_batch_vjp`, rows 0 .. n: of cotangent v in slot v; or, if `unit`
     (one control), those of the cotangent 1, in slot 0.
     """
 
@@ -54,3 +61,29 @@ def unpack(controller, tape, gradients):
 def _step_each_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     for b in range(x.shape[0]):
         step_vjp(system, x[b], c[b], lam[b], lam_x[b], lam_c[b])
+
+
+@implements(clear, Controller)
+def _clear(controller, tape):
+    tape.gradient[:] = 0
+
+
+@implements(unpack, Controller)
+def _unpack(controller, tape, gradients):
+    gradients[:] = tape.gradient
+
+
+@implements(control_batch_vjp, Controller)
+def _control_each_vjp(controller, weights, tape, x, row, c_bar, x_bar, want_x, slot, start):
+    if want_x:
+        unused = np.zeros_like(weights)
+        for r in range(c_bar.shape[0]):
+            control_vjp(controller, weights, x[r], c_bar[r], unused, x_bar[r, : x.shape[1]])
+
+
+@implements(parameter_vjp, Controller)
+def _parameters_each_vjp(controller, weights, tape, x, row, c_bar, unit):
+    unused = np.zeros_like(x[0])
+    for v in range(c_bar.shape[0]):
+        for r in range(x.shape[0]):
+            control_vjp(controller, weights, x[r], c_bar[v, r], tape.gradient[v], unused)

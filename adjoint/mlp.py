@@ -1,6 +1,6 @@
 """Adjoint of the multilayer perceptron; mirror image of `stablebptt.kernels.mlp`."""
 
-from stablebptt.adjoint.generics import clear, control_vjp, parameter_vjp, unpack
+from stablebptt.adjoint.generics import clear, control_batch_vjp, parameter_vjp, unpack
 from stablebptt.kernels.compiler import implements, like
 from stablebptt.kernels.dense import add, copy, matmul, scale, tanh_all_vjp
 from stablebptt.kernels.mlp import (
@@ -18,8 +18,8 @@ from stablebptt.kernels.mlp import (
 from stablebptt.kernels.simd import NONE, ONE, PAD, offset, pointer
 
 
-@implements(control_vjp, MLP)
-def _control_vjp(controller, weights, tape, row, c_bar, x_bar, want_x, slot, start):
+@implements(control_batch_vjp, MLP)
+def _control_batch_vjp(controller, weights, tape, x, row, c_bar, x_bar, want_x, slot, start):
     layers, width = controller.layers, controller.width
     n, n_control = c_bar.shape
     last = layers.shape[0] - 1
@@ -52,7 +52,7 @@ def _clear(controller, tape):
 
 
 @implements(parameter_vjp, MLP)
-def _parameter_vjp(controller, tape, x, row, c_bar, unit):
+def _parameter_vjp(controller, weights, tape, x, row, c_bar, unit):
     layers, width = controller.layers, controller.width
     n, (variants, rows, n_control) = x.shape[0], c_bar.shape
     last = layers.shape[0] - 1

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from stablebptt.adjoint.generics import clear, control_vjp, cost_vjp, parameter_vjp, step_batch_vjp
+from stablebptt.adjoint.generics import clear, control_batch_vjp, cost_vjp, parameter_vjp, step_batch_vjp
 from stablebptt.kernels.compiler import block, inline, like
 from stablebptt.kernels.dense import aligned
-from stablebptt.kernels.generics import control
+from stablebptt.kernels.generics import control_batch
 from stablebptt.kernels.simd import padded
 from stablebptt.kernels.structs import Struct
 
@@ -67,14 +67,15 @@ def _add_cost(loss, x, weight, cost_bar, lam):
 
 
 @inline
-def _network_path(controller, weights, tape, row, start, v, gate, space):
+def _network_path(controller, weights, tape, x, row, start, v, gate, space):
     """``lam += b N_x^T g`` of variant v at one time step (several controls: this part is sequential)."""
     lam, c_bar, x_bar = space.lam, space.c_bar, space.x_bar
     batch, _, n_state = lam.shape
     for b in range(batch):
         for k in range(x_bar.shape[1]):
             x_bar[b, k] = 0
-    control_vjp(controller, weights, tape, row, c_bar[v, start : start + batch], x_bar[:batch], gate != 0, v, start)
+    bars = c_bar[v, start : start + batch]
+    control_batch_vjp(controller, weights, tape, x, row, bars, x_bar[:batch], gate != 0, v, start)
     if gate != 0:
         for b in range(batch):
             for k in range(n_state):
@@ -119,14 +120,14 @@ def sweep(
         x = states[first:end].reshape(n, n_state)
         row = first * batch if kept else 0
         if not kept:
-            control(controller, weights, x, space.unused[:n], tape, 0)
+            control_batch(controller, weights, x, space.unused[:n], tape, 0)
         if scalar:
             want = False
             for v in range(variants):
                 want = want or _is_open(network_gates, v, first, end)
             ones[:] = 1
             x_bar[:] = 0
-            control_vjp(controller, weights, tape, row, ones[:n], x_bar[:n], want, 0, 0)
+            control_batch_vjp(controller, weights, tape, x, row, ones[:n], x_bar[:n], want, 0, 0)
         for t in range(end - 1, first - 1, -1):
             start = (t - first) * batch
             if time_weights[t + 1] != 0:
@@ -150,10 +151,10 @@ def sweep(
                 for v in range(variants):
                     if _is_open(network_gates, v, first, end):
                         gate = network_gates[v, t]
-                        _network_path(controller, weights, tape, row + start, start, v, gate, space)
+                        _network_path(controller, weights, tape, states[t], row + start, start, v, gate, space)
         if not scalar:
             for v in range(variants):
                 if not _is_open(network_gates, v, first, end):
-                    control_vjp(controller, weights, tape, row, c_bar[v, :n], x_bar[:n], False, v, 0)
-        parameter_vjp(controller, tape, x, row, c_bar, scalar)
+                    control_batch_vjp(controller, weights, tape, x, row, c_bar[v, :n], x_bar[:n], False, v, 0)
+        parameter_vjp(controller, weights, tape, x, row, c_bar, scalar)
         first -= chunk

@@ -19,7 +19,7 @@ from stablebptt.data import storage
 from stablebptt.data.storage import FileFormatError, Group, Variable
 from stablebptt.version import __version__
 
-__all__ = ["HISTORY", "Content", "FileFormatError", "check_folder", "load", "read_any", "save", "save_paths"]
+__all__ = ["HISTORY", "Content", "FileFormatError", "check_folder", "kind", "load", "load_trajectories", "read_any", "save", "save_paths"]
 
 RUN_FORMAT, PATHS_FORMAT = "stablebptt-run", "stablebptt-paths"
 FORMAT_VERSION = 1
@@ -118,6 +118,25 @@ def load(path: str | Path) -> Content:
         )
     except KeyError as error:
         raise FileFormatError(f"{path} lacks {error}") from None
+
+
+def kind(path: str | Path) -> str:
+    """RUN_FORMAT or PATHS_FORMAT."""
+    return str(read_any(path)[0]["format"])
+
+
+def load_trajectories(path: str | Path) -> tuple[dict[str, Any], tuple[str, ...], dict[str, np.ndarray]]:
+    """Configuration, names of the controllers, and time, states, controls and loss of a run file or a file of paths."""
+    attributes, groups = read_any(path)
+    try:
+        group = groups["trajectories"]
+        arrays = {name: group[name].values for name in ("time", "states", "controls", "loss")}
+        words = str(group["phase"].attributes["flag_meanings"]).split()
+    except KeyError as error:
+        raise FileFormatError(f"{path} lacks {error}, so it shows no rollouts") from None
+    if arrays["states"].ndim < 3 or len(words) != arrays["states"].shape[0]:
+        raise FileFormatError(f"{path}: the rollouts do not belong together")
+    return config_of(attributes, path), tuple(word.replace("_", " ") for word in words), arrays
 
 
 def config_of(attributes: Mapping[str, Any], path: Any) -> dict[str, Any]:

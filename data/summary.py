@@ -10,13 +10,15 @@ import numpy as np
 from stablebptt.data import run_file
 
 
-def summarize(path: str | Path) -> dict[str, Any]:
-    """Everything `stablebptt inspect` says of a file, fit for JSON.
+def summarize(path: str | Path, trajectory: int | None = None) -> dict[str, Any]:
+    """Everything `stablebptt inspect` says of a file, fit for JSON; with the numbers of one trajectory, if asked for.
 
     Raises
     ------
     FileFormatError
         If the file is damaged, hostile or not ours.
+    ValueError
+        If the file has no such trajectory.
     """
     attributes, groups = run_file.read_any(path)
     config = run_file.config_of(attributes, path)
@@ -37,7 +39,11 @@ def summarize(path: str | Path) -> dict[str, Any]:
     if attributes.get("format_version") != run_file.FORMAT_VERSION:
         summary["note"] = f"this program knows version {run_file.FORMAT_VERSION}; what it cannot explain is only listed"
     if "history" in groups:
-        summary["losses"] = _losses({name: variable.values for name, variable in groups["history"].items()})
+        history = {name: variable.values for name, variable in groups["history"].items()}
+        summary["losses"] = _losses(history)
+        summary["test_loss"] = history.get("test_loss", np.zeros(0)).tolist()
+    if trajectory is not None:
+        summary["trajectory"] = _trajectory(path, trajectory)
     summary["datasets"] = {
         f"/{group}/{name}": {
             "shape": list(variable.values.shape),
@@ -83,6 +89,7 @@ def text(summary: dict[str, Any]) -> str:
                 f"(epoch {losses['best_epoch']})",
                 f"  train loss  last {losses['last_train_loss']:.6g}",
             ]
+            lines += [f"    {line}" for line in text_plot(summary["test_loss"])]
         else:
             lines.append("  epochs      0")
     lines.append("  datasets")
@@ -90,7 +97,63 @@ def text(summary: dict[str, Any]) -> str:
     for name, facts in summary["datasets"].items():
         shape = ", ".join(f"{dim} {length}" for dim, length in zip(facts["dims"], facts["shape"]))
         lines.append(f"    {name:<{width}}  {facts['dtype']} ({shape}) [{facts['units']}] {facts['long_name']}")
+    if "trajectory" in summary:
+        lines += _trajectory_lines(summary["trajectory"])
     return "\n".join(lines)
+
+
+def text_plot(values: list[float], width: int = 60, height: int = 8) -> list[str]:
+    """A curve in plain letters over 1, 2, .. n; logarithmic if it spans more than half a decade above zero."""
+    known = np.array([np.nan if value is None else value for value in values], np.float64)
+    bins = np.array_split(known, min(width, len(known)))
+    means = np.array([part[np.isfinite(part)].mean() if np.isfinite(part).any() else np.nan for part in bins])
+    seen = means[np.isfinite(means)]
+    if not seen.size:
+        return []
+    log = bool(seen.min() > 0 and seen.max() > 3 * seen.min())
+    heights = np.log10(means) if log else means
+    low, high = np.nanmin(heights), np.nanmax(heights)
+    levels = np.zeros(len(means)) if high == low else (heights - low) / (high - low) * (height - 1)
+    lines = []
+    for level in range(height - 1, -1, -1):
+        height_here = low + (high - low) * level / (height - 1)
+        label = f"{10**height_here if log else height_here:10.3g} |" if level in (0, height // 2, height - 1) else f"{'|':>12}"
+        lines.append(label + "".join("*" if np.isfinite(x) and round(float(x)) == level else " " for x in levels).rstrip())
+        if high == low:
+            break
+    last = str(len(values))
+    lines.append(f"{'+':>12}{'-' * len(means)}")
+    lines.append(f"{'':12}1{last:>{max(len(means) - 1, len(last) + 1)}}  epoch (test loss{', logarithmic' if log else ''})")
+    return lines
+
+
+def _trajectory(path: str | Path, number: int) -> dict[str, Any]:
+    """The numbers of one trajectory, of every controller in the file."""
+    _, phases, arrays = run_file.load_trajectories(path)
+    count = arrays["states"].shape[1]
+    if not 0 <= number < count:
+        raise ValueError(f"trajectory is {number}; {path} has {count}, counted from 0")
+    found: dict[str, Any] = {"number": number, "time": arrays["time"].tolist(), "controllers": {}}
+    for phase, states, controls, loss in zip(phases, arrays["states"], arrays["controls"], arrays["loss"]):
+        chosen = {"states": states[number].tolist(), "controls": controls[number].tolist()}
+        found["controllers"][phase] = {"loss": float(loss[number]), **chosen}
+    return found
+
+
+def _trajectory_lines(trajectory: dict[str, Any]) -> list[str]:
+    lines = []
+    for phase, found in trajectory["controllers"].items():
+        lines.append(f"  trajectory {trajectory['number']}, {phase}, loss {_number(found['loss'])}")
+        lines.append("    time | states, flat | controls, flat (they act from this time on)")
+        for k, time in enumerate(trajectory["time"]):
+            controls = np.ravel(np.array(found["controls"][k], object)) if k < len(found["controls"]) else []
+            parts = [[time], np.ravel(np.array(found["states"][k], object)), controls]
+            lines.append("    " + " | ".join(" ".join(_number(value) for value in part) for part in parts))
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.7g}"
 
 
 def _losses(history: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -120,6 +183,8 @@ def _finite(value: Any) -> Any:
     """The same without NaN and Inf, which JSON does not know."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value.item() if isinstance(value, np.generic) else value

@@ -8,7 +8,7 @@ import numpy as np
 
 from stablebptt.kernels.compiler import implements
 from stablebptt.kernels.dense import aligned, copy, dot, matmul, tanh_all
-from stablebptt.kernels.generics import control, pack
+from stablebptt.kernels.generics import control_batch, pack
 from stablebptt.kernels.simd import NONE, ONE, PAD, offset, padded, pointer
 from stablebptt.kernels.structs import Struct
 
@@ -130,8 +130,8 @@ def _pack(controller, theta, weights):
     weights[controller.output_bias] = theta[place + controller.positions_1 * features]
 
 
-@implements(control, CNN)
-def _control(controller, weights, x, c, tape, row):
+@implements(control_batch, CNN)
+def _control_batch(controller, weights, x, c, tape, row):
     n, n_state = x.shape
     features, span, rows = controller.features, controller.span, tape.hidden_0.shape[1]
     w, inputs = pointer(weights), pointer(x)

@@ -15,7 +15,7 @@ def _make_strip(rows, most):
     one, two, three = make_tile(rows, 1), make_tile(rows, 2), make_tile(rows, 3)
     four = make_tile(rows, 4) if most == 4 else three
 
-    @block
+    @inline
     def strip(n, vectors, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):
         for i in range(0, n, rows):
             x, y, z = offset(a, i * a_row), offset(init, i * init_row), offset(out, i * out_row)
@@ -28,7 +28,7 @@ def _make_strip(rows, most):
             else:
                 one(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
 
-    @block
+    @inline
     def strips(n, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):
         # Columns outermost: a few columns of b stay in the first cache while all rows pass.
         width = lanes(b)

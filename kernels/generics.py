@@ -4,6 +4,11 @@ Shapes: B samples in a batch, n rows (samples, or samples x time steps), states 
 numbers, flat. Methods write their outputs completely.
 """
 
+import math
+from typing import Any
+
+import numpy as np
+
 from stablebptt.kernels.compiler import generic, generic_block, implements
 from stablebptt.kernels.structs import Struct
 
@@ -14,6 +19,41 @@ class System(Struct):
     def scratch_size(self, batch: int, variants: int) -> int:
         """Numbers of scratch space that `step_batch` and `step_batch_vjp` want for a batch and m cotangents."""
         return 0
+
+
+class Controller(Struct):
+    """Base of controllers that treat one state at a time: `layout`, `control` and `control_vjp` are all they define.
+
+    (The networks of this package define the functions on batches instead.)
+    """
+
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the parameters, in the order of theta."""
+        raise NotImplementedError(f"{type(self).__name__} has no layout(): give the names and shapes of its parameters")
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.layout().values())
+
+    @property
+    def n_weights(self) -> int:
+        """Numbers in the arena that `pack` fills."""
+        return self.n_parameters
+
+    @property
+    def width(self) -> int:
+        """Numbers per row that the tape keeps."""
+        return 0
+
+    def tape(self, rows: int, chunk: int, variants: int, slots: int, dtype: Any) -> Any:
+        """What passes from the forward to the backward pass, for `rows` stored rows, `chunk` rows at once and m = variants."""
+        return GradientTape(np.zeros((variants, self.n_parameters), dtype))
+
+
+class GradientTape(Struct):
+    """Tape of a controller that keeps nothing but its gradients (m, n_parameters)."""
+
+    gradient: np.ndarray
 
 
 @generic
@@ -37,7 +77,12 @@ def pack(controller, theta, weights):
 
 
 @generic
-def control(controller, weights, x, c, tape, row):
+def control(controller, theta, x, c):
+    """Control c (n_control,) of one state x (n_state,), from the parameters theta (n_parameters,); written completely."""
+
+
+@generic
+def control_batch(controller, weights, x, c, tape, row):
     """Controls c (n, n_control) of states x (n, n_state); activations go to rows row .. row + n of the tape."""
 
 
@@ -45,3 +90,14 @@ def control(controller, weights, x, c, tape, row):
 def _step_each(system, x, c, x_next, scratch):
     for b in range(x.shape[0]):
         step(system, x[b], c[b], x_next[b])
+
+
+@implements(pack, Controller)
+def _copy(controller, theta, weights):
+    weights[:] = theta
+
+
+@implements(control_batch, Controller)
+def _control_each(controller, weights, x, c, tape, row):
+    for r in range(x.shape[0]):
+        control(controller, weights, x[r], c[r])

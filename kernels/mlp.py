@@ -11,7 +11,7 @@ import numpy as np
 
 from stablebptt.kernels.compiler import implements
 from stablebptt.kernels.dense import aligned, copy, dot, matmul, tanh_all
-from stablebptt.kernels.generics import control, pack
+from stablebptt.kernels.generics import control_batch, pack
 from stablebptt.kernels.simd import NONE, ONE, offset, padded, pointer
 from stablebptt.kernels.structs import Struct
 
@@ -107,8 +107,8 @@ def _pack(controller, theta, weights):
         copy(outputs, offset(source, inputs * outputs), offset(pointer(weights), bias))
 
 
-@implements(control, MLP)
-def _control(controller, weights, x, c, tape, row):
+@implements(control_batch, MLP)
+def _control_batch(controller, weights, x, c, tape, row):
     layers, width, n = controller.layers, controller.width, x.shape[0]
     last = layers.shape[0] - 1
     w, h = pointer(weights), offset(pointer(tape.hidden), row * width)

@@ -1,7 +1,7 @@
 """Rolling a controller out through a system, and what the path costs."""
 
 from stablebptt.kernels.compiler import block, like
-from stablebptt.kernels.generics import control, cost, step_batch
+from stablebptt.kernels.generics import control_batch, cost, step_batch
 
 
 @block
@@ -12,7 +12,7 @@ def rollout(system, controller, weights, states, controls, tape, keep, scratch):
     """
     steps, batch, _ = controls.shape
     for t in range(steps):
-        control(controller, weights, states[t], controls[t], tape, t * batch if keep else 0)
+        control_batch(controller, weights, states[t], controls[t], tape, t * batch if keep else 0)
         step_batch(system, states[t], controls[t], states[t + 1], scratch)
 
 

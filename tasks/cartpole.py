@@ -36,6 +36,7 @@ def cartpole_problem(
             "poles": poles, "steps": steps, "duration": duration, "loss": loss, "hidden": list(hidden),
             "dtype": np.dtype(kind).name, "output_init": output_init,
         },
+        title=f"cartpole, {poles} pole{'s' if poles > 1 else ''}",
         system=cartpole(duration / steps, kind),
         controller=mlp((2 + 2 * poles, *hidden, 1)),
         loss_function=Upright(),

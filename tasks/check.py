@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.adjoint.generics import clear, control_vjp, cost_vjp, parameter_vjp, step_batch_vjp, step_vjp, unpack
+from stablebptt.adjoint.generics import clear, control_batch_vjp, cost_vjp, parameter_vjp, step_batch_vjp, step_vjp, unpack
 from stablebptt.kernels.compiler import kernel
 from stablebptt.kernels.dense import aligned
-from stablebptt.kernels.generics import control, cost, pack, step, step_batch
+from stablebptt.kernels.generics import control_batch, cost, pack, step, step_batch
 from stablebptt.kernels.simd import padded
 from stablebptt.tasks.problems import Problem
 
@@ -112,7 +112,7 @@ def _cost_vjp(loss, x, cost_bar, x_bar):
 @kernel
 def _control(controller, theta, weights, x, c, tape):
     pack(controller, theta, weights)
-    control(controller, weights, x, c, tape, 0)
+    control_batch(controller, weights, x, c, tape, 0)
 
 
 @kernel
@@ -120,10 +120,10 @@ def _control_vjp(controller, weights, x, tape, c_bar, ones, x_bar, gradients, un
     """Cotangents of x and theta for m cotangents c_bar (m, n, n_control), one after the other (or as `unit`)."""
     clear(controller, tape)
     for v in range(c_bar.shape[0]):
-        control_vjp(controller, weights, tape, 0, c_bar[v], x_bar[v], True, v, 0)
+        control_batch_vjp(controller, weights, tape, x, 0, c_bar[v], x_bar[v], True, v, 0)
     if unit:
-        control_vjp(controller, weights, tape, 0, ones, ones, False, 0, 0)
-    parameter_vjp(controller, tape, x, 0, c_bar, unit)
+        control_batch_vjp(controller, weights, tape, x, 0, ones, ones, False, 0, 0)
+    parameter_vjp(controller, weights, tape, x, 0, c_bar, unit)
     unpack(controller, tape, gradients)
 
 

@@ -21,6 +21,14 @@ def whole(name: str, value: Any, least: int) -> int:
     return number
 
 
+def index(name: str, value: Any, count: int) -> int:
+    """The number of one of `count` things, counted from 0."""
+    number = whole(name, value, 0)
+    if number >= count:
+        raise ValueError(f"{name} is {number}; it must be at most {count - 1}")
+    return number
+
+
 def real(name: str, value: Any, above: float | None = None, least: float | None = None) -> float:
     """A finite number above `above` or of at least `least`."""
     try:

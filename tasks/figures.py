@@ -1,5 +1,6 @@
-"""Pictures of what was learned, drawn with matplotlib."""
+"""Learning curves, and what all pictures share; drawn with matplotlib."""
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -11,93 +12,168 @@ import numpy as np
 from stablebptt.tasks import checks
 from stablebptt.tasks.training import Run
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, one per variant.
-COLOURS = {"R": "#D55E00", "M": "#0072B2", "C": "#009E73", "S": "#CC79A7", "N": "#E69F00"}
-OTHER = "#000000"
-STYLES = ("-", "--", ":")  # one per way of clipping
+# Okabe and Ito's colours, which the colour-blind can tell apart; one per variant.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = {"R": PALETTE[1], "M": PALETTE[0], "C": PALETTE[2], "S": PALETTE[3], "N": PALETTE[4]}
+STYLES = ("-", "--", ":", "-.")
 FORMATS = (".png", ".pdf", ".svg")
+CURVES = {
+    "test": ("test_loss", "test loss"),
+    "train": ("train_loss", "training loss"),
+    "update": ("gradient_norm2", "squared norm of the updates"),
+    "cosine": ("cosine", "cosine of M and R"),
+}
 
 
-def learning_curves(runs: list[Run]) -> Any:
-    """Test loss, size of the updates and (where there is one) the cosine of M and R over the epochs.
-
-    Runs that differ in nothing but the seed share a curve: mean, and a band from the lowest to the highest.
-    """
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure [inches] that belongs to no window."""
     from matplotlib.figure import Figure
 
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def learning_curves(runs: list[Run], curves: tuple[str, ...] = ("test", "update", "cosine"), smooth: int = 1) -> Any:
+    """A panel per curve ("test", "train", "update", "cosine") over the epochs.
+
+    Runs that differ in nothing but the seed share a line, their mean, and a band from the lowest to the highest. `smooth`: epochs
+    over which a running mean is taken.
+    """
+    checks.whole("smooth", smooth, 1)
+    for name in curves:
+        checks.choice("curve", name, tuple(CURVES))
     families = _families(runs)
-    clips = sorted({run.config["clip"] for run in runs})
-    with_cosine = any(np.isfinite(run.history["cosine"]).any() for run in runs)
-    panels = [("test_loss", "test loss"), ("gradient_norm2", "squared norm of the update's gradient")]
-    panels += [("cosine", "cosine of M and R")] if with_cosine else []
-    figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
-    for place, (name, label) in enumerate(panels, 1):
-        axes = figure.add_subplot(1, len(panels), place)
+    looks = _looks(families)
+    drawn = [name for name in curves if name != "cosine" or any(_has_cosine(run) for run in runs)]
+    if not drawn:
+        raise ValueError("only runs of variant C have a cosine of M and R; choose another curve")
+    figure = new_figure(4.6 * len(drawn), 3.6)
+    for axes, name in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn):
+        column, label = CURVES[name]
         for title, members in families.items():
-            _curve(axes, name, members, title, STYLES[clips.index(members[0].config["clip"])])
+            _curve(axes, column, members, title, looks[title], smooth)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
-        if name != "cosine" and all(np.nanmin(line.get_ydata(), initial=1.0) > 0 for line in axes.get_lines()):
-            axes.set_yscale("log")
+        if name == "cosine":
+            axes.set_ylim(-1.05, 1.05)
+        elif _log_helps(axes):
+            _log_axis(axes)
         axes.grid(True, alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        if place == 1:
-            axes.legend(frameon=False, fontsize="small")
-    figure.suptitle(", ".join(sorted({_title(run) for run in runs})), fontsize="medium")
+    figure.axes[0].legend(frameon=False, fontsize="small")
+    heading = "; ".join(sorted({run.problem.title for run in runs}))
+    figure.suptitle(heading + (f" (running means over {smooth} epochs)" if smooth > 1 else ""), fontsize="medium")
     return figure
 
 
 def save(draw: Callable[[], Any], path: Path) -> None:
     """Draw and write a picture as a whole; the format follows the name."""
-    kind = checks.choice("picture format", path.suffix.lower(), FORMATS)
+    checks.choice("picture format", path.suffix.lower(), FORMATS)
     figure = draw()
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=kind, delete=False) as file:
-        try:
-            figure.savefig(file, dpi=150)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
+    replace_file(path, lambda beside: figure.savefig(beside, dpi=150))
 
 
-def _families(runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs by what they have in common besides the seed, named by variant and clipping."""
-    families: dict[str, list[Run]] = {}
-    several_tasks = len({_title(run) for run in runs}) > 1
-    several_clips = len({run.config["clip"] for run in runs}) > 1
-    for run in runs:
-        name = _variant(run) + (f", clip {run.config['clip']}" if several_clips else "")
-        families.setdefault(f"{_title(run)}: {name}" if several_tasks else name, []).append(run)
-    return families
+def replace_file(path: Path, write: Callable[[str], None]) -> None:
+    """Let `write` make a file beside `path`, and put it there when it is complete."""
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(beside)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(beside, 0o666 & ~mask)
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
 
 
-def _variant(run: Run) -> str:
+def variant_name(run: Run) -> str:
+    """Letter of a run's variant, or "schedule"."""
     variant = run.config["variant"]
     return variant if isinstance(variant, str) else "schedule"
 
 
-def _title(run: Run) -> str:
-    options = run.config["options"]
-    if run.config["task"] == "cartpole":
-        return f"cartpole, {options['poles']} pole{'s' if options['poles'] > 1 else ''}"
-    if run.config["task"] == "guidance":
-        herd = f"{options['drivers']} drivers, {options['evaders']} evaders"
-        return f"guidance, {herd}, rho {options['regularization']:g}"
-    return f"quantum, target {options['target']}"
+def _families(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in nothing but seed and epochs, named by the variant and by what tells them from the others."""
+    facts = [_facts(run) for run in runs]
+    names = sorted({name for known in facts for name in known})
+    telling = [name for name in names if len({known.get(name) for known in facts}) > 1 and name != "variant"]
+    families: dict[str, list[Run]] = {}
+    for run, known in zip(runs, facts):
+        parts = [variant_name(run)]
+        parts += [f"{name.replace('_', ' ')} {known[name].strip(chr(34))}" for name in telling if name in known]
+        families.setdefault(", ".join(parts), []).append(run)
+    return families
 
 
-def _curve(axes: Any, name: str, members: list[Run], title: str, style: str) -> None:
-    shortest = min(len(run.history["epoch"]) for run in members)
-    epochs = members[0].history["epoch"][:shortest]
-    values = np.array([run.history[name][:shortest] for run in members])
-    if not np.isfinite(values).any():
+def _facts(run: Run) -> dict[str, str]:
+    """The configuration without levels, seed and epochs; as words, so that it can be compared."""
+    facts: dict[str, Any] = {name: value for name, value in run.config.items() if name not in ("seed", "epochs")}
+    optimizer = facts.pop("optimizer", {})
+    facts |= facts.pop("options", {})
+    facts |= {name if name != "name" else "optimizer": value for name, value in optimizer.items()}
+    return {name: json.dumps(value) for name, value in facts.items()}
+
+
+def _looks(families: dict[str, list[Run]]) -> dict[str, dict[str, Any]]:
+    """Colour by variant, style by the rest; where there is one variant only, colours tell the rest apart."""
+    variants = {title: variant_name(members[0]) for title, members in families.items()}
+    if len(set(variants.values())) == 1 and len(families) > 1:
+        return {title: {"color": PALETTE[i % len(PALETTE)]} for i, title in enumerate(families)}
+    looks, seen = {}, dict.fromkeys(variants.values(), 0)
+    for title, variant in variants.items():
+        style = STYLES[seen[variant] % len(STYLES)]
+        looks[title] = {"color": COLOURS.get(variant, PALETTE[-1]), "linestyle": style}
+        seen[variant] += 1
+    return looks
+
+
+def _has_cosine(run: Run) -> bool:
+    return bool(np.isfinite(run.history["cosine"]).any())
+
+
+def _log_helps(axes: Any) -> bool:
+    """Whether all values are above zero and span more than half a decade."""
+    values = np.concatenate([line.get_ydata() for line in axes.get_lines()] or [np.zeros(1)])
+    values = values[np.isfinite(values)]
+    return bool(values.size and values.min() > 0 and values.max() > 3 * values.min())
+
+
+def _log_axis(axes: Any) -> None:
+    """Logarithmic, with plain numbers; with more of them where the values span less than two decades."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _curve(axes: Any, column: str, members: list[Run], title: str, look: dict[str, Any], smooth: int) -> None:
+    columns = [_smoothed(run.history[column], smooth) for run in members]
+    longest = max(len(values) for values in columns)
+    values = np.full((len(members), longest), np.nan)
+    for row, known in zip(values, columns):
+        row[: len(known)] = known
+    seen = np.isfinite(values).any(axis=0)
+    if not seen.any():
         return
-    colour = COLOURS.get(_variant(members[0]), OTHER)
-    label = title + (f" ({len(members)} seeds)" if len(members) > 1 else "")
-    axes.plot(epochs, values.mean(axis=0), style, color=colour, label=label, linewidth=1.4)
+    epochs, values = np.arange(1, longest + 1)[seen], values[:, seen]
+    shorter = sum(len(known) < longest for known in columns)
+    notes = [f"{len(members)} seeds"] * (len(members) > 1) + [f"{shorter} ended early"] * (shorter > 0)
+    label = title + (f" ({', '.join(notes)})" if notes else "")
+    axes.plot(epochs, np.nanmean(values, axis=0), label=label, linewidth=1.4, **look)
     if len(members) > 1:
-        axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+        low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+        axes.fill_between(epochs, low, high, color=look["color"], alpha=0.15, linewidth=0)
+
+
+def _smoothed(values: np.ndarray, width: int) -> np.ndarray:
+    """Running mean over the last `width` values (over fewer at the beginning)."""
+    if width == 1 or not len(values):
+        return values
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    end = np.arange(1, len(values) + 1)
+    begin = np.maximum(end - width, 0)
+    return (sums[end] - sums[begin]) / (end - begin)

@@ -40,6 +40,7 @@ def guidance_problem(
             "target": list(goal), "loss": loss, "hidden": list(hidden), "dtype": np.dtype(kind).name,
             "output_init": output_init,
         },
+        title=f"guidance, {drivers} drivers, {evaders} evaders, rho {rho:g}",
         system=guidance(drivers, evaders, duration / steps, kind),
         controller=mlp((4 * (drivers + evaders), *hidden, 2 * drivers)),
         loss_function=Gathering(drivers, evaders, kind(goal[0]), kind(goal[1])),

@@ -112,6 +112,7 @@ class Problem:
     Attributes
     ----------
     task, options : name and keywords that make this problem again
+    title : the problem in a few words, for pictures
     system, controller, loss_function : structs with methods for the generic functions of `kernels` and `adjoint`
     state_shape, control_shape : shapes of one state and one control
     steps, dt : horizon T and time step [s]
@@ -125,6 +126,7 @@ class Problem:
 
     task: str
     options: dict[str, Any]
+    title: str
     system: System
     controller: Any
     loss_function: Struct
@@ -167,7 +169,7 @@ class Problem:
     def init(self, seed: int = 0) -> np.ndarray:
         """Initial parameters (n_parameters,): Glorot uniform kernels, zero biases; the last kernel as `output_init` says."""
         random, layout = stream(seed, WEIGHTS), self.controller.layout()
-        last = [name for name in layout if name.endswith("kernel")][-1]
+        last = next((name for name in reversed(layout) if name.endswith("kernel")), None)
         parts = []
         for name, shape in layout.items():
             values = np.zeros(shape)

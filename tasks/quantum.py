@@ -48,6 +48,7 @@ def quantum_problem(
             "points": points, "dt": dt, "steps": steps, "target": target, "weights": [first, second], "width": width,
             "loss": loss, "dtype": np.dtype(kind).name, "output_init": output_init,
         },
+        title=f"quantum, target {target}",
         system=quantum(points, dt, kind),
         controller=cnn(points, width),
         loss_function=Overlap(eigenstate(points, target).astype(kind)),

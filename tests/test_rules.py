@@ -157,10 +157,11 @@ def test_rollout_and_sweep(name, random):
 # --- completeness: no kernel without a rule -----------------------------------------------------------------------
 
 VJP_OF = {"step": "step_vjp", "step_batch": "step_batch_vjp", "cost": "cost_vjp", "control": "control_vjp"}
+VJP_OF |= {"control_batch": "control_batch_vjp"}
 # Compiled functions of kernels/ without a rule of their own, and why.
 NOT_DIFFERENTIATED = {
     "pack": "moves parameters; `unpack` moves gradients back (tested through control)",
-    "matmul": "on addresses; its transposes in control_vjp and parameter_vjp are tested through control",
+    "matmul": "on addresses; its transposes in control_batch_vjp and parameter_vjp are tested through control",
     "dot": "on addresses; tested through control",
     "copy": "moves numbers",
     "scale": "used backwards only; tested through control",
