@@ -105,7 +105,7 @@ def text(summary: dict[str, Any]) -> str:
 def text_plot(values: list[float], width: int = 60, height: int = 8) -> list[str]:
     """A curve in plain letters over 1, 2, .. n; logarithmic if it spans more than half a decade above zero."""
     known = np.array([np.nan if value is None else value for value in values], np.float64)
-    bins = np.array_split(known, min(width, len(known)))
+    bins = np.array_split(known, max(1, min(width, len(known))))
     means = np.array([part[np.isfinite(part)].mean() if np.isfinite(part).any() else np.nan for part in bins])
     seen = means[np.isfinite(means)]
     if not seen.size:
@@ -113,7 +113,7 @@ def text_plot(values: list[float], width: int = 60, height: int = 8) -> list[str
     log = bool(seen.min() > 0 and seen.max() > 3 * seen.min())
     heights = np.log10(means) if log else means
     low, high = np.nanmin(heights), np.nanmax(heights)
-    levels = np.zeros(len(means)) if high == low else (heights - low) / (high - low) * (height - 1)
+    levels = np.full(len(means), height - 1.0) if high == low else (heights - low) / (high - low) * (height - 1)
     lines = []
     for level in range(height - 1, -1, -1):
         height_here = low + (high - low) * level / (height - 1)

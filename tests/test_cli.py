@@ -302,3 +302,40 @@ def test_a_second_process_starts_training_within_a_second(tmp_path):
         times.append(time.perf_counter() - begin - first["seconds"])
         process.communicate()
     assert np.median(times) < 1.0, times
+
+
+def test_landscape(run, tmp_path):
+    result = run("landscape", "rotation", "--out", "r.svg", "--json")
+    losses = json.loads(result.out)
+    assert result.code == 0 and list(losses) == ["divergence", "with rotation", "combined"]
+    assert losses["divergence"] < 1e-5 < losses["combined"] < 0.1 < 5 < losses["with rotation"]
+    assert run("landscape", "fields", "--resolution", 21, "--out", "f.pdf").code == 0
+    assert (tmp_path / "r.svg").read_text().startswith("<?xml") and (tmp_path / "f.pdf").read_bytes().startswith(b"%PDF")
+    assert_error(run("landscape", "fields", "--out", "f.pdf"), 5, "exists")
+    assert_error(run("landscape", "fields", "--resolution", 1, "--out", "g.pdf"), 2, "resolution is 1")
+    assert_error(run("landscape", "fields", "--out", "g.jpg"), 2, ".png, .pdf, .svg")
+
+
+def test_trajectories_in_pictures_films_and_numbers(run, tmp_path):
+    train(run)
+    run("cartpole", "simulate", "run.h5", "--count", 3, "--out", "paths.h5")
+    assert run("plot", "run.h5", "--trajectory", 1, "--out", "a.png").code == 0
+    assert run("plot", "paths.h5", "--out", "b.png").code == 0  # has no curves: its trajectories are drawn
+    assert_error(run("plot", "paths.h5", "--trajectory", 3, "--out", "c.png"), 2, "trajectory is 3", "at most 2")
+    assert_error(run("plot", "run.h5", "paths.h5", "--trajectory", 0, "--out", "c.png"), 2, "one file")
+    assert_error(run("plot", "run.h5", "paths.h5", "--out", "c.png"), 4, "paths.h5")
+    assert_error(run("plot", "run.h5", "--smooth", 0, "--out", "c.png"), 2, "smooth is 0")
+    assert_error(run("plot", "run.h5", "--curve", "speed", "--out", "c.png"), 2, "'speed'")
+    assert run("plot", "run.h5", "--curve", "train", "--curve", "cosine", "--smooth", 2, "--out", "c.png").code == 0
+    result = run("animate", "run.h5", "--every", 4, "--dpi", 40, "--out", "film.gif")
+    assert result.code == 0 and "29 pictures" in result.err and (tmp_path / "film.gif").read_bytes().startswith(b"GIF8")
+    assert run("animate", "paths.h5", "--every", 6, "--dpi", 40, "--quiet", "--out", "other.gif").err == ""
+    assert_error(run("animate", "run.h5", "--out", "film.gif"), 5, "exists")
+    assert_error(run("animate", "run.h5", "--out", "film.avi"), 2, ".gif, .mp4")
+    assert_error(run("animate", "run.h5", "--trajectory", 9, "--out", "x.gif"), 2, "trajectory is 9")
+    shown = run("inspect", "run.h5", "--trajectory", 0)
+    assert shown.code == 0 and "trajectory 0, after training" in shown.out
+    assert len(json.loads(run("inspect", "paths.h5", "--trajectory", 2, "--json").out)["trajectory"]["time"]) == 13
+    assert_error(run("inspect", "run.h5", "--trajectory", 9), 2, "trajectory is 9")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"run.h5", "paths.h5", "a.png", "b.png", "c.png", "film.gif", "other.gif"}
