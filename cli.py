@@ -12,6 +12,7 @@ import sys
 import time
 import tomllib
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,6 +146,7 @@ TRAINING: list[Option] = [
     click.option("--batch-size", type=int, default=8, help="States per update."),
     click.option("--train-count", type=int, default=256, help="Training states."),
     click.option("--test-count", type=int, default=256, help="Test states."),
+    click.option("--on-divergence", default="stop", help="stop, or skip: leave out updates that are not finite."),
     click.option("--shuffle/--fixed-order", default=False, help="Order of the training states in each epoch."),
 ]
 
@@ -184,6 +186,7 @@ def _add_task(task: str) -> None:
     @click.option("--out", type=FILE, required=True, help="Run file to write.")
     @click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run file, if there is one.")
     @click.option("--force", is_flag=True, help="Replace an existing file.")
+    @click.option("--checkpoint-seconds", type=float, default=30.0, help="Write the file at least this often [s].")
     @click.option("--quiet", is_flag=True, help="No progress.")
     @click.option("--json", "as_json", is_flag=True, help="One JSON object per epoch on stdout.")
     def train(**options: Any) -> None:
@@ -215,9 +218,17 @@ def _add_task(task: str) -> None:
 
 
 def _train(
-    problem: Any, out: Path, resume: bool, force: bool, quiet: bool, as_json: bool, optimizer: str, **settings: Any
+    problem: Any,
+    out: Path,
+    resume: bool,
+    force: bool,
+    checkpoint_seconds: float,
+    quiet: bool,
+    as_json: bool,
+    optimizer: str,
+    **settings: Any,
 ) -> None:
-    from stablebptt.tasks import optimizers, training
+    from stablebptt.tasks import checks, optimizers, training
 
     rates = {"learning_rate": settings.pop("lr"), "momentum": settings.pop("momentum")}
     rates = {name: value for name, value in rates.items() if value is not None}
@@ -225,11 +236,13 @@ def _train(
         rule = optimizers.from_description({"name": optimizer, **rates})
         chosen = training.Settings(**settings, optimizer=rule)
         training.gates(chosen.variant, problem.steps)
+        checks.real("checkpoint_seconds", checkpoint_seconds, least=0)
     begin = time.monotonic()
     with _progress(chosen.epochs, quiet, as_json) as report:
         run = training.train(
-            problem, **settings, optimizer=rule, out=out, resume=resume, force=force, report=report
-        )
+            problem, **settings, optimizer=rule, out=out, resume=resume, force=force, report=report,
+            checkpoint_seconds=checkpoint_seconds,
+        )  # fmt: skip
     history = run.history
     best = int(history["test_loss"].argmin())
     summary = {
@@ -347,7 +360,7 @@ def _picture(out: Path, force: bool, draw: Callable[[], Any]) -> None:
 
 def _free(out: Path, force: bool) -> None:
     """Find out before the work that a file cannot be written."""
-    from stablebptt.data.run_file import check_folder
+    from stablebptt.data.atomic import check_folder
 
     if out.exists() and not force:
         raise FileExistsError(f"{out} exists; choose another name, or replace it with --force")
@@ -514,8 +527,13 @@ def _terminated(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def _warning_line(message: Any, *unused: Any, **more: Any) -> str:
+    return f"stablebptt: warning: {' '.join(str(message).split())}\n"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and leave with its exit code."""
+    warnings.formatwarning = _warning_line
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _terminated)
     try:

@@ -31,9 +31,10 @@ def control_vjp(controller, theta, x, c_bar, theta_bar, x_bar):
 
 @generic_block
 def control_batch_vjp(controller, weights, tape, x, row, c_bar, x_bar, want_x, slot, start):
-    """Add ``N_x^T c_bar`` to x_bar (n, padded n_state) if `want_x`, for n rows x (n, n_state) that `control_batch` left at `row` of the tape.
+    """Add ``N_x^T c_bar`` to x_bar (n, padded n_state) if `want_x`, for n rows x (n, n_state).
 
-    The cotangents inside the network stay in the tape, slot `slot`, rows start .. start + n, for `parameter_vjp`.
+    `control_batch` has left the activations at `row` of the tape. The cotangents inside the network stay in the tape, slot
+    `slot`, rows start .. start + n, for `parameter_vjp`.
     """
 
 

@@ -4,7 +4,6 @@ The layout is part of the public interface; docs/files.md describes it. `storage
 """
 
 import json
-import os
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from stablebptt.data import storage
 from stablebptt.data.storage import FileFormatError, Group, Variable
 from stablebptt.version import __version__
 
-__all__ = ["HISTORY", "Content", "FileFormatError", "check_folder", "kind", "load", "load_trajectories", "read_any", "save", "save_paths"]
+__all__ = ["HISTORY", "Content", "FileFormatError", "kind", "load", "load_trajectories", "read_any", "save", "save_paths"]
 
 RUN_FORMAT, PATHS_FORMAT = "stablebptt-run", "stablebptt-paths"
 FORMAT_VERSION = 1
@@ -32,6 +31,7 @@ HISTORY = {
     "test_physics_loss": "loss on all test states after the epoch, without the regulariser",
     "gradient_norm2": "mean squared 2-norm of the updates' gradients, combined and clipped",
     "cosine": "mean cosine of the angle between M and R (variant C; NaN for the others)",
+    "skipped": "updates left out because they were not finite (only with on_divergence skip)",
     "seconds": "wall time of the epoch",
 }
 LAYER_AXES = {
@@ -54,19 +54,6 @@ class Content:
     trajectories: dict[str, np.ndarray]
     checkpoint: dict[str, np.ndarray]
     status: str
-
-
-def check_folder(path: Path) -> None:
-    """Raise an OSError with a clear message if no file can be made where `path` lies."""
-    folder = path.parent
-    if not folder.exists():
-        raise FileNotFoundError(f"the folder {folder} does not exist; make it first")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is not a folder")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"no permission to write in the folder {folder}")
 
 
 def save(path: str | Path, run: Any, progress: Any) -> None:
@@ -104,7 +91,9 @@ def load(path: str | Path) -> Content:
         version = attributes.get("format_version")
         raise FileFormatError(f"{path} is a run file of version {version}; this program reads version {FORMAT_VERSION}")
     try:
-        history = {name: groups["history"][name].values for name in HISTORY}
+        columns = groups["history"]
+        columns.setdefault("skipped", _none_skipped(columns["epoch"]))  # the first files have no such column
+        history = {name: columns[name].values for name in HISTORY}
         checkpoint = {name: variable.values for name, variable in groups["checkpoint"].items()}
         return Content(
             config=config_of(attributes, path),
@@ -137,6 +126,10 @@ def load_trajectories(path: str | Path) -> tuple[dict[str, Any], tuple[str, ...]
     if arrays["states"].ndim < 3 or len(words) != arrays["states"].shape[0]:
         raise FileFormatError(f"{path}: the rollouts do not belong together")
     return config_of(attributes, path), tuple(word.replace("_", " ") for word in words), arrays
+
+
+def _none_skipped(epoch: Variable) -> Variable:
+    return Variable(np.zeros_like(epoch.values), ("epoch",), "1", HISTORY["skipped"])
 
 
 def config_of(attributes: Mapping[str, Any], path: Any) -> dict[str, Any]:
@@ -183,7 +176,7 @@ def _attributes(kind: str, config: dict[str, Any], status: str) -> dict[str, Any
 def _history(history: Mapping[str, np.ndarray]) -> Group:
     group = {}
     for name, meaning in HISTORY.items():
-        values = history[name].astype(np.int64) if name == "epoch" else history[name]
+        values = history[name].astype(np.int64) if name in ("epoch", "skipped") else history[name]
         group[name] = Variable(values, ("epoch",), "s" if name == "seconds" else "1", meaning)
     return group
 

@@ -5,12 +5,10 @@ that a reader finds the old file or the new one. Behind the HDF5 image lies a tr
 `read` compares it before HDF5 sees a byte. Files without a trailer (edited with other tools) are checked piece by piece.
 """
 
-import contextlib
 import hashlib
 import io
 import os
 import stat
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+
+from stablebptt.data.atomic import replacing
 
 TRAILER = b"stablebptt-sha2\n"
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -122,40 +122,8 @@ def write(path: str | Path, content: bytes) -> None:
     OSError
         If it cannot be written.
     """
-    path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say which file
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-    _sync_folder(path.parent)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last, where the system can."""
-    if os.name == "nt":
-        return
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with replacing(Path(path)) as beside:
+        beside.write_bytes(content)
 
 
 def read(path: str | Path, formats: Collection[str]) -> tuple[dict[str, Any], dict[str, Group]]:

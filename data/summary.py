@@ -146,8 +146,8 @@ def _trajectory_lines(trajectory: dict[str, Any]) -> list[str]:
         lines.append(f"  trajectory {trajectory['number']}, {phase}, loss {_number(found['loss'])}")
         lines.append("    time | states, flat | controls, flat (they act from this time on)")
         for k, time in enumerate(trajectory["time"]):
-            controls = np.ravel(np.array(found["controls"][k], object)) if k < len(found["controls"]) else []
-            parts = [[time], np.ravel(np.array(found["states"][k], object)), controls]
+            control = found["controls"][k] if k < len(found["controls"]) else []
+            parts = [np.array(part, object).ravel() for part in (time, found["states"][k], control)]
             lines.append("    " + " | ".join(" ".join(_number(value) for value in part) for part in parts))
     return lines
 

@@ -6,6 +6,7 @@ checksum, whatever cannot be read is compiled again, and a folder that cannot be
 The files are pickles: the folder must belong to the user alone, and is refused otherwise.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -58,6 +59,11 @@ def _private(folder: Path) -> bool:
         return True
     status = folder.stat()
     return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
 
 
 @functools.cache
@@ -136,4 +142,6 @@ class KernelCache(_Cache):
                 file.write(hashlib.sha256(payload).digest() + payload)
             os.replace(file.name, path)
         except OSError as error:
-            warnings.warn(f"a compiled kernel could not be kept: {error}", stacklevel=2)
+            with contextlib.suppress(OSError, NameError):
+                os.unlink(file.name)
+            _warn_once(f"compiled kernels could not be kept: {error}")

@@ -1,6 +1,6 @@
 """Cart-pole with P poles: state (1+P, 2), flat ``x, xdot, q_1, w_1, ..`` [m, m/s, rad, rad/s]; control: a force [N].
 
-Angle 0 is upright. Source: docs/method.md, section 3.1; semi-implicit Euler, rates before positions.
+Angle 0 is upright. Source: docs/cartpole.md; semi-implicit Euler, rates before positions.
 """
 
 import math

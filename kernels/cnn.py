@@ -1,6 +1,6 @@
 """Convolutional controller for a wave function: two convolutions of width 3 and stride 2, tanh, and a linear output.
 
-docs/method.md, section 3.3. Input (points, 2): a window of three points is six numbers side by side. Hidden numbers are kept
+docs/quantum.md. Input (points, 2): a window of three points is six numbers side by side. Hidden numbers are kept
 position by position, (positions, rows, padded features), so that every window is a product of rows that lie close together.
 """
 

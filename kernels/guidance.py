@@ -1,7 +1,7 @@
 """Guidance by repulsion: D drivers steer E evaders in the plane.
 
 State (D+E, 2, 2), drivers first, flat per object ``x, y, vx, vy`` [lengths and lengths per time are the paper's]; control (D, 2).
-Source: docs/method.md, section 3.2; explicit Euler for positions and velocities.
+Source: docs/guidance.md; explicit Euler for positions and velocities.
 """
 
 import numpy as np

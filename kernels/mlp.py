@@ -1,4 +1,4 @@
-"""Multilayer perceptron: tanh layers, linear output; docs/method.md, section 3.1.
+"""Multilayer perceptron: tanh layers, linear output; docs/cartpole.md.
 
 Weights live in one padded arena: per hidden layer the kernel (inputs, padded outputs), the bias and a transposed copy for
 the backward pass; the output layer as (outputs, padded inputs), so that both passes read it along rows.

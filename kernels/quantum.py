@@ -2,7 +2,7 @@
 
 State (Nx, 2), flat ``re, im`` of psi_1 .. psi_Nx; control: the tilt c. ``(1 + i dt/2 H) psi' = (1 - i dt/2 H) psi`` with
 ``H = -d^2/dx^2 + c x``. The right-hand matrix is the conjugate of the left one A, so ``psi' = 2 A^-1 psi - psi``: one solve, with
-``A = tridiagonal(-i a, 1 + i (2 a + c x_k dt / 2), -i a)`` and ``a = dt / (2 dx^2)``. Source: docs/method.md, section 3.3.
+``A = tridiagonal(-i a, 1 + i (2 a + c x_k dt / 2), -i a)`` and ``a = dt / (2 dx^2)``. Source: docs/quantum.md.
 """
 
 import numpy as np

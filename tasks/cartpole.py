@@ -1,4 +1,4 @@
-"""The cart-pole as a problem; docs/method.md, section 3.1."""
+"""The cart-pole as a problem; docs/cartpole.md."""
 
 from functools import partial
 from typing import Any

@@ -1,14 +1,13 @@
 """Learning curves, and what all pictures share; drawn with matplotlib."""
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from stablebptt.data.atomic import replacing
 from stablebptt.tasks import checks
 from stablebptt.tasks.training import Run
 
@@ -69,22 +68,8 @@ def save(draw: Callable[[], Any], path: Path) -> None:
     """Draw and write a picture as a whole; the format follows the name."""
     checks.choice("picture format", path.suffix.lower(), FORMATS)
     figure = draw()
-    replace_file(path, lambda beside: figure.savefig(beside, dpi=150))
-
-
-def replace_file(path: Path, write: Callable[[str], None]) -> None:
-    """Let `write` make a file beside `path`, and put it there when it is complete."""
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    try:
-        write(beside)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(beside, 0o666 & ~mask)
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=150)
 
 
 def variant_name(run: Run) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from stablebptt.data.atomic import replacing
 from stablebptt.kernels.quantum import LENGTH
 from stablebptt.tasks import checks
-from stablebptt.tasks.figures import PALETTE, new_figure, replace_file
+from stablebptt.tasks.figures import PALETTE, new_figure
 from stablebptt.tasks.rollout_figures import MOST_LINES, density, herd_window, overlap, plane_window, pole_tips, window
 from stablebptt.tasks.rollouts import Rollouts
 
@@ -54,14 +55,11 @@ def save_film(rollouts: Rollouts, sample: int, path: Path, fps: int = 25, every:
     last = len(rollouts.time) - 1
     steps = [*range(0, last, every), *[last] * (1 + round(REST * fps))]
 
-    def write(beside: str) -> None:
-        writer = PillowWriter(fps=fps) if path.suffix.lower() == ".gif" else FFMpegWriter(fps=fps)
-        with writer.saving(figure, beside, dpi):
-            for step in steps:
-                update(step)
-                writer.grab_frame()
-
-    replace_file(path, write)
+    writer = PillowWriter(fps=fps) if path.suffix.lower() == ".gif" else FFMpegWriter(fps=fps)
+    with replacing(path) as beside, writer.saving(figure, str(beside), dpi):
+        for step in steps:
+            update(step)
+            writer.grab_frame()
     return len(steps)
 
 
@@ -70,7 +68,7 @@ def _cartpole(panels: Any, rollouts: Rollouts, sample: int) -> list[Update]:
     carts = states[..., 0, 0]
     tips_x, tips_y = pole_tips(rollouts, states)
     limits = plane_window(rollouts, carts, tips_x)
-    updates = []
+    updates: list[Update] = []
     for axes, cart, x, y in zip(panels, carts, tips_x, tips_y):
         axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
         axes.set(xlabel="place [m]", aspect="equal", xlim=limits, ylim=(-1.2, 1.2))
@@ -90,7 +88,7 @@ def _cartpole(panels: Any, rollouts: Rollouts, sample: int) -> list[Update]:
 def _guidance(panels: Any, rollouts: Rollouts, sample: int) -> list[Update]:
     places, drivers = rollouts.states[:, sample, :, :, 0], rollouts.problem.options["drivers"]
     limits, notes = herd_window(rollouts, sample)
-    updates = []
+    updates: list[Update] = []
     for axes, path, note in zip(panels, places, notes):
         axes.text(0.03, 0.02, note, transform=axes.transAxes, fontsize="x-small", color="0.3")
         axes.plot(*rollouts.problem.options["target"], "*", color="black", markersize=11)
@@ -119,7 +117,7 @@ def _quantum(panels: Any, rollouts: Rollouts, sample: int) -> list[Update]:
     wanted = density(np.stack([target, 0 * target], axis=-1), options["points"])[1]
     shares = overlap(rollouts, states)
     top, steepest = 1.15 * max(np.nanmax(values), wanted.max()), np.nanmax(np.abs(controls)) or 1.0
-    updates = []
+    updates: list[Update] = []
     for axes, field, tilts, share in zip(panels, values, controls, shares):
         axes.plot(places, wanted, "--", color="black", linewidth=1.0, label=f"eigenstate {options['target']}")
         wave = axes.plot(places, field[0], color=PALETTE[0], linewidth=1.8, label=r"$|\psi|^2$")[0]
@@ -147,7 +145,7 @@ def _anything(panels: Any, rollouts: Rollouts, sample: int) -> list[Update]:
     phases, times = len(rollouts.phases), rollouts.time
     states = rollouts.states[:, sample].reshape(phases, len(times), -1)[..., :MOST_LINES]
     limits = window(states)
-    updates = []
+    updates: list[Update] = []
     for axes, curves in zip(panels, states):
         axes.set(xlabel="time", xlim=(0, times[-1]), ylim=limits)
         lines = [axes.plot([], [], color=PALETTE[k % len(PALETTE)])[0] for k in range(curves.shape[1])]

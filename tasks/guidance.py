@@ -1,4 +1,4 @@
-"""Guidance by repulsion as a problem; docs/method.md, section 3.2."""
+"""Guidance by repulsion as a problem; docs/guidance.md."""
 
 from functools import partial
 from typing import Any

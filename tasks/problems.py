@@ -3,7 +3,7 @@
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,15 @@ def mean_weights(loss: str, steps: int) -> np.ndarray:
     weights = np.zeros(steps + 1)
     weights[-1 if loss == "final" else slice(1, None)] = 1.0 if loss == "final" else 1.0 / steps
     return weights
+
+
+def first_step(bad: Callable[[int], bool], last: int) -> int:
+    """The first step of 1 .. last that is bad, if all after it are (by bisection); `last` if none is."""
+    low, high = 1, last
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if bad(middle) else (middle + 1, high)
+    return low
 
 
 @dataclass(frozen=True)
@@ -253,7 +262,7 @@ class Problem:
         theta, x0 = self._parameters(theta), self._states(x0)
         opened = gates(variant, self.steps, self.dtype)
         result = self.differentiate(theta, x0, opened)
-        self.check(result, x0, opened)
+        self.check(result, theta, x0, opened)
         arrays = {name: getattr(result, name) for name in ("value", "regular", "modified")}
         copies = {name: None if values is None else values.copy() for name, values in arrays.items()}
         return Gradient(**copies, loss=result.loss, norm2=result.norm2, cosine=result.cosine)  # type: ignore[arg-type]
@@ -279,14 +288,32 @@ class Problem:
         cosine = product / norms if norms > 0 else math.nan
         return Gradient(joined, loss, joined2, gradients[0], gradients[1], cosine)
 
-    def check(self, result: Gradient, x0: np.ndarray, opened: Gates) -> None:
+    def check(self, result: Gradient, theta: np.ndarray, x0: np.ndarray, opened: Gates) -> None:
         """Raise DivergedError, with the first bad time step, if a result of `differentiate` is not finite."""
         if math.isfinite(result.loss.total) and math.isfinite(result.norm2):
             return
         path = self._gradient_space(len(x0), len(opened.physics)).path
         self.check_path(path.states, path.controls)
-        what = "gradient" if math.isfinite(result.loss.total) else "loss"
-        raise DivergedError(f"the {what} is not finite, though all states are")
+        if not math.isfinite(result.loss.total):
+            step = first_step(lambda t: not self._finite_until(theta, x0, t), self.steps)
+            raise DivergedError(f"the loss is not finite from time step {step} on, though all states are", step=step)
+        back = first_step(lambda t: not self._finite_backwards(theta, x0, opened, self.steps - t), self.steps)
+        step = self.steps - back
+        raise DivergedError(f"the gradient is not finite from time step {step} backwards, though all states are", step=step)
+
+    def _finite_until(self, theta: np.ndarray, x0: np.ndarray, step: int) -> bool:
+        """Whether the costs of x_1 .. x_step and the controls before are finite together."""
+        weights = np.where(np.arange(self.steps + 1) <= step, self.time_weights, 0.0)
+        part = replace(self, time_weights=weights, _spaces=_Spaces())._evaluate(theta, x0)
+        efforts = np.square(part.controls[:step]).sum(axis=2).sum(axis=0) if self.regularization else np.zeros(1)
+        return bool(np.all(np.isfinite(part.physics)) and np.all(np.isfinite(efforts)))
+
+    def _finite_backwards(self, theta: np.ndarray, x0: np.ndarray, opened: Gates, step: int) -> bool:
+        """Whether the gradient is finite if the sweep goes back no further than to `step`."""
+        closed = np.arange(self.steps) <= step
+        physics, network = (np.where(closed, 0, gates) for gates in (opened.physics, opened.network))
+        part = Gates(physics.astype(self.dtype), network.astype(self.dtype), opened.joined)
+        return math.isfinite(self.differentiate(theta, x0, part).norm2)
 
     def check_path(self, states: np.ndarray, controls: np.ndarray) -> None:
         """Raise DivergedError if a state (T+1, ..) or control (T, ..) is not finite."""

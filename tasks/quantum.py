@@ -1,4 +1,4 @@
-"""Quantum control as a problem; docs/method.md, section 3.3."""
+"""Quantum control as a problem; docs/quantum.md."""
 
 from functools import partial
 from typing import Any

@@ -117,7 +117,7 @@ def _cartpole(rollouts: Rollouts, sample: int) -> Any:
         axes.set(xlabel="place [m] (pale: earlier)", aspect="equal", ylim=(-1.2, 1.2), xlim=plane_window(rollouts, carts, tips_x))
     grid[0][0].set_ylabel("height [m]")
     poles = [f"pole {number + 1}" for number in range(states.shape[2] - 1)]
-    _over_time(grid[1], rollouts, states[..., 1:, 0], "angle [rad] (0: upright)", poles)
+    _over_time(grid[1], rollouts, states[..., 1:, 0], "angle [rad]", poles)
     _over_time(grid[2], rollouts, carts[..., None], "cart [m]", ["cart"])
     _over_time(grid[3], rollouts, controls, "force [N]", ["force"], step=True)
     for axes in grid[3]:

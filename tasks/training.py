@@ -1,5 +1,6 @@
 """Training in plain NumPy: mini-batches, clipping, optimizer, losses after each epoch; docs/method.md, section 4."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.data import run_file
+from stablebptt.data import atomic, run_file
 from stablebptt.tasks import TASKS, checks, optimizers
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import ORDER, TESTING, TRAINING, Problem, stream
@@ -33,11 +34,13 @@ class Settings:
     train_count: int = 256
     test_count: int = 256
     shuffle: bool = False
+    on_divergence: str = "stop"
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("seed", 0), ("batch_size", 1), ("train_count", 1), ("test_count", 1)):
             checks.whole(name, getattr(self, name), least)
         optimizers.clip(np.zeros(1), self.clip, checks.real("clip_at", self.clip_at))
+        checks.choice("on_divergence", self.on_divergence, ("stop", "skip"))
         if not isinstance(self.optimizer, optimizers.Rule):
             raise TypeError(f"optimizer is {self.optimizer!r}; give a rule such as optimizers.adam(0.001)")
 
@@ -105,18 +108,35 @@ def train(
     resume : go on from the checkpoint in `out`, if there is one, to the same result as without a break
     force : replace an existing file
     report : called with a `Progress` after every epoch
-    **settings : clip ("none", "value", "norm"), clip_at, optimizer, batch_size, train_count, test_count, shuffle
+    **settings : clip ("none", "value", "norm"), clip_at, optimizer, batch_size, train_count, test_count, shuffle, on_divergence
+        ("stop", or "skip": leave out updates that are not finite, and count them in the history)
 
     Raises
     ------
     DivergedError
         With epoch, batch and time step; the file then holds the epochs before. Ctrl-C leaves a complete file, too.
+    BlockingIOError
+        If another process writes `out`.
     FileExistsError
         If `out` exists and neither `force` nor `resume` is given.
     """
     chosen = _settings(variant=variant, epochs=epochs, seed=seed, **settings)
     opened = gates(chosen.variant, problem.steps, problem.dtype)
+    checks.real("checkpoint_seconds", checkpoint_seconds, least=0)
     path = None if out is None else _usable(FilePath(out), resume, force)
+    with atomic.locked(path) if path is not None else contextlib.nullcontext():
+        return _train(problem, chosen, opened, path, resume, checkpoint_seconds, report)
+
+
+def _train(
+    problem: Problem,
+    chosen: Settings,
+    opened: Gates,
+    path: FilePath | None,
+    resume: bool,
+    checkpoint_seconds: float,
+    report: Callable[[Progress], None] | None,
+) -> Run:
     progress = _resumed(path, problem, chosen) if path is not None and resume and path.exists() else None
     progress = progress or _start(problem, chosen)
     training = problem.sample(chosen.train_count, chosen.seed, TRAINING)
@@ -180,7 +200,7 @@ def _usable(path: FilePath, resume: bool, force: bool) -> FilePath:
     """Find out before the work, not after it, that a file cannot be written."""
     if path.exists() and not (resume or force):
         raise FileExistsError(f"{path} exists; choose another name, replace it with force, or go on with resume")
-    run_file.check_folder(path)
+    atomic.check_folder(path)
     return path
 
 
@@ -223,41 +243,55 @@ def _epoch(
     begin, epoch = time.perf_counter(), progress.epoch + 1
     theta, state = progress.theta, progress.optimizer
     order = _order(settings, epoch)
-    losses, norms, cosines = [], [], []
+    losses, norms, cosines, skipped = [], [], [], 0
+    skip = settings.on_divergence == "skip"
     for batch, first in enumerate(range(0, settings.train_count, settings.batch_size), 1):
         x0 = training[order[first : first + settings.batch_size]] if settings.shuffle else (
             training[first : first + settings.batch_size]
         )  # fmt: skip
         result = problem.differentiate(theta, x0, opened)
         try:
-            problem.check(result, x0, opened)
+            problem.check(result, theta, x0, opened)
         except DivergedError as error:
+            if skip:
+                skipped += 1
+                continue
             raise _located(problem, error, epoch, batch) from None
         update = optimizers.clip(result.value, settings.clip, settings.clip_at)
+        with np.errstate(over="ignore", invalid="ignore"):  # seen below
+            new_theta, new_state = settings.optimizer.apply(theta, update, state)
+        if skip and not np.all(np.isfinite(new_theta)):
+            skipped += 1
+            continue
+        theta, state = new_theta, new_state
         norms.append(result.norm2 if settings.clip == "none" else float(np.sum(np.square(update, dtype=np.float64))))
         losses.append(result.loss.total)
         cosines.append(result.cosine)
-        theta, state = settings.optimizer.apply(theta, update, state)
     if not np.all(np.isfinite(theta)):
         raise _located(problem, DivergedError("a parameter is not finite"), epoch, None)
-    row: list[Any] = [epoch, np.mean(losses)]
+    row: list[Any] = [epoch, _mean(losses)]
     totals = []
     for name, states in (("training", training), ("test", testing)):
         total, physics = problem.losses(theta, states)
-        if not np.all(np.isfinite(total)):
+        if not skip and not np.all(np.isfinite(total)):
             where = _first_bad_step(problem, theta, states[~np.isfinite(total)][:1])
             lost = DivergedError(f"the loss on the {name} states is not finite{where[0]}", step=where[1])
             raise _located(problem, lost, epoch, None)
         totals.append((total.mean(), physics.mean()))
     (train_loss, train_physics), (test_loss, test_physics) = totals
-    row += [train_loss, test_loss, train_physics, test_physics, np.mean(norms), np.mean(cosines)]
-    row.append(time.perf_counter() - begin)
+    row += [train_loss, test_loss, train_physics, test_physics, _mean(norms), _mean(cosines)]
+    row += [skipped, time.perf_counter() - begin]
     progress = replace(
         progress, epoch=epoch, theta=theta, optimizer=state, history=(*progress.history, tuple(float(value) for value in row))
     )
     if test_loss < progress.best_loss:
         progress = replace(progress, best_theta=theta, best_loss=float(test_loss), best_epoch=epoch)
     return progress
+
+
+def _mean(values: list[float]) -> float:
+    """Mean over the updates that were made; NaN if there was none."""
+    return float(np.mean(values)) if values else math.nan
 
 
 def _order(settings: Settings, epoch: int) -> np.ndarray:

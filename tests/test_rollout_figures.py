@@ -39,7 +39,7 @@ def test_cartpole(rollouts):
     assert figure.get_suptitle() == "cartpole, 2 poles, initial state 1"
     assert len(figure.axes) == 8
     labels = [axes.get_ylabel() for axes in figure.axes[::2]]
-    assert labels == ["height [m]", "angle [rad] (0: upright)", "cart [m]", "force [N]"]
+    assert labels == ["height [m]", "angle [rad]", "cart [m]", "force [N]"]
     for column in (0, 1):
         plane, angles, cart, force = figure.axes[column::2]
         assert f"loss {found.loss[column, 1]:.3g}" in plane.get_title()

@@ -55,13 +55,17 @@ def test_the_numbers_of_a_trajectory(run_path):
     np.testing.assert_allclose(states, run.trajectories["states"][1, 2, 1].ravel(), rtol=1e-6)
     np.testing.assert_allclose(controls, run.trajectories["controls"][1, 2, 1], rtol=1e-6)
     assert lines[-1].endswith("| ")  # no control acts from the last time on
-    with pytest.raises(ValueError, match="trajectory is 4; .* has 4"):
+    with pytest.raises(ValueError, match=r"trajectory is 4; .* has 4"):
         summary.summarize(run_path, 4)
 
 
 @pytest.mark.parametrize(
     ("values", "top", "bottom", "log"),
-    [([8.0, 4.0, 2.0, 1.0], "8", "1", True), ([1.0, 0.9, 0.8, 0.7], "1", "0.7", False), ([2.0, 0.0, None, -1.0], "2", "-1", False)],
+    [
+        ([8.0, 4.0, 2.0, 1.0], "8", "1", True),
+        ([1.0, 0.9, 0.8, 0.7], "1", "0.7", False),
+        ([2.0, 0.0, None, -1.0], "2", "-1", False),
+    ],
 )
 def test_the_text_plot(values, top, bottom, log):
     lines = summary.text_plot(values)

@@ -1,14 +1,22 @@
 """Training: reproducible, resumable, interruptible, loud when it diverges."""
 
+import dataclasses
+import math
 import os
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 
 import stablebptt as sb
+from stablebptt.adjoint.generics import cost_vjp, step_vjp
+from stablebptt.kernels.compiler import implements, like
+from stablebptt.kernels.generics import System, cost, step
+from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import training
+from stablebptt.tasks.problems import Loss, Problem
 from stablebptt.tasks.training import HISTORY
 
 SMALL = {"train_count": 24, "test_count": 10, "batch_size": 8}
@@ -95,27 +103,42 @@ def test_training_learns():
     )
 
 
+PROBLEMS = {
+    "cartpole": {"poles": 2, "hidden": (9, 8)},
+    "guidance": {"drivers": 2, "evaders": 3, "hidden": (9, 8)},
+    "quantum": {"points": 9, "width": 5},
+}
+
+
+def everything_but_seconds(path):
+    """Every dataset of a file, byte for byte."""
+    with h5py.File(path) as file:
+        found = {}
+        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    del found["history/seconds"]
+    return found
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "momentum", "adagrad", "adadelta", "rmsprop"])
 @pytest.mark.parametrize("variant", ["R", "C"])
-def test_resuming_gives_the_uninterrupted_result(tmp_path, optimizer, variant):
+@pytest.mark.parametrize("task", PROBLEMS)
+def test_resuming_gives_the_uninterrupted_result(tmp_path, task, variant, optimizer):
+    problem = sb.problem(task, steps=7, **PROBLEMS[task])
     rule = sb.optimizers.sgd(0.01, 0.9) if optimizer == "momentum" else getattr(sb.optimizers, optimizer)()
     settings = {"variant": variant, "optimizer": rule, "shuffle": True, "clip": "norm"}
-    whole = train(epochs=5, out=tmp_path / "whole.h5", **settings)
-    train(epochs=2, out=tmp_path / "parts.h5", **settings)
-    train(epochs=3, out=tmp_path / "parts.h5", resume=True, **settings)
-    assert_equal_runs(whole, train(epochs=5, out=tmp_path / "parts.h5", resume=True, **settings))
-    assert_equal_runs(sb.load(tmp_path / "whole.h5"), sb.load(tmp_path / "parts.h5"))
+    whole = train(problem, epochs=5, out=tmp_path / "whole.h5", **settings)
+    train(problem, epochs=2, out=tmp_path / "parts.h5", **settings)
+    train(problem, epochs=3, out=tmp_path / "parts.h5", resume=True, **settings)
+    assert_equal_runs(whole, train(problem, epochs=5, out=tmp_path / "parts.h5", resume=True, **settings))
+    first, second = everything_but_seconds(tmp_path / "whole.h5"), everything_but_seconds(tmp_path / "parts.h5")
+    assert first.keys() == second.keys() and {"checkpoint/random_state", "checkpoint/best_loss"} <= first.keys()
+    for name, values in first.items():
+        assert values.tobytes() == second[name].tobytes(), name
 
 
 @pytest.mark.parametrize("task", ["guidance", "quantum"])
-def test_all_tasks_train_resume_and_load(tmp_path, task):
-    options = {"points": 9, "width": 5} if task == "quantum" else {"drivers": 2, "evaders": 3, "hidden": (9, 8)}
-    problem = sb.problem(task, steps=7, **options)
-    whole = train(problem, epochs=4, out=tmp_path / "whole.h5", shuffle=True, clip="value")
-    train(problem, epochs=2, out=tmp_path / "parts.h5", shuffle=True, clip="value")
-    parts = train(problem, epochs=4, out=tmp_path / "parts.h5", shuffle=True, clip="value", resume=True)
-    assert_equal_runs(whole, parts)
-    assert_equal_runs(whole, sb.load(tmp_path / "whole.h5"))
+def test_the_regulariser_is_told_apart(task):
+    whole = train(sb.problem(task, steps=7, **PROBLEMS[task]), epochs=2)
     physics, total = whole.history["test_physics_loss"], whole.history["test_loss"]
     assert np.all(total > physics) if task == "guidance" else np.array_equal(total, physics)
 
@@ -160,6 +183,91 @@ def test_divergence_is_loud_and_keeps_the_epochs_before(tmp_path):
     run = sb.load(tmp_path / "run.h5")
     assert error.epoch == len(run.history["epoch"]) + 1
     assert run.status.startswith("diverged") and np.all(np.isfinite(run.theta))
+
+
+def bad_now_and_then(monkeypatch, kind):
+    """Let every third mini-batch give a gradient that is not finite."""
+    differentiate, batches = Problem.differentiate, {}
+
+    def spoiled(self, theta, x0, opened):
+        number = batches.setdefault(x0.tobytes(), len(batches))
+        result = differentiate(self, theta, x0, opened)
+        if number % 3 < 2:
+            return result
+        if kind == "loss":
+            return dataclasses.replace(result, loss=Loss(math.nan, math.nan))
+        return dataclasses.replace(result, value=result.value * np.float32(3e38), norm2=1.0 if kind == "update" else math.inf)
+
+    monkeypatch.setattr(Problem, "differentiate", spoiled)
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient", "update"])
+def test_updates_that_are_not_finite_can_be_skipped(tmp_path, monkeypatch, kind):
+    bad_now_and_then(monkeypatch, kind)
+    optimizer = sb.optimizers.sgd(100.0)
+    run = train(epochs=3, out=tmp_path / "run.h5", on_divergence="skip", optimizer=optimizer, train_count=48)
+    assert run.status == "complete" and run.history["skipped"].tolist() == [2, 2, 2]
+    assert np.all(np.isfinite(run.theta)) and np.all(np.isfinite(run.history["loss"]))
+    assert sb.load(tmp_path / "run.h5").history["skipped"].tolist() == [2, 2, 2]
+    with pytest.raises(sb.DivergedError, match=r"cartpole diverged in epoch 1"):
+        train(epochs=3, optimizer=optimizer, train_count=48)
+
+
+def test_a_training_that_diverges_for_good_goes_on_if_told_so(tmp_path):
+    problem = small(duration=40.0, output_init="glorot")
+    settings = {"epochs": 60, "variant": "R", "optimizer": sb.optimizers.sgd(1e6)}
+    run = train(problem, out=tmp_path / "run.h5", on_divergence="skip", **settings)
+    assert run.status == "complete" and len(run.history["epoch"]) == 60 and run.history["skipped"].sum() > 0
+    assert np.all(np.isfinite(run.theta)) and np.all(np.isfinite(run.best_theta))
+
+
+class Burst(System):
+    """Forward ``x' = x + c``; backwards every step multiplies by 1e10."""
+
+
+@implements(step, Burst)
+def _burst(system, x, c, x_next):
+    for k in range(x.shape[0]):
+        x_next[k] = x[k] + c[0]
+
+
+@implements(step_vjp, Burst)
+def _burst_vjp(system, x, c, lam, lam_x, lam_c):
+    for v in range(lam.shape[0]):
+        for k in range(x.shape[0]):
+            lam_x[v, k] += like(lam, 1e10) * lam[v, k]
+            lam_c[v, 0] += lam[v, k]
+
+
+class Steep(Struct):
+    """Loss ``x_2^4 / 4`` (the angle of a cart-pole's first pole)."""
+
+
+@implements(cost, Steep)
+def _steep(loss, x):
+    return x[2] * x[2] * x[2] * x[2] / like(x, 4.0)
+
+
+@implements(cost_vjp, Steep)
+def _steep_vjp(loss, x, cost_bar, x_bar):
+    x_bar[2] += cost_bar * x[2] * x[2] * x[2]
+
+
+def test_the_first_bad_time_step_is_named():
+    base = small(steps=12, output_init="glorot")
+    x0, theta = base.sample(2, 1), base.init(1)
+    burst = dataclasses.replace(base, system=Burst())
+    # lam is of order 1 at step 12, 1e10 at step 11, .. and beyond float32 at step 8; the control of step 7 feels it first
+    with pytest.raises(sb.DivergedError, match=r"the gradient is not finite from time step 7 backwards") as caught:
+        burst.gradient(theta, x0, "M")
+    assert caught.value.step == 7
+    grow = dataclasses.replace(base, loss_function=Steep(), time_weights=np.ones(13), system=Burst())
+    x0[:, 1, 0] = 0.0
+    push = np.zeros_like(theta)
+    push[-1] = 1e9  # the bias of the output: x grows by 1e9 a step; 3e9^4 is the first power beyond float32 (3.4e38)
+    with pytest.raises(sb.DivergedError, match=r"the loss is not finite from time step 5 on") as caught:
+        grow.gradient(push, x0, "S")
+    assert caught.value.step == 5
 
 
 def test_files_are_not_overwritten_by_accident(tmp_path):

@@ -1,0 +1,180 @@
+"""Files that are replaced as a whole, and by one process at a time."""
+
+import contextlib
+import errno
+import glob
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+def check_folder(path: Path) -> None:
+    """Raise an OSError with a clear message if no file can be made where `path` lies."""
+    folder = path.parent
+    if not folder.exists():
+        raise FileNotFoundError(f"the folder {folder} does not exist; make it first")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"no permission to write in the folder {folder}")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; when the block ends, the file is synced and renamed.
+
+    On any failure the old file stays and nothing is left behind.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    name = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=_beside(path), suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        yield Path(name)
+        with open(name, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException as error:
+        if name is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+        if isinstance(error, OSError) and (name is None or error.filename in (None, name)):  # say which file it was to become
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from writing `path`; the lock of a dead process is taken over, with the parts it left behind.
+
+    The system's lock on the file `.NAME.lock` decides, which ends with its process; the file's content says who holds it.
+    Where the file system knows no locks, the content decides.
+
+    Raises
+    ------
+    BlockingIOError
+        With process and host, if another process (or thread) holds the lock.
+    """
+    place = path.with_name(f".{path.name}.lock")
+    handle = _take(place, path)
+    try:
+        owner = {"process": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+        os.truncate(handle, 0)
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.write(handle, json.dumps(owner).encode())
+        for part in path.parent.glob(f"{_beside(path, pattern=True)}*"):
+            with contextlib.suppress(OSError):
+                part.unlink()
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(place)
+        os.close(handle)
+
+
+def _take(place: Path, path: Path) -> int:
+    """An open lock file that nobody else has locked."""
+    while True:
+        handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
+        owner = _owner(handle)
+        if not _lock(handle, owner):
+            os.close(handle)
+            who = owner or "another process"
+            raise BlockingIOError(f"{path} is being written by {who}; wait until it ends, or choose another file")
+        if _is_there(handle, place):  # else its last owner has just removed it
+            return handle
+        os.close(handle)
+
+
+def _lock(handle: int, owner: "Owner | None") -> bool:
+    """Lock an open file if nobody else has."""
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, "no locks")
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        return owner is None or owner.is_dead()
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who says to hold a lock."""
+
+    process: int
+    host: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.process} on host {self.host} since {self.since}"
+
+    def is_dead(self) -> bool:
+        """Whether it certainly does not run any more; of other hosts nothing is known."""
+        if self.host != socket.gethostname() or os.name == "nt":
+            return False
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return False
+
+
+def _owner(handle: int) -> Owner | None:
+    """What a lock file says."""
+    try:
+        owner = json.loads(os.read(handle, 1000))
+        return Owner(int(owner["process"]), str(owner["host"]), str(owner["since"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_there(handle: int, place: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(place))
+    except FileNotFoundError:
+        return False
+
+
+def _beside(path: Path, pattern: bool = False) -> str:
+    """How the names of unfinished files begin."""
+    return f".{glob.escape(path.name) if pattern else path.name}.part-"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last, where the system can."""
+    if os.name == "nt":
+        return
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,71 @@
+"""Make every picture and film of the documentation anew: ``python docs/make_pictures.py [FOLDER]``.
+
+Trains what is missing in FOLDER (default: the folder `runs` beside this file), about 20 minutes on one core; broken off runs are
+resumed. Then all pictures in docs/images are drawn.
+"""
+
+import sys
+from pathlib import Path
+
+from stablebptt.cli import main
+
+DOCS = Path(__file__).resolve().parent
+IMAGES = DOCS / "images"
+SEEDS = range(3)
+FILMS = {"cartpole": ("cp-C", 0, 1), "guidance": ("g-C-1", 0, 1), "quantum": ("q3-C", 0, 2)}
+
+
+def command(*words: object) -> None:
+    """One command line, shown and run."""
+    print("stablebptt", *words, flush=True)
+    try:
+        main([str(word) for word in words])
+    except SystemExit as leave:
+        if leave.code:
+            raise
+
+
+def trainings() -> dict[str, list[object]]:
+    """Name of each run and its options."""
+    runs: dict[str, list[object]] = {}
+    for variant in "RMCS":
+        runs[f"cp-{variant}"] = ["cartpole", "--poles", 2, "--variant", variant, "--epochs", 200]
+        for seed in SEEDS:
+            options = ["--regularization", 0.001, "--variant", variant, "--epochs", 300, "--seed", seed]
+            runs[f"g-{variant}-{seed}"] = ["guidance", *options]
+    runs["q3-C"] = ["quantum", "--target", 3, "--variant", "C", "--epochs", 200]
+    for target in (4, 5):
+        for variant in "RC":
+            for seed in SEEDS:
+                options = ["--target", target, "--variant", variant, "--epochs", 200, "--seed", seed]
+                runs[f"q{target}-{variant}-{seed}"] = ["quantum", *options]
+    return runs
+
+
+def train(folder: Path) -> None:
+    for name, (task, *options) in trainings().items():
+        command(task, "train", *options, "--clip", "norm", "--quiet", "--resume", "--out", folder / f"{name}.h5")
+
+
+def draw(folder: Path) -> None:
+    def runs(pattern: str) -> list[Path]:
+        return [folder / f"{name}.h5" for name in trainings() if name.startswith(pattern)]
+
+    for picture in ("fields", "rotation"):
+        command("landscape", picture, "--force", "--out", IMAGES / f"{picture}.png")
+    curves = {"cartpole": "cp-", "guidance": "g-", "quantum4": "q4-", "quantum5": "q5-"}
+    for name, pattern in curves.items():
+        command("plot", *runs(pattern), "--smooth", 5, "--force", "--out", IMAGES / f"{name}.png")
+    for name, (run, sample, every) in FILMS.items():
+        file = folder / f"{run}.h5"
+        command("plot", file, "--trajectory", sample, "--force", "--out", IMAGES / f"{name}-trajectory.png")
+        film = IMAGES / f"{name}.gif"
+        command("animate", file, "--trajectory", sample, "--every", every, "--force", "--out", film)
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS / "runs"
+    place.mkdir(parents=True, exist_ok=True)
+    IMAGES.mkdir(exist_ok=True)
+    train(place)
+    draw(place)

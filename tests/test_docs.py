@@ -1,0 +1,83 @@
+"""The documentation: its snippets run, its links lead somewhere, its pictures are made by its own command."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+import stablebptt as sb
+from stablebptt import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("docs")
+    sb.train(sb.problem("cartpole", poles=2, steps=6, hidden=(5,)), epochs=2, out=folder / "run.h5", train_count=8, test_count=8)
+    return folder
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_snippets_on_files(folder, monkeypatch, number):
+    code = blocks(ROOT / "docs" / "files.md", "python")
+    assert len(code) == 2
+    if "xarray" in code[number]:
+        pytest.importorskip("xarray", reason="xarray is not installed (extra: test)")
+    monkeypatch.chdir(folder)
+    names = {}
+    exec(compile(code[number], "docs/files.md", "exec"), names)
+    run = sb.load("run.h5")
+    assert names["trained"].shape == run.trajectories["states"][1, 0].shape
+    assert float(names["trained"][3, 0, 0]) == run.trajectories["states"][1, 0, 3, 0, 0]
+
+
+def test_the_snippet_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(ROOT / "README.md", "python")
+    names = {}
+    exec(compile(code.replace("epochs=100", "epochs=2"), "README.md", "exec"), names)
+    assert names["x0"].shape == (8, 3, 2) and names["run"].status == "complete"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in link:
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def pictures():
+    specification = importlib.util.spec_from_file_location("make_pictures", ROOT / "docs" / "make_pictures.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_every_picture_is_made_by_the_command(monkeypatch, tmp_path):
+    made, module = set(), pictures()
+    monkeypatch.setattr(module, "main", lambda words: made.add(Path(words[words.index("--out") + 1]).name))
+    module.draw(tmp_path)
+    shown = {Path(link).name for page in PAGES for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))}
+    kept = {path.name for path in (ROOT / "docs" / "images").iterdir()}
+    assert shown <= made and kept == made
+
+
+def test_commands_of_the_pages_exist():
+    """Every command line in the pages parses (its options exist)."""
+    for page in PAGES:
+        for line in re.findall(r"^(?:\.venv/bin/)?stablebptt ([^\n`]*)", page.read_text(encoding="utf-8"), re.MULTILINE):
+            words = line.split("#")[0].split()
+            command = cli.stablebptt
+            while hasattr(command, "commands"):
+                assert words[0] in command.commands, f"{page.name}: {line}"
+                command = command.commands[words.pop(0)]
+            known = {name for parameter in command.params for name in parameter.opts + parameter.secondary_opts}
+            for word in words:
+                assert not word.startswith("--") or word in known, f"{page.name}: {word} in {line}"
