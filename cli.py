@@ -61,8 +61,15 @@ def _read_config(ctx: click.Context, param: Any, path: Path | None) -> Path | No
     if unknown:
         allowed = ", ".join(sorted(name for name in known if name))
         raise click.UsageError(f"{path}: {' '.join(names)} has no option {unknown[0]!r}; choose from {allowed}")
+    parameters = {p.name: p for p in ctx.command.params}
+    given = {name: value if _is_list(parameters[name], value) else str(value) for name, value in given.items()}
     ctx.default_map = {**(ctx.default_map or {}), **given}
     return path
+
+
+def _is_list(parameter: click.Parameter, value: Any) -> bool:
+    """Whether a list may stay one; everything else is read as if it had been typed."""
+    return isinstance(value, list) and (isinstance(parameter.type, Numbers) or getattr(parameter, "multiple", False))
 
 
 def command(group: click.Group, name: str) -> Callable[[Callable], click.Command]:

@@ -24,7 +24,7 @@ def cartpole_problem(
     output_init: str = "zero",
 ) -> Problem:
     """Swing up P poles on one cart within `duration` [s] and T = `steps` time steps."""
-    poles, steps = checks.whole("poles", poles, 1), checks.whole("steps", steps, 1)
+    poles, steps = checks.size("poles", poles), checks.whole("steps", steps, 1)
     duration, hidden = checks.real("duration", duration, above=0), checks.sizes("hidden", hidden)
     loss, kind = checks.choice("loss", loss, LOSSES), checks.precision(dtype)
     output_init = checks.choice("output_init", output_init, OUTPUT_INITS)

@@ -2,14 +2,18 @@
 
 import math
 import operator
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+MOST = 10**9  # of anything that is counted
+LARGEST = 10**6  # number of poles, objects, points, features
 
-def whole(name: str, value: Any, least: int) -> int:
-    """An integer of at least `least`."""
+
+def whole(name: str, value: Any, least: int, most: int = MOST) -> int:
+    """An integer from `least` to `most`."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -18,7 +22,24 @@ def whole(name: str, value: Any, least: int) -> int:
         raise TypeError(f"{name} is {value!r}; it must be a whole number") from None
     if number < least:
         raise ValueError(f"{name} is {number}; it must be at least {least}")
+    if number > most:
+        raise ValueError(f"{name} is {number}; it must be at most {most}")
     return number
+
+
+def size(name: str, value: Any, least: int = 1) -> int:
+    """How many of something a system or network has."""
+    return whole(name, value, least, LARGEST)
+
+
+def memory(what: str, wanted: float) -> None:
+    """Raise a ValueError if `wanted` bytes are more than this machine has."""
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return
+    if wanted > there:
+        raise ValueError(f"{what} would need {wanted / 1e9:.3g} GB of memory; this machine has {there / 1e9:.3g} GB")
 
 
 def index(name: str, value: Any, count: int) -> int:
@@ -65,7 +86,7 @@ def sizes(name: str, value: Any) -> tuple[int, ...]:
         raise TypeError(f"{name} is {value!r}; it must be a sequence of layer sizes such as (100, 100)")
     if len(value) == 0:
         raise ValueError(f"{name} is empty; give at least one hidden layer")
-    return tuple(whole(f"{name}[{i}]", size, 1) for i, size in enumerate(value))
+    return tuple(size(f"{name}[{i}]", width) for i, width in enumerate(value))
 
 
 def point(name: str, value: Any) -> tuple[float, float]:

@@ -46,7 +46,7 @@ def save_film(rollouts: Rollouts, sample: int, path: Path, fps: int = 25, every:
     """Write a film of one initial state, a picture for every `every`-th time step; returns the number of pictures."""
     checks.choice("film format", path.suffix.lower(), FORMATS)
     for name, value in (("fps", fps), ("every", every), ("dpi", dpi)):
-        checks.whole(name, value, 1)
+        checks.whole(name, value, 1, 1000)
     if path.suffix.lower() == ".mp4" and shutil.which("ffmpeg") is None:
         raise ValueError("an .mp4 file needs the program ffmpeg, which is not installed; choose a .gif file")
     from matplotlib.animation import FFMpegWriter, PillowWriter

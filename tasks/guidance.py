@@ -27,7 +27,7 @@ def guidance_problem(
     output_init: str = "zero",
 ) -> Problem:
     """Let D drivers bring E evaders to a target within `duration` and T = `steps` time steps; regularization is rho."""
-    drivers, evaders = checks.whole("drivers", drivers, 1), checks.whole("evaders", evaders, 1)
+    drivers, evaders = checks.size("drivers", drivers), checks.size("evaders", evaders)
     steps, duration = checks.whole("steps", steps, 1), checks.real("duration", duration, above=0)
     rho, goal = checks.real("regularization", regularization, least=0), checks.point("target", target)
     hidden, loss = checks.sizes("hidden", hidden), checks.choice("loss", loss, LOSSES)

@@ -101,7 +101,7 @@ def fields(resolution: int = 121) -> dict[str, np.ndarray]:
     -------
     dict with "theta" (n,), "loss", "R", "M", "C"; the first axis is theta_2, the second theta_1
     """
-    theta = np.linspace(-REACH, REACH, checks.whole("resolution", resolution, 2))
+    theta = np.linspace(-REACH, REACH, checks.whole("resolution", resolution, 2, 2000))
     problem, x0 = walk_problem(), np.array([[START]])
     found: dict[str, np.ndarray] = {"theta": theta, "loss": np.empty((resolution, resolution))}
     found |= {name: np.empty((resolution, resolution, 2)) for name in "RMC"}

@@ -21,6 +21,7 @@ from stablebptt.tasks.variants import Gates, gates
 WEIGHTS, STATES, TRAINING, TESTING, ORDER = range(5)
 # Activations of all time steps are kept up to this many bytes; beyond, they are computed again, chunk by chunk.
 TAPE_BYTES = 1 << 28
+LARGEST_SEED = 2**63 - 1  # as files keep it
 # States that are rolled out together where no gradient is asked for.
 EVALUATION_BATCH = 64
 OUTPUT_INITS = ("glorot", "zero")
@@ -71,7 +72,7 @@ class Gradient:
 
 def stream(seed: int, purpose: int, *more: int) -> np.random.Generator:
     """The random numbers of one seed for one purpose."""
-    return np.random.default_rng([checks.whole("seed", seed, 0), purpose, *more])
+    return np.random.default_rng([checks.whole("seed", seed, 0, LARGEST_SEED), purpose, *more])
 
 
 def mean_weights(loss: str, steps: int) -> np.ndarray:
@@ -154,6 +155,10 @@ class Problem:
     regularization: float = 0.0
     _spaces: _Spaces = field(default_factory=_Spaces, repr=False)
 
+    def __post_init__(self) -> None:
+        paths = (self.steps + 1.0) * EVALUATION_BATCH * (self.n_state + self.n_control)
+        checks.memory(self.title, np.dtype(self.dtype).itemsize * (paths + 10.0 * self.n_parameters))
+
     @property
     def n_parameters(self) -> int:
         return self.controller.n_parameters
@@ -173,7 +178,8 @@ class Problem:
 
     def sample(self, count: int, seed: int = 0, purpose: int = STATES) -> np.ndarray:
         """Random initial states (count, *state_shape); `purpose` tells apart the streams of one seed."""
-        return self.draw(stream(seed, purpose), checks.whole("count", count, 1)).astype(self.dtype)
+        checks.memory(f"{checks.whole('count', count, 1)} states", 16.0 * count * self.n_state)
+        return self.draw(stream(seed, purpose), count).astype(self.dtype)
 
     def init(self, seed: int = 0) -> np.ndarray:
         """Initial parameters (n_parameters,): Glorot uniform kernels, zero biases; the last kernel as `output_init` says."""

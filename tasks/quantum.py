@@ -29,14 +29,14 @@ def quantum_problem(
 
     points: Nx; weights: of the two states in the initial superposition; width: features of the convolutions.
     """
-    points, steps = checks.whole("points", points, 8), checks.whole("steps", steps, 1)
-    dt, width = checks.real("dt", dt, above=0), checks.whole("width", width, 1)
+    points, steps = checks.size("points", points, 8), checks.whole("steps", steps, 1)
+    dt, width = checks.real("dt", dt, above=0), checks.size("width", width)
     target = checks.whole("target", target, 1)
     if target > points:
         raise ValueError(f"target is {target}; with {points} points it must be at most {points}")
     first, second = checks.point("weights", weights)
-    if min(first, second) < 0 or max(first, second) == 0:
-        raise ValueError(f"weights are {(first, second)}; none may be negative and one must be positive")
+    if min(first, second) < 0 or not 1e-9 <= max(first, second) <= 1e9:
+        raise ValueError(f"weights are {(first, second)}; none may be negative, and the larger one must be between 1e-9 and 1e9")
     loss, kind = checks.choice("loss", loss, LOSSES), checks.precision(dtype)
     output_init = checks.choice("output_init", output_init, OUTPUT_INITS)
     time_weights = np.zeros(steps + 1)

@@ -13,7 +13,7 @@ import numpy as np
 from stablebptt.data import atomic, run_file
 from stablebptt.tasks import TASKS, checks, optimizers
 from stablebptt.tasks.errors import DivergedError
-from stablebptt.tasks.problems import ORDER, TESTING, TRAINING, Problem, stream
+from stablebptt.tasks.problems import LARGEST_SEED, ORDER, TESTING, TRAINING, Problem, stream
 from stablebptt.tasks.variants import Gates, gates
 
 HISTORY = tuple(run_file.HISTORY)
@@ -38,7 +38,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("seed", 0), ("batch_size", 1), ("train_count", 1), ("test_count", 1)):
-            checks.whole(name, getattr(self, name), least)
+            checks.whole(name, getattr(self, name), least, LARGEST_SEED if name == "seed" else checks.MOST)
         optimizers.clip(np.zeros(1), self.clip, checks.real("clip_at", self.clip_at))
         checks.choice("on_divergence", self.on_divergence, ("stop", "skip"))
         if not isinstance(self.optimizer, optimizers.Rule):
@@ -123,6 +123,9 @@ def train(
     chosen = _settings(variant=variant, epochs=epochs, seed=seed, **settings)
     opened = gates(chosen.variant, problem.steps, problem.dtype)
     checks.real("checkpoint_seconds", checkpoint_seconds, least=0)
+    batch = min(chosen.batch_size, chosen.train_count)
+    row = (problem.steps + 1.0) * (problem.n_state + problem.n_control) + 4.0 * problem.controller.width
+    checks.memory(f"mini-batches of {batch}", np.dtype(problem.dtype).itemsize * batch * row)
     path = None if out is None else _usable(FilePath(out), resume, force)
     with atomic.locked(path) if path is not None else contextlib.nullcontext():
         return _train(problem, chosen, opened, path, resume, checkpoint_seconds, report)

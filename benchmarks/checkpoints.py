@@ -1,0 +1,58 @@
+"""What checkpoints and the search for divergence cost: ``python benchmarks/checkpoints.py``.
+
+A checkpoint is the whole run file, with its history; at the default it is written every 30 s at most. The search looks at two
+numbers per update (the loss and the gradient's squared norm, which the kernel computes anyway).
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import stablebptt as sb
+from stablebptt.tasks import training
+from stablebptt.tasks.training import TESTING, Settings
+from stablebptt.tasks.variants import gates
+
+EPOCHS, REPEATS, INTERVAL = 1000, 15, 30.0
+
+
+def median_seconds(function, repeats):
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def measure(task, folder, **options):
+    problem = sb.problem(task, **options)
+    run = sb.train(problem, "C", 1, out=folder / f"{task}.h5")
+    settings = Settings(epochs=EPOCHS)
+    testing = problem.sample(settings.test_count, 0, TESTING)
+    row = tuple(run.history[name][0] for name in training.HISTORY)
+    theta = run.theta
+    state = settings.optimizer.init(theta)
+    progress = training.Progress(EPOCHS, theta, state, theta, 1.0, 1, tuple(row for _ in range(EPOCHS)))
+
+    def save():
+        training.run_file.save(folder / "long.h5", training._run(problem, settings, progress, testing, "running"), progress)
+
+    seconds = median_seconds(save, REPEATS)
+    x0, opened = problem.sample(8), gates("C", problem.steps, problem.dtype)
+    result = problem.differentiate(theta, x0, opened)
+    update = median_seconds(lambda: problem.differentiate(theta, x0, opened), 200)
+    look = median_seconds(lambda: problem.check(result, theta, x0, opened), 2000)
+    size = (folder / "long.h5").stat().st_size
+    print(
+        f"{task:<10} checkpoint {1e3 * seconds:6.1f} ms, {size / 1e3:5.0f} kB, "
+        f"{100 * seconds / INTERVAL:.3f} % of {INTERVAL:.0f} s;  "
+        f"looking for divergence {1e6 * look:.2f} us of an update's {1e3 * update:.3f} ms ({100 * look / update:.3f} %)"
+    )
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        for task, options in (("cartpole", {"poles": 2}), ("guidance", {}), ("quantum", {})):
+            measure(task, Path(name), **options)

@@ -1,0 +1,169 @@
+"""Whatever is given to a command or written into its config file: a valid run, or one line that says what is wrong."""
+
+import json
+import signal
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import stablebptt as sb
+from stablebptt import cli
+
+# What is enough for a training of a few milliseconds; a drawn option replaces it.
+SMALL = {"steps": "4", "epochs": "2", "train-count": "12", "test-count": "5"}
+SMALL_OF = {
+    "cartpole": {"hidden": "5"},
+    "guidance": {"hidden": "5", "drivers": "1", "evaders": "2"},
+    "quantum": {"points": "8", "width": "3"},
+}
+BEYOND = [-(10**30), -1, 0, 10**12, 10**30]
+ODD = st.one_of(
+    st.text(max_size=6),
+    st.sampled_from([str(n) for n in BEYOND]),
+    st.sampled_from(["nan", "inf", "-inf", "1e400", "1e-320", "", " ", "--out", "1,2,3", "0x10", "1_0", "٣", "True"]),
+)
+
+
+def whole(least, most):
+    return st.integers(least, most).map(str) | ODD
+
+
+def real(least, most):
+    return st.floats(least, most).map(str) | ODD
+
+
+def word(*words):
+    return st.sampled_from(words) | ODD
+
+
+HIDDEN = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(lambda sizes: ",".join(map(str, sizes))) | ODD
+POINT = st.tuples(st.floats(-3, 3), st.floats(-3, 3)).map(lambda p: f"{p[0]},{p[1]}") | ODD
+COMMON = {
+    "steps": whole(1, 9),
+    "loss": word("final", "continuous"),
+    "dtype": word("float32", "float64"),
+    "output-init": word("glorot", "zero"),
+    "variant": word(*"RMSNC"),
+    "epochs": whole(1, 3),
+    "seed": whole(0, 2**70),
+    "clip": word("none", "value", "norm"),
+    "clip-at": real(1e-3, 1e3),
+    "optimizer": word("adam", "sgd", "adagrad", "adadelta", "rmsprop"),
+    "lr": real(1e-6, 1e6),
+    "momentum": real(0, 1),
+    "batch-size": whole(1, 20),
+    "train-count": whole(1, 20),
+    "test-count": whole(1, 9),
+    "on-divergence": word("stop", "skip"),
+    "checkpoint-seconds": real(0, 100),
+}
+OPTIONS = {
+    "cartpole": {"poles": whole(1, 5), "duration": real(1e-3, 50), "hidden": HIDDEN},
+    "guidance": {
+        "drivers": whole(1, 3), "evaders": whole(1, 4), "regularization": real(0, 10), "target": POINT,
+        "duration": real(1e-3, 50), "hidden": HIDDEN,
+    },
+    "quantum": {"target": whole(1, 8), "points": whole(8, 12), "dt": real(1e-3, 10), "weights": POINT, "width": whole(1, 6)},
+}  # fmt: skip
+CHOICES = {task: st.fixed_dictionaries({}, optional={**COMMON, **more}) for task, more in OPTIONS.items()}
+# A config file may hold any type of value.
+TOML = st.one_of(
+    st.integers(-(2**62), 2**62),
+    st.floats(allow_nan=True),
+    st.booleans(),
+    st.text(max_size=6),
+    st.lists(st.integers(-2, 9) | st.text(max_size=3), max_size=3),
+    st.dictionaries(st.sampled_from("ab"), st.integers(0, 3), max_size=2),
+)
+CONFIGS = {
+    task: st.dictionaries(st.sampled_from([*COMMON, *more, "nonsense", "out"]), TOML, max_size=3)
+    for task, more in OPTIONS.items()
+}
+FUZZ = settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+)
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Run a training; it must end well, or say in one line why not, and leave no file behind."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(task, options, *more):
+        for path in tmp_path.glob("*.h5"):
+            path.unlink()
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        code, previous = 0, signal.getsignal(signal.SIGTERM)
+        try:
+            cli.main([task, "train", *words, *more, "--out", "run.h5", "--quiet"])
+        except SystemExit as leave:
+            code = leave.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        err = capsys.readouterr().err
+        if code == 0:
+            assert err == "" and sb.load("run.h5").status == "complete"
+        else:
+            assert err.count("\n") == 1 and err.startswith("stablebptt: ") and "Traceback" not in err, err
+            if code == 3:  # wild settings may diverge: that is a valid run that ended badly, and its file says so
+                assert "diverged in epoch" in err and sb.load("run.h5").status.startswith("diverged")
+            else:
+                assert code == 2 and not (tmp_path / "run.h5").exists(), (code, err)
+        return code
+
+    return run
+
+
+@pytest.mark.parametrize("task", OPTIONS)
+def test_options(task, call):
+    codes = set()
+
+    @FUZZ
+    @given(CHOICES[task])
+    @example({})
+    @example({"seed": str(2**63 - 1)})
+    @example({"lr": "1e300", "optimizer": "sgd"})
+    def fuzz(options):
+        codes.add(call(task, {**SMALL, **SMALL_OF[task], **options}))
+
+    fuzz()
+    assert {0, 2} <= codes
+
+
+@pytest.mark.parametrize("task", OPTIONS)
+def test_config_files(task, call, tmp_path):
+    codes = set()
+
+    @FUZZ
+    @given(CONFIGS[task])
+    @example({})
+    @example({"epochs": 1.5})
+    @example({"batch-size": True})
+    def fuzz(content):
+        content = {**SMALL, **SMALL_OF[task], **content}
+        lines = [f"{name} = {toml(value)}" for name, value in content.items()]
+        (tmp_path / "some.toml").write_text(f"[{task}.train]\n" + "\n".join(lines), encoding="utf-8")
+        codes.add(call(task, {}, "--config", "some.toml"))
+
+    fuzz()
+    assert {0, 2} <= codes
+
+
+def test_numbers_in_config_files_are_not_bent(call, tmp_path):
+    for name, value in (("epochs", 1.5), ("batch-size", True), ("hidden", [2.5]), ("steps", "four"), ("poles", [1])):
+        lines = [f"{key} = {toml(item)}" for key, item in {**SMALL, "hidden": [5], name: value}.items()]
+        (tmp_path / "some.toml").write_text("[cartpole.train]\n" + "\n".join(lines), encoding="utf-8")
+        assert call("cartpole", {}, "--config", "some.toml") == 2, name
+
+
+def toml(value):
+    if isinstance(value, str):
+        return json.dumps(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {toml(item)}" for name, item in value.items()) + "}"
+    return repr(value)
