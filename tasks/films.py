@@ -11,7 +11,16 @@ from stablebptt.data.atomic import replacing
 from stablebptt.kernels.quantum import LENGTH
 from stablebptt.tasks import checks
 from stablebptt.tasks.figures import PALETTE, new_figure
-from stablebptt.tasks.rollout_figures import MOST_LINES, density, herd_window, overlap, plane_window, pole_tips, window
+from stablebptt.tasks.rollout_figures import (
+    MOST_LINES,
+    density,
+    herd_window,
+    overlap,
+    plane_window,
+    pole_tips,
+    target_state,
+    window,
+)
 from stablebptt.tasks.rollouts import Rollouts
 
 FORMATS = (".gif", ".mp4")
@@ -112,7 +121,7 @@ def _guidance(panels: Any, rollouts: Rollouts, sample: int) -> list[Update]:
 
 def _quantum(panels: Any, rollouts: Rollouts, sample: int) -> list[Update]:
     states, controls = rollouts.states[:, sample], rollouts.controls[:, sample, :, 0]
-    options, target = rollouts.problem.options, rollouts.problem.loss_function.target
+    options, target = rollouts.problem.options, target_state(rollouts)
     places, values = density(states, options["points"])
     wanted = density(np.stack([target, 0 * target], axis=-1), options["points"])[1]
     shares = overlap(rollouts, states)

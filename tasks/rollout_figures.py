@@ -27,9 +27,21 @@ def headings(rollouts: Rollouts, sample: int) -> list[str]:
     return [f"{phase}: loss {loss:.3g}" for phase, loss in zip(rollouts.phases, rollouts.loss[:, sample])]
 
 
+def pole_length(rollouts: Rollouts) -> float:
+    """Length of the cart-pole's poles [m]."""
+    system: Any = rollouts.problem.system
+    return 2 * float(system.half_length)
+
+
+def target_state(rollouts: Rollouts) -> np.ndarray:
+    """The eigenstate (Nx,) that quantum control is to reach."""
+    loss: Any = rollouts.problem.loss_function
+    return loss.target.astype(np.float64)
+
+
 def pole_tips(rollouts: Rollouts, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the poles (.., P) in the plane, of states (.., 1+P, 2) [m]; angle 0 points up."""
-    length = 2 * float(rollouts.problem.system.half_length)
+    length = pole_length(rollouts)
     angles = states[..., 1:, 0]
     return states[..., :1, 0] + length * np.sin(angles), length * np.cos(angles)
 
@@ -44,8 +56,7 @@ def density(states: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
 
 def overlap(rollouts: Rollouts, states: np.ndarray) -> np.ndarray:
     """``|<psi, target>|^2`` (..) of states (.., Nx, 2)."""
-    target = rollouts.problem.loss_function.target.astype(np.float64)
-    return np.sum((target @ states.astype(np.float64)) ** 2, axis=-1)
+    return np.sum((target_state(rollouts) @ states.astype(np.float64)) ** 2, axis=-1)
 
 
 def window(values: np.ndarray, margin: float = 0.05) -> tuple[float, float]:
@@ -58,7 +69,7 @@ def window(values: np.ndarray, margin: float = 0.05) -> tuple[float, float]:
 
 def plane_window(rollouts: Rollouts, carts: np.ndarray, tips: np.ndarray) -> tuple[float, float]:
     """Limits along the rail [m] that hold the carts and the ends of the poles; never narrower than the poles are long."""
-    reach = 2.4 * float(rollouts.problem.system.half_length)
+    reach = 1.2 * pole_length(rollouts)
     low, high = window(np.concatenate([carts.ravel(), tips.ravel()]))
     middle, half = (low + high) / 2, max((high - low) / 2, reach)
     return middle - half, middle + half
