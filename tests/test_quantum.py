@@ -154,7 +154,7 @@ def test_initial_states():
         ({"target": 33}, ValueError, "at most 32"),
         ({"dt": 0}, ValueError, "dt is 0"),
         ({"width": 0}, ValueError, "width is 0"),
-        ({"weights": (0, 0)}, ValueError, "one must be positive"),
+        ({"weights": (0, 0)}, ValueError, "must be between 1e-9 and 1e9"),
         ({"weights": (1, 2, 3)}, TypeError, "two numbers"),
     ],
 )
