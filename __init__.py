@@ -5,6 +5,7 @@ from stablebptt.tasks import optimizers, problem
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.optimizers import clip
 from stablebptt.tasks.problems import Problem
+from stablebptt.tasks.sweeps import sweep
 from stablebptt.tasks.training import Run, load, train
 from stablebptt.version import __version__
 
@@ -18,5 +19,6 @@ __all__ = [
     "load",
     "optimizers",
     "problem",
+    "sweep",
     "train",
 ]

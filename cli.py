@@ -453,6 +453,140 @@ def animate(file: Path, out: Path, trajectory: int, fps: int, every: int, dpi: i
         click.echo(f"{out}: {pictures} pictures, {pictures / fps:.1f} s", err=True)
 
 
+@command(stablebptt, "sweep")
+@click.argument("plan", type=FILE, required=False, metavar="[PLAN.toml]")
+@click.option("--out", type=FILE, required=True, help="Folder for the run files.")
+@click.option("--paper", help="The published runs instead of a plan: cartpole, guidance, quantum or all.")
+@click.option("--seeds", help="Seeds instead of the plan's: one, or a range such as 0:10.")
+@click.option("--epochs", type=int, help="Epochs instead of the plan's.")
+@click.option("--jobs", type=int, help="Processes on this machine.  [default: all cores]")
+@click.option("--resume", is_flag=True, help="Go on with a folder that holds runs of this plan.")
+@click.option("--retry-failed", is_flag=True, help="Try runs again that diverged or failed before.")
+@click.option("--dry-run", is_flag=True, help="List the runs and an estimate of their time.")
+@click.option("--task-index", type=int, metavar="K", help="Only run K, counted from 0, in this process (for job arrays).")
+@click.option("--dask", metavar="ADDRESS", help="Send the runs to a Dask cluster: scheduler address or scheduler file.")
+@click.option("--gather", is_flag=True, help="With --dask: workers send the files back (no shared folder).")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per event on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def sweep(
+    plan: Path | None, out: Path, paper: str | None, seeds: str | None, epochs: int | None, jobs: int | None, resume: bool,
+    retry_failed: bool, dry_run: bool, task_index: int | None, dask: str | None, gather: bool, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Train all runs of a plan, each into a file of its own.
+
+    Exit code 0 if all runs are complete, 3 if some diverged, 1 if some failed.
+    """
+    from stablebptt.tasks import checks, sweeps
+
+    if (plan is None) == (paper is None):
+        raise click.UsageError("give either a plan or --paper")
+    if gather and dask is None:
+        raise click.UsageError("--gather goes with --dask")
+    with _usage():
+        chosen: Any = int(seeds) if seeds is not None and seeds.isdecimal() else seeds
+        runs = sweeps.paper_plan(paper, chosen, epochs) if plan is None else sweeps.read_plan(plan, chosen, epochs)
+        if jobs is not None:
+            checks.whole("jobs", jobs, 1)
+        if task_index is not None:
+            checks.index("task index", task_index, len(runs))
+    if dry_run:
+        _dry_run(sweeps.estimate(runs), jobs or sweeps.cores(), as_json)
+        return
+    if task_index is not None:
+        outcomes = [sweeps.run_one(runs[task_index], out, retry_failed)]
+        _print(_event(outcomes[0]), as_json)
+    else:
+        with _usage():
+            executor = None if dask is None else sweeps.dask_executor(dask)
+        with _sweep_progress(quiet, as_json) as report:
+            outcomes = sweeps.sweep(
+                runs, out, jobs=jobs, executor=executor, resume=resume, retry_failed=retry_failed, gather=gather, report=report
+            )
+        _sweep_table(outcomes, as_json)
+    _sweep_verdict(outcomes)
+
+
+def _dry_run(seconds: dict[str, float], jobs: int, as_json: bool) -> None:
+    for name, estimate in seconds.items():
+        _print({"run": name, "seconds": estimate}, True) if as_json else click.echo(f"{name:<70} {_duration(estimate)}")
+    total = sum(seconds.values())
+    summary = {"runs": len(seconds), "core_seconds": total, "jobs": jobs, "seconds": total / min(jobs, max(len(seconds), 1))}
+    if as_json:
+        _print(summary, True)
+    else:
+        click.echo(f"{len(seconds)} runs, about {_duration(total)} on one core, {_duration(summary['seconds'])} with {jobs} jobs")
+
+
+def _event(outcome: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"event": "ended", **{name: value for name, value in asdict(outcome).items() if value != ""}}
+
+
+@contextmanager
+def _sweep_progress(quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]]:
+    """Something to report a sweep to: a line on a terminal, now and then one elsewhere."""
+    live = sys.stderr.isatty() and not quiet
+    shown = -math.inf
+
+    def line(progress: Any) -> None:
+        nonlocal shown
+        done, bad = progress.count("complete"), progress.count("failed", "diverged")
+        facts = {"done": done, "running": progress.running, "failed": bad, "total": progress.total}
+        if as_json and progress.ended is not None:
+            _print(_event(progress.ended) | facts | {"seconds_left": progress.seconds_left}, True)
+        now = time.monotonic()
+        if quiet or (now - shown < (0.2 if live else 10.0) and done + bad < progress.total):
+            return
+        shown = now
+        left = f", {_duration(progress.seconds_left)} left" if math.isfinite(progress.seconds_left) else ""
+        text = f"{done} of {progress.total} runs done, {progress.running} running, {bad} failed or diverged{left}"
+        click.echo(f"\r{text}\x1b[K" if live else text, nl=not live, err=True)
+
+    try:
+        yield line
+    finally:
+        if live and shown > 0:
+            click.echo("", err=True)
+
+
+def _sweep_table(outcomes: list[Any], as_json: bool) -> None:
+    if as_json:
+        statuses = sorted({outcome.status for outcome in outcomes})
+        _print({"event": "finished"} | {s: sum(o.status == s for o in outcomes) for s in statuses}, True)
+        return
+    width = max(len(outcome.name) for outcome in outcomes)
+    click.echo(f"{'run':<{width}}  {'status':<11} {'epochs':>6} {'test loss':>10} {'best':>10} {'seconds':>8}")
+    for o in outcomes:
+        numbers = f"{o.epochs:>6} {o.test_loss:>10.4g} {o.best_test_loss:>10.4g} {o.seconds:>8.1f}"
+        click.echo(f"{o.name:<{width}}  {o.status:<11} {numbers}  {o.message}".rstrip())
+
+
+def _sweep_verdict(outcomes: list[Any]) -> None:
+    from stablebptt.tasks.errors import DivergedError
+
+    counts = {status: sum(o.status == status for o in outcomes) for status in ("failed", "busy", "interrupted", "diverged")}
+    if counts["failed"] or counts["busy"]:
+        first = next(o for o in outcomes if o.status in ("failed", "busy"))
+        others = counts["failed"] + counts["busy"]
+        raise click.ClickException(f"{others} of {len(outcomes)} runs failed; the first: {first.name}: {first.message}")
+    if counts["interrupted"]:
+        raise KeyboardInterrupt
+    if counts["diverged"]:
+        raise DivergedError(f"{counts['diverged']} of {len(outcomes)} runs diverged")
+
+
+@command(stablebptt, "report")
+@click.argument("folder", type=FILE, metavar="FOLDER")
+@click.option("--json", "as_json", is_flag=True, help="The counts as a JSON object.")
+@click.option("--quiet", is_flag=True, help="No messages.")
+def report(folder: Path, as_json: bool, quiet: bool) -> None:
+    """Collect the runs of a sweep: a table (report.h5), a page (report.md, report.html) and the published figures with bands."""
+    from stablebptt.tasks import reports
+
+    _print(reports.write(folder), as_json)
+
+
 @stablebptt.group("landscape")
 def landscape() -> None:
     """Two pictures that explain the method."""

@@ -40,22 +40,22 @@ def learning_curves(runs: list[Run], curves: tuple[str, ...] = ("test", "update"
     checks.whole("smooth", smooth, 1)
     for name in curves:
         checks.choice("curve", name, tuple(CURVES))
-    families = _families(runs)
-    looks = _looks(families)
+    found = families(runs)
+    looks = _looks(found)
     drawn = [name for name in curves if name != "cosine" or any(_has_cosine(run) for run in runs)]
     if not drawn:
         raise ValueError("only runs of variant C have a cosine of M and R; choose another curve")
     figure = new_figure(4.6 * len(drawn), 3.6)
     for axes, name in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn):
         column, label = CURVES[name]
-        for title, members in families.items():
+        for title, members in found.items():
             _curve(axes, column, members, title, looks[title], smooth)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         if name == "cosine":
             axes.set_ylim(-1.05, 1.05)
-        elif _log_helps(axes):
-            _log_axis(axes)
+        elif log_helps([axes]):
+            log_axis(axes)
         axes.grid(True, alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False, fontsize="small")
@@ -78,7 +78,7 @@ def variant_name(run: Run) -> str:
     return variant if isinstance(variant, str) else "schedule"
 
 
-def _families(runs: list[Run]) -> dict[str, list[Run]]:
+def families(runs: list[Run]) -> dict[str, list[Run]]:
     """Runs that differ in nothing but seed and epochs, named by the variant and by what tells them from the others."""
     facts = [_facts(run) for run in runs]
     names = sorted({name for known in facts for name in known})
@@ -117,14 +117,14 @@ def _has_cosine(run: Run) -> bool:
     return bool(np.isfinite(run.history["cosine"]).any())
 
 
-def _log_helps(axes: Any) -> bool:
+def log_helps(panels: list[Any]) -> bool:
     """Whether all values are above zero and span more than half a decade."""
-    values = np.concatenate([line.get_ydata() for line in axes.get_lines()] or [np.zeros(1)])
+    values = np.concatenate([line.get_ydata() for axes in panels for line in axes.get_lines()] or [np.zeros(1)])
     values = values[np.isfinite(values)]
     return bool(values.size and values.min() > 0 and values.max() > 3 * values.min())
 
 
-def _log_axis(axes: Any) -> None:
+def log_axis(axes: Any) -> None:
     """Logarithmic, with plain numbers; with more of them where the values span less than two decades."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 

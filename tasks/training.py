@@ -120,7 +120,7 @@ def train(
     FileExistsError
         If `out` exists and neither `force` nor `resume` is given.
     """
-    chosen = _settings(variant=variant, epochs=epochs, seed=seed, **settings)
+    chosen = make_settings(variant=variant, epochs=epochs, seed=seed, **settings)
     opened = gates(chosen.variant, problem.steps, problem.dtype)
     checks.real("checkpoint_seconds", checkpoint_seconds, least=0)
     batch = min(chosen.batch_size, chosen.train_count)
@@ -191,7 +191,16 @@ def problem_of(config: dict[str, Any], path: Any) -> Problem:
         raise run_file.FileFormatError(f"{path}: the configuration makes no problem ({error})") from None
 
 
-def _settings(**given: Any) -> Settings:
+def settings_of(config: dict[str, Any]) -> Settings:
+    """The settings that a configuration describes."""
+    given = {name: config[name] for name in Settings.__dataclass_fields__}
+    variant = given["variant"]
+    given["variant"] = variant if isinstance(variant, str) else tuple(variant)
+    return Settings(**{**given, "optimizer": optimizers.from_description(given["optimizer"])})
+
+
+def make_settings(**given: Any) -> Settings:
+    """Settings, with a clear message if there is no such option."""
     unknown = set(given) - set(Settings.__dataclass_fields__)
     if unknown:
         allowed = ", ".join(Settings.__dataclass_fields__)
