@@ -14,7 +14,7 @@ import tomllib
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -496,9 +496,8 @@ def sweep(
         outcomes = [sweeps.run_one(runs[task_index], out, retry_failed)]
         _print(_event(outcomes[0]), as_json)
     else:
-        with _usage():
-            executor = None if dask is None else sweeps.dask_executor(dask)
-        with _sweep_progress(quiet, as_json) as report:
+        cluster = nullcontext() if dask is None else sweeps.dask_executor(dask)
+        with cluster as executor, _sweep_progress(quiet, as_json) as report:
             outcomes = sweeps.sweep(
                 runs, out, jobs=jobs, executor=executor, resume=resume, retry_failed=retry_failed, gather=gather, report=report
             )

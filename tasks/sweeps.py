@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -406,6 +407,9 @@ class _Drive:
                         else:
                             lost = Outcome(planned.name, FAILED, message=f"the worker died {attempts} times ({error})")
                             self._end(planned, lost, flying, waiting)
+                    except Exception as error:  # of the executor: `_trained` itself reports what goes wrong
+                        lost = Outcome(planned.name, FAILED, message=f"{type(error).__name__}: {error}")
+                        self._end(planned, lost, flying, waiting)
                 if broken and waiting:
                     waiting.extend(flying.values())
                     flying.clear()
@@ -485,13 +489,24 @@ def _compile(runs: list[Planned]) -> None:
         made.losses(theta, x0)
 
 
-def dask_executor(address: str) -> Executor:
-    """Executor of a Dask cluster, by the scheduler's address or by its file."""
+@contextmanager
+def dask_executor(address: str) -> Iterator[Executor]:
+    """Executor of a Dask cluster, by the scheduler's address or by its file; the connection ends with the block.
+
+    Raises
+    ------
+    ValueError
+        If the package distributed is not installed.
+    OSError
+        If there is no such cluster.
+    """
     try:
         from distributed import Client
     except ImportError:
         raise ValueError("--dask needs the package distributed; install stablebptt[dask]") from None
-    client = Client(scheduler_file=address) if Path(address).exists() else Client(address, timeout="10s")
-    return client.get_executor(pure=False)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters comes back as an error
+    where = {"scheduler_file": address} if Path(address).exists() else {"address": address}
+    with Client(**where, timeout="5s") as client:
+        yield client.get_executor(pure=False)
 
 

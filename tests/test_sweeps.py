@@ -1,0 +1,387 @@
+"""Sweeps: plans, resuming, dying workers, other executors, a real Dask cluster."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import stablebptt as sb
+from stablebptt.tasks import sweeps
+from stablebptt.tasks.sweeps import make_plan, paper_plan
+
+SMALL = {"steps": 6, "hidden": [5]}
+TRAIN = {"variant": ["R", "C"], "clip": "norm", "seed": "0:2", "epochs": 3, "train_count": 16, "test_count": 8}
+PLAN = {"task": "cartpole", "options": {**SMALL, "poles": [1, 2]}, "train": TRAIN}
+# Runs of a few seconds, so that there is time to kill somebody.
+LONG = {"task": "cartpole", "options": SMALL, "train": {**TRAIN, "variant": "R", "epochs": 1500, "seed": "0:3"}}
+
+
+def write_plan(path, plan):
+    def value(item):
+        return json.dumps(item)
+
+    lines = [f"task = {value(plan['task'])}"]
+    for table in ("options", "train"):
+        lines += [f"[{table}]", *(f"{name} = {value(item)}" for name, item in plan.get(table, {}).items())]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def everything(path):
+    run = sb.load(path)
+    history = {name: values for name, values in run.history.items() if name != "seconds"}
+    return [run.theta, run.best_theta, *history.values(), *run.trajectories.values()]
+
+
+def assert_same(folder, other, runs):
+    for planned in runs:
+        for a, b in zip(everything(folder / planned.name), everything(other / planned.name)):
+            np.testing.assert_array_equal(a, b)
+
+
+def trained_alone(runs, folder):
+    for planned in runs:
+        assert sweeps.run_one(planned, folder).status == "complete"
+    return folder
+
+
+# --- plans --------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_a_product_with_seeds_outermost():
+    runs = make_plan(PLAN)
+    key = [(r.config["seed"], r.config["options"]["poles"], r.config["variant"]) for r in runs]
+    assert key == [(s, p, v) for s in (0, 1) for p in (1, 2) for v in "RC"]
+    assert all(r.config["options"]["hidden"] == [5] and r.config["epochs"] == 3 for r in runs)
+    assert len({r.name for r in runs}) == 8
+    assert re.fullmatch(r"cartpole-1-pole-R-norm-seed0-[0-9a-f]{8}\.h5", runs[0].name)
+
+
+def test_the_published_runs():
+    runs = paper_plan("all")
+    assert len(runs) == 132 and len({run.name for run in runs}) == 132
+    assert [len(paper_plan(name)) for name in sweeps.PAPER] == [48, 48, 36]
+    assert {run.config["epochs"] for run in runs} == {1000} and {run.config["seed"] for run in runs} == {0}
+    assert {run.config["clip"] for run in runs} == {"none", "value", "norm"}
+    more = paper_plan("quantum", "0:10", 5)
+    assert len(more) == 360 and more[-1].config["seed"] == 9 and more[0].config["epochs"] == 5
+    with pytest.raises(ValueError, match="unknown paper 'fusion'; choose from cartpole, guidance, quantum, all"):
+        paper_plan("fusion")
+
+
+def test_lists_that_are_one_value():
+    runs = make_plan({"task": "guidance", "options": {"target": [1, 2], "hidden": [[5], [6, 7]], "evaders": [2, 3]}})
+    assert [run.config["options"]["hidden"] for run in runs] == [[5], [5], [6, 7], [6, 7]]
+    assert runs[0].config["options"]["target"] == [1.0, 2.0]
+    assert len(make_plan({"task": "quantum", "options": {"target": [3, 4], "weights": [[1, 1], [3, 1]]}})) == 4
+
+
+def test_a_run_alone_has_the_configuration_of_the_plan(tmp_path):
+    planned = make_plan({**PLAN, "train": {**TRAIN, "optimizer": "sgd", "momentum": [0.5, 0.9], "learning_rate": 0.1}})[1]
+    sweeps.run_one(planned, tmp_path)
+    assert sb.load(tmp_path / planned.name).config == planned.config
+    assert planned.config["optimizer"] == {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tasks": 1}, "unknown entry 'tasks'"),
+        ({"task": 3}, "needs a task"),
+        ({"task": "pendulum"}, "unknown task 'pendulum'"),
+        ({"options": []}, r"\[options\] must be a table"),
+        ({"options": {"pole": 1}}, "no option 'pole'"),
+        ({"train": {"variants": "R"}}, "no option variants"),
+        ({"train": {"variant": "X"}}, "unknown variant 'X'"),
+        ({"train": {"seed": "5:5"}}, "empty range"),
+        ({"train": {"seed": "five"}}, "seed is 'five'"),
+        ({"train": {"clip": []}}, "clip is an empty list"),
+        ({"train": {"optimizer": "newton"}}, "unknown optimizer"),
+        ({"train": {"momentum": 0.9}}, "momentum"),
+    ],
+)
+def test_bad_plans(tmp_path, change, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        make_plan({**PLAN, **change})
+    if change.get("options") != []:
+        with pytest.raises(ValueError, match=r"plan\.toml: .*"):
+            sweeps.read_plan(write_plan(tmp_path / "plan.toml", {**PLAN, **change}) if "tasks" not in change else bad(tmp_path))
+
+
+def bad(folder):
+    (folder / "plan.toml").write_text('task = "cartpole"\ntasks = 1\n')
+    return folder / "plan.toml"
+
+
+# --- running ------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_gives_what_each_run_gives_alone(tmp_path):
+    runs, told = make_plan(PLAN), []
+    outcomes = sb.sweep(runs, tmp_path / "sweep", jobs=2, report=told.append)
+    assert [o.name for o in outcomes] == [r.name for r in runs] and {o.status for o in outcomes} == {"complete"}
+    assert_same(tmp_path / "sweep", trained_alone(runs, tmp_path / "alone"), runs)
+    ended = [progress.ended.name for progress in told if progress.ended is not None]
+    assert sorted(ended) == sorted(r.name for r in runs)
+    assert told[-1].count("complete") == told[-1].total == 8 and told[-1].seconds_left == 0
+    assert max(progress.running for progress in told) <= 2
+    best = sb.load(tmp_path / "sweep" / runs[0].name).history["test_loss"].min()
+    assert outcomes[0].best_test_loss == best and outcomes[0].epochs == 3
+    assert {path.suffix for path in (tmp_path / "sweep").iterdir()} == {".h5"}
+
+
+def test_complete_runs_are_skipped_and_broken_off_ones_resumed(tmp_path):
+    runs = make_plan(PLAN)
+    trained_alone(runs, tmp_path / "alone")
+    folder = tmp_path / "sweep"
+    sweeps.run_one(runs[0], folder)
+    stamp = (folder / runs[0].name).stat().st_mtime_ns
+
+    def stop(progress):
+        if progress.epoch == 1:
+            raise KeyboardInterrupt
+
+    settings = {name: runs[1].config[name] for name in ("variant", "clip", "epochs", "seed", "train_count", "test_count")}
+    with pytest.raises(KeyboardInterrupt):
+        problem = sb.problem("cartpole", **runs[1].config["options"])
+        sb.train(problem, out=folder / runs[1].name, report=stop, **settings)
+    assert sweeps.outcome_of(folder / runs[1].name).status == "interrupted"
+    with pytest.raises(FileExistsError, match="holds 2 runs of this plan"):
+        sb.sweep(runs, folder, jobs=1)
+    with ThreadPoolExecutor(2) as executor:
+        outcomes = sb.sweep(runs, folder, executor=executor, resume=True)
+    assert {o.status for o in outcomes} == {"complete"}
+    assert (folder / runs[0].name).stat().st_mtime_ns == stamp
+    assert_same(folder, tmp_path / "alone", runs)
+
+
+COUNTS = {"train_count": 16, "test_count": 8}
+WILD = {"task": "cartpole", "options": {**SMALL, "output_init": "glorot"}}
+WILD["train"] = {"variant": "R", "epochs": 5, "optimizer": "sgd", "learning_rate": [1e39, 1e-3], **COUNTS}
+
+
+def test_failures_are_reported_and_kept_until_told_otherwise(tmp_path, monkeypatch):
+    runs = make_plan(WILD)
+    with ThreadPoolExecutor(1) as executor:
+        first = sb.sweep(runs, tmp_path, executor=executor)
+        assert [o.status for o in first] == ["diverged", "complete"]
+        assert "cartpole diverged in epoch" in first[0].message
+        assert sb.sweep(runs, tmp_path, executor=executor, resume=True) == first
+        called = []
+        monkeypatch.setattr(sweeps, "_trained", lambda config, path: called.append(path) or first[0])
+        sb.sweep(runs, tmp_path, executor=executor, resume=True, retry_failed=True)
+        assert called == [str(tmp_path / runs[0].name)]
+
+
+def test_errors_leave_a_note(tmp_path, monkeypatch):
+    runs = make_plan(PLAN)[:2]
+    good = sweeps.training.train
+
+    def broken(problem, **settings):
+        if settings["variant"] == "R":
+            raise RuntimeError("out of luck")
+        return good(problem, **settings)
+
+    monkeypatch.setattr(sweeps.training, "train", broken)
+    with ThreadPoolExecutor(1) as executor:
+        outcomes = sb.sweep(runs, tmp_path, executor=executor)
+        assert [(o.status, o.message) for o in outcomes] == [("failed", "RuntimeError: out of luck"), ("complete", "")]
+        assert sb.sweep(runs, tmp_path, executor=executor, resume=True)[0].message == "RuntimeError: out of luck"
+        monkeypatch.setattr(sweeps.training, "train", good)
+        again = sb.sweep(runs, tmp_path, executor=executor, resume=True, retry_failed=True)
+    assert [o.status for o in again] == ["complete", "complete"]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".h5"}
+
+
+def test_a_run_that_another_process_writes_is_left_to_it(tmp_path):
+    from stablebptt.data.atomic import locked
+
+    (planned,) = make_plan({**PLAN, "options": SMALL, "train": {**TRAIN, "variant": "R", "seed": 0}})
+    with locked(tmp_path / planned.name):
+        outcome = sweeps.run_one(planned, tmp_path)
+    assert outcome.status == "busy" and str(os.getpid()) in outcome.message
+
+
+# --- killing ------------------------------------------------------------------------------------------------------
+
+posix = pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
+
+
+def start(folder, plan, *more):
+    words = ["sweep", str(plan), "--out", "sweep", "--jobs", "2", "--json", "--quiet", *more]
+    command = [sys.executable, "-m", "stablebptt", *words]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def children(pid):
+    """Processes that a process has started to compute (not multiprocessing's tracker)."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat") as file:
+                    parent = int(file.read().rpartition(")")[2].split()[1])
+                with open(f"/proc/{entry}/cmdline") as file:
+                    words = file.read()
+            except OSError:
+                continue
+            if parent == pid and "spawn_main" in words:
+                found.append(int(entry))
+    return found
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.02)
+
+
+@posix
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="workers are found in /proc")
+@pytest.mark.parametrize("victim", ["worker", "sweep", "sweep, softly"])
+def test_nothing_is_lost_when_something_is_killed(tmp_path, victim):
+    plan, runs = write_plan(tmp_path / "plan.toml", LONG), make_plan(LONG)
+    trained_alone(runs, tmp_path / "alone")
+    process = start(tmp_path, plan)
+    wait_until(lambda: len(list((tmp_path / "sweep").glob(".*.lock"))) == 2)  # both workers train
+    workers = children(process.pid)
+    assert len(workers) == 2
+    time.sleep(0.3)
+    if victim == "worker":
+        os.kill(workers[0], signal.SIGKILL)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    else:
+        process.send_signal(signal.SIGKILL if victim == "sweep" else signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == (-signal.SIGKILL if victim == "sweep" else 130), err
+        wait_until(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers))
+        saved = [path for path in (tmp_path / "sweep").glob("*.h5")]
+        assert saved and all(len(sb.load(path).history["epoch"]) > 0 for path in saved)  # the workers saved before they left
+        process = start(tmp_path, plan, "--resume")
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    assert "Traceback" not in err, err
+    assert json.loads(out.splitlines()[-1]) == {"event": "finished", "complete": 3}
+    assert_same(tmp_path / "sweep", tmp_path / "alone", runs)
+
+
+# --- Dask ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A scheduler and two workers, each a process of its own; gives the scheduler's file and the workers."""
+    pytest.importorskip("distributed", reason="distributed is not installed (extra: dask)")
+    file = tmp_path / "scheduler.json"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
+    options = ["--scheduler-file", str(file)]
+    scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", *options, "--no-dashboard", "--port", "0"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", *options, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+    processes = [subprocess.Popen(scheduler, **quiet)]
+    try:
+        wait_until(lambda: file.exists() and file.stat().st_size > 0)
+        processes += [subprocess.Popen(worker, **quiet) for _ in range(2)]
+        yield file, processes[1:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@posix
+def test_a_dask_cluster_that_loses_a_worker(tmp_path, cluster):
+    file, workers = cluster
+    runs, folder, told = make_plan(LONG), tmp_path / "sweep", []
+    trained_alone(runs, tmp_path / "alone")
+    def kill_one(progress):
+        told.append(progress)
+        if workers[0].poll() is None and len(list(folder.glob(".*.lock"))) == 2:
+            workers[0].kill()
+
+    with sweeps.dask_executor(str(file)) as executor:
+        executor._client.wait_for_workers(2, timeout=60)
+        outcomes = sb.sweep(runs, folder, executor=executor, report=kill_one)
+    assert workers[0].poll() == -signal.SIGKILL and workers[1].poll() is None
+    assert [o.status for o in outcomes] == ["complete"] * 3, outcomes
+    assert_same(folder, tmp_path / "alone", runs)
+
+
+@posix
+def test_dask_workers_without_a_shared_folder(tmp_path, cluster, capsys, monkeypatch):
+    from stablebptt import cli
+
+    monkeypatch.chdir(tmp_path)
+    plan, runs = write_plan(tmp_path / "plan.toml", PLAN), make_plan(PLAN)
+    words = ["sweep", str(plan), "--out", "sweep", "--dask", str(cluster[0]), "--gather", "--json", "--quiet"]
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        cli.main(words)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[-1] == {"event": "finished", "complete": 8}
+    assert_same(tmp_path / "sweep", trained_alone(runs, tmp_path / "alone"), runs)
+
+
+def test_a_cluster_that_is_not_there(tmp_path, monkeypatch):
+    pytest.importorskip("distributed", reason="distributed is not installed (extra: dask)")
+    with pytest.raises(OSError, match=r"127\.0\.0\.1:9"):
+        with sweeps.dask_executor("tcp://127.0.0.1:9"):
+            pass
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ValueError, match=r"stablebptt\[dask\]"):
+        with sweeps.dask_executor("tcp://127.0.0.1:9"):
+            pass
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def run(folder, *words):
+    command = [sys.executable, "-m", "stablebptt", *map(str, words)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def test_the_command(tmp_path):
+    plan = write_plan(tmp_path / "plan.toml", PLAN)
+    listed = run(tmp_path, "sweep", plan, "--out", "s", "--dry-run")
+    assert listed.returncode == 0 and "8 runs, about" in listed.stdout and not (tmp_path / "s").exists()
+    assert listed.stdout.count("cartpole-") == 8
+    one = run(tmp_path, "sweep", plan, "--out", "s", "--task-index", 3, "--json")
+    assert json.loads(one.stdout)["name"] == make_plan(PLAN)[3].name and len(list((tmp_path / "s").iterdir())) == 1
+    for words, code, message in (
+        ([plan, "--out", "s"], 5, "holds 1 runs"),
+        (["--out", "s"], 2, "either a plan or --paper"),
+        ([plan, "--out", "s", "--paper", "all"], 2, "either a plan or --paper"),
+        ([plan, "--out", "s", "--task-index", 8], 2, "task index is 8"),
+        ([plan, "--out", "s", "--seeds", "x"], 2, "seed is 'x'"),
+        ([plan, "--out", "s", "--jobs", 0], 2, "jobs is 0"),
+        ([plan, "--out", "s", "--gather"], 2, "--dask"),
+        (["absent.toml", "--out", "s"], 5, "absent.toml"),
+        ([plan, "--out", plan], 5, "is not a folder"),
+        (["--paper", "fusion", "--out", "s"], 2, "unknown paper"),
+    ):
+        result = run(tmp_path, "sweep", *words)
+        assert result.returncode == code and result.stderr.count("\n") == 1 and message in result.stderr, (words, result)
+    whole = run(tmp_path, "sweep", plan, "--out", "s", "--resume", "--seeds", "0", "--jobs", 1)
+    assert whole.returncode == 0, whole
+    assert "4 of 4 runs done" in whole.stderr and whole.stdout.count("complete") == 4
+
+
+def test_the_command_says_what_diverged(tmp_path):
+    plan = write_plan(tmp_path / "plan.toml", WILD)
+    result = run(tmp_path, "sweep", plan, "--out", "s", "--quiet", "--jobs", 1)
+    assert result.returncode == 3 and result.stderr == "stablebptt: 1 of 2 runs diverged\n", result
+    shutil.rmtree(tmp_path / "s")
+    result = run(tmp_path, "sweep", plan, "--out", "s", "--quiet", "--task-index", 0)
+    assert result.returncode == 3 and "status: diverged" in result.stdout
