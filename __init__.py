@@ -1,8 +1,10 @@
 """Stabilised backpropagation through time: neural controllers trained through physics simulators."""
 
+from stablebptt.adjoint.c_interface import c_header, cfunc_address
 from stablebptt.data.storage import FileFormatError
 from stablebptt.tasks import optimizers, problem
 from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks.minimize import minimize_fun
 from stablebptt.tasks.optimizers import clip
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.sweeps import sweep
@@ -15,8 +17,11 @@ __all__ = [
     "Problem",
     "Run",
     "__version__",
+    "c_header",
+    "cfunc_address",
     "clip",
     "load",
+    "minimize_fun",
     "optimizers",
     "problem",
     "sweep",

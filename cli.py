@@ -158,6 +158,31 @@ TRAINING: list[Option] = [
 ]
 
 
+FILES: list[Option] = [
+    click.option("--out", type=FILE, required=True, help="Run file to write."),
+    click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run file, if there is one."),
+    click.option("--force", is_flag=True, help="Replace an existing file."),
+    click.option("--checkpoint-seconds", type=float, default=30.0, help="Write the file at least this often [s]."),
+    click.option("--quiet", is_flag=True, help="No progress."),
+    click.option("--json", "as_json", is_flag=True, help="One JSON object per epoch on stdout."),
+]
+ROLLOUTS: list[Option] = [
+    click.argument("run_file", type=FILE, metavar="RUN.h5"),
+    click.option("--count", type=int, default=16, help="Initial states to draw."),
+    click.option("--seed", type=int, default=1, help="Decides the initial states."),
+    click.option("--out", type=FILE, required=True, help="File to write."),
+    click.option("--best", is_flag=True, help="The weights of the lowest test loss, not the last ones."),
+    click.option("--force", is_flag=True, help="Replace an existing file."),
+    click.option("--json", "as_json", is_flag=True, help="A JSON object on stdout."),
+    click.option("--quiet", is_flag=True, help="No messages."),
+]
+CHECKS: list[Option] = [
+    click.option("--seed", type=int, default=0, help="Decides where the derivatives are taken."),
+    click.option("--json", "as_json", is_flag=True, help="One JSON object per line."),
+    click.option("--quiet", is_flag=True, help="No messages."),
+]
+
+
 def _options(options: list[Option]) -> Option:
     def decorate(function: Callable) -> Callable:
         for option in reversed(options):
@@ -189,36 +214,20 @@ def _add_task(task: str) -> None:
     group.help = f"Train and try controllers for {task}; what is not given is as published."
 
     @command(group, "train")
-    @_options(PROBLEMS[task] + COMMON + TRAINING)
-    @click.option("--out", type=FILE, required=True, help="Run file to write.")
-    @click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run file, if there is one.")
-    @click.option("--force", is_flag=True, help="Replace an existing file.")
-    @click.option("--checkpoint-seconds", type=float, default=30.0, help="Write the file at least this often [s].")
-    @click.option("--quiet", is_flag=True, help="No progress.")
-    @click.option("--json", "as_json", is_flag=True, help="One JSON object per epoch on stdout.")
+    @_options(PROBLEMS[task] + COMMON + TRAINING + FILES)
     def train(**options: Any) -> None:
         """Train a controller and write a run file."""
         given = {name: options.pop(name) for name in names}
         _train(_problem(task, given), **options)
 
     @command(group, "simulate")
-    @click.argument("run_file", type=FILE, metavar="RUN.h5")
-    @click.option("--count", type=int, default=16, help="Initial states to draw.")
-    @click.option("--seed", type=int, default=1, help="Decides the initial states.")
-    @click.option("--out", type=FILE, required=True, help="File to write.")
-    @click.option("--best", is_flag=True, help="The weights of the lowest test loss, not the last ones.")
-    @click.option("--force", is_flag=True, help="Replace an existing file.")
-    @click.option("--json", "as_json", is_flag=True, help="A JSON object on stdout.")
-    @click.option("--quiet", is_flag=True, help="No messages.")
+    @_options(ROLLOUTS)
     def simulate(**options: Any) -> None:
         """Roll the trained controller of a run file out from new initial states."""
         _simulate(task, **options)
 
     @command(group, "check")
-    @_options(PROBLEMS[task] + COMMON)
-    @click.option("--seed", type=int, default=0, help="Decides where the derivatives are taken.")
-    @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
-    @click.option("--quiet", is_flag=True, help="No messages.")
+    @_options(PROBLEMS[task] + COMMON + CHECKS)
     def check(seed: int, as_json: bool, quiet: bool, **given: Any) -> None:
         """Test the adjoints against finite differences, in float64."""
         _check(_problem(task, given | {"dtype": "float64"}), seed, as_json)
@@ -316,12 +325,22 @@ def _print(data: dict[str, Any], as_json: bool) -> None:
 
 
 def _simulate(
-    task: str, run_file: Path, count: int, seed: int, out: Path, best: bool, force: bool, as_json: bool, quiet: bool
+    task: str,
+    run_file: Path,
+    count: int,
+    seed: int,
+    out: Path,
+    best: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    problem: Any = None,
 ) -> None:
     from stablebptt.data import run_file as files
     from stablebptt.tasks import training
 
-    run = training.load(run_file)
+    with _usage():
+        run = training.load(run_file, problem)
     if run.problem.task != task:
         raise click.UsageError(f"{run_file} is a run of {run.problem.task}; use 'stablebptt {run.problem.task} simulate'")
     _free(out, force)
@@ -338,6 +357,11 @@ def _check(problem: Any, seed: int, as_json: bool) -> None:
 
     with _usage():
         found = check.check(problem, seed)
+    _findings(found, as_json)
+
+
+def _findings(found: list[Any], as_json: bool) -> None:
+    """A table of findings, and an error if one is wrong."""
     if not as_json:
         click.echo(f"{'function':<26}{'argument':<14}{'relative error':>16}  (finite differences, float64)")
     for finding in found:
@@ -354,6 +378,85 @@ def _check(problem: Any, seed: int, as_json: bool) -> None:
 
 for _task in PROBLEMS:
     _add_task(_task)
+
+
+class Setting(click.ParamType):
+    """An argument such as poles=3; the value is read as TOML, and as a word if it is none."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        name, sign, text = str(value).partition("=")
+        if not sign or not name.isidentifier():
+            self.fail(f"{value!r} is not of the form name=value", param, ctx)
+        try:
+            return name, tomllib.loads(f"x = {text}")["x"]
+        except tomllib.TOMLDecodeError:
+            return name, text
+
+
+OWN: list[Option] = [
+    click.argument("source", metavar="MODULE:FUNCTION"),
+    click.option("--set", "arguments", type=Setting(), multiple=True, help="Argument name=value of the function; repeatable."),
+]
+
+
+def _own(source: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
+    """The problem that a function of the user's makes."""
+    from stablebptt.tasks.custom import from_source
+
+    with _usage():
+        return from_source(source, **dict(arguments))
+
+
+@stablebptt.group("custom")
+def custom() -> None:
+    """Train and try controllers for a system of your own; MODULE:FUNCTION makes the problem."""
+
+
+@command(custom, "train")
+@_options(OWN + TRAINING + FILES)
+def custom_train(source: str, arguments: Any, **options: Any) -> None:
+    """Train a controller and write a run file."""
+    _train(_own(source, arguments), **options)
+
+
+@command(custom, "simulate")
+@_options(OWN + ROLLOUTS)
+def custom_simulate(source: str, arguments: Any, **options: Any) -> None:
+    """Roll the trained controller of a run file out from new initial states."""
+    _simulate("custom", problem=_own(source, arguments), **options)
+
+
+@command(custom, "check")
+@_options([*OWN, *CHECKS])
+def custom_check(source: str, arguments: Any, seed: int, as_json: bool, quiet: bool) -> None:
+    """Test the adjoints against finite differences, in float64."""
+    from stablebptt.tasks.custom import in_float64
+
+    _check(in_float64(_own(source, arguments)), seed, as_json)
+
+
+@command(stablebptt, "check")
+@click.argument("source", metavar="MODULE:NAME")
+@_options(CHECKS)
+def check(source: str, seed: int, as_json: bool, quiet: bool) -> None:
+    """Test a system of your own against finite differences: a class, or a function that makes a problem."""
+    from stablebptt.kernels.generics import System
+    from stablebptt.tasks import check as checking
+    from stablebptt.tasks.custom import find, in_float64
+
+    with _usage():
+        found = find(source)
+        if isinstance(found, type) and issubclass(found, System):
+            found = found()
+        results = checking.check_system(found, seed) if isinstance(found, System) else None
+    if results is None:
+        _check(in_float64(_own(source, ())), seed, as_json)
+    else:
+        _findings(results, as_json)
 
 
 def _picture(out: Path, force: bool, draw: Callable[[], Any]) -> None:

@@ -1,18 +1,23 @@
 """Make every picture and film of the documentation anew: ``python docs/make_pictures.py [FOLDER]``.
 
-Trains what is missing in FOLDER (default: the folder `runs` beside this file), about 20 minutes on one core; broken off runs are
-resumed. Then all pictures in docs/images are drawn.
+Trains what is missing in FOLDER (default: the folder `runs` beside this file), about 20 minutes on one core and then, for the pages on
+the reproduction, 40 minutes on two; broken off runs are resumed. Then all pictures in docs/images are drawn.
 """
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
 from stablebptt.cli import main
+from stablebptt.tasks import figures
 
 DOCS = Path(__file__).resolve().parent
 IMAGES = DOCS / "images"
 SEEDS = range(3)
-FILMS = {"cartpole": ("cp-C", 0, 1), "guidance": ("g-C-1", 0, 1), "quantum": ("q3-C", 0, 2)}
+REPRODUCTION = [DOCS / "reproduction" / f"{task}.toml" for task in ("cartpole", "guidance", "quantum")]
+OWN = "double_pendulum:make_problem"
+FILMS = {"double-pendulum": ("dp-R", 1, 1), "cartpole": ("cp-C", 0, 1), "guidance": ("g-C-1", 0, 1), "quantum": ("q3-C", 0, 2)}
 
 
 def command(*words: object) -> None:
@@ -43,8 +48,14 @@ def trainings() -> dict[str, list[object]]:
 
 
 def train(folder: Path) -> None:
+    os.chdir(DOCS / "examples")
+    for variant in "RMC":
+        options = ["--variant", variant, "--epochs", 200, "--clip", "norm", "--quiet", "--resume"]
+        command("custom", "train", OWN, *options, "--out", folder / f"dp-{variant}.h5")
     for name, (task, *options) in trainings().items():
         command(task, "train", *options, "--clip", "norm", "--quiet", "--resume", "--out", folder / f"{name}.h5")
+    for plan in REPRODUCTION:
+        command("sweep", plan, "--resume", "--out", folder / plan.stem)
 
 
 def draw(folder: Path) -> None:
@@ -53,6 +64,11 @@ def draw(folder: Path) -> None:
 
     for picture in ("fields", "rotation"):
         command("landscape", picture, "--force", "--out", IMAGES / f"{picture}.png")
+    for plan in REPRODUCTION:
+        report(folder / plan.stem, IMAGES / f"reproduction-{plan.stem}.png")
+    regulator(IMAGES / "lqr.png")
+    own = [folder / f"dp-{variant}.h5" for variant in "RMC"]
+    command("plot", *own, "--smooth", 5, "--force", "--out", IMAGES / "double-pendulum.png")
     curves = {"cartpole": "cp-", "guidance": "g-", "quantum4": "q4-", "quantum5": "q5-"}
     for name, pattern in curves.items():
         command("plot", *runs(pattern), "--smooth", 5, "--force", "--out", IMAGES / f"{name}.png")
@@ -63,8 +79,33 @@ def draw(folder: Path) -> None:
         command("animate", file, "--trajectory", sample, "--every", every, "--force", "--out", film)
 
 
+def report(folder: Path, picture: Path) -> None:
+    """The figure of a sweep."""
+    command("report", folder)
+    shutil.copyfile(folder / f"report-{folder.name}.png", picture)
+
+
+def regulator(picture: Path) -> None:
+    """How far the variants stay above the known optimum of the linear-quadratic regulator."""
+    sys.path.insert(0, str(DOCS / "examples"))
+    import lqr
+
+    problem = lqr.make_problem()
+    x0, (gain, _) = problem.sample(64), lqr.optimum()
+    best = problem.loss(gain.ravel(), x0).total
+    figure = figures.new_figure(5.6, 3.6)
+    axes = figure.subplots()
+    for variant in "RMCSN":
+        gap = lqr.descend(problem, x0, variant, 1500) / best - 1
+        axes.plot(gap.clip(1e-14), color=figures.COLOURS[variant], label=variant, linewidth=1.4)
+    axes.set(yscale="log", xlabel="update", ylabel="loss above the optimum, relative", ylim=(1e-14, 1e3))
+    axes.grid(True, alpha=0.3)
+    axes.legend(frameon=False, loc="center right")
+    figures.save(lambda: figure, picture)
+
+
 if __name__ == "__main__":
-    place = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS / "runs"
+    place = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else DOCS / "runs"
     place.mkdir(parents=True, exist_ok=True)
     IMAGES.mkdir(exist_ok=True)
     train(place)

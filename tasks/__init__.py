@@ -1,35 +1,46 @@
 """What is learned and how: the systems as published, gradient variants, optimizers, training."""
 
+import dataclasses
+import inspect
 from typing import Any
 
+from stablebptt.tasks import checks
 from stablebptt.tasks.cartpole import cartpole_problem
+from stablebptt.tasks.custom import TASK, custom_problem
 from stablebptt.tasks.guidance import guidance_problem
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.quantum import quantum_problem
 
 TASKS: dict[str, Any] = {"cartpole": cartpole_problem, "guidance": guidance_problem, "quantum": quantum_problem}
+MAKERS: dict[str, Any] = {**TASKS, TASK: custom_problem}
 
 
-def problem(task: str, **options: Any) -> Problem:
-    """A problem by name, with the published set-up as default.
+def problem(task: str = TASK, *, tape_bytes: int | None = None, **options: Any) -> Problem:
+    """A problem by name, with the published set-up as default; or one made of a system, controller and loss of one's own.
 
     Parameters
     ----------
-    task : "cartpole", "guidance" or "quantum"
-    **options : see the function of the task, for instance `cartpole_problem`
+    task : "cartpole", "guidance" or "quantum"; left out if `system`, `controller` and `loss` are given
+    tape_bytes : memory for activations; beyond, they are computed again (the same bits, slower). 256 MiB by default
+    **options : see the function of the task, for instance `cartpole_problem` or `custom_problem`
 
     Raises
     ------
     ValueError, TypeError
         With what was given and what is allowed.
     """
-    if task not in TASKS:
+    if task not in MAKERS:
         raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
     try:
-        return TASKS[task](**options)
+        made = MAKERS[task](**options)
     except TypeError as error:
+        if task == TASK and "required" in str(error):
+            raise TypeError(f"{str(error).partition(' ')[2]}; give the name of a task, or all parts of your own") from None
         if "unexpected keyword argument" not in str(error):
             raise
-        allowed = ", ".join(TASKS[task].__code__.co_varnames[: TASKS[task].__code__.co_argcount])
+        allowed = ", ".join(inspect.signature(MAKERS[task]).parameters)
         given = str(error).rsplit("argument ", 1)[1]
         raise TypeError(f"{task} has no option {given}; choose from {allowed}") from None
+    if tape_bytes is None:
+        return made
+    return dataclasses.replace(made, tape_bytes=checks.whole("tape_bytes", tape_bytes, 0, 2**63))

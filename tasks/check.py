@@ -9,8 +9,9 @@ import numpy as np
 from stablebptt.adjoint.generics import clear, control_batch_vjp, cost_vjp, parameter_vjp, step_batch_vjp, step_vjp, unpack
 from stablebptt.kernels.compiler import kernel
 from stablebptt.kernels.dense import aligned
-from stablebptt.kernels.generics import control_batch, cost, pack, step, step_batch
+from stablebptt.kernels.generics import System, control_batch, cost, pack, step, step_batch
 from stablebptt.kernels.simd import padded
+from stablebptt.tasks.custom import cast
 from stablebptt.tasks.problems import Problem
 
 Arrays = dict[str, np.ndarray]
@@ -214,6 +215,28 @@ def rollout_rule(problem: Problem) -> Rule:
         return {"parameters": bars.reshape(-1, 1) * value}
 
     return Rule("rollout and sweep", forward, vjp, STEP / 10)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A system without a problem around it."""
+
+    system: System
+    n_state: int
+    n_control: int
+
+
+def check_system(system: System, seed: int = 0) -> list[Finding]:
+    """Test `step_vjp` of a system alone, at random states and controls; it must say its `state_shape` and `control_shape`."""
+    shapes: list[Any] = [getattr(system, name, None) for name in ("state_shape", "control_shape")]
+    if None in shapes:
+        raise TypeError(f"{type(system).__name__} has no state_shape and control_shape; define them in the class")
+    random = np.random.default_rng(seed)
+    subject: Any = _Subject(cast(system, np.float64), *(int(np.prod(shape)) for shape in shapes))
+    one = {"state": random.standard_normal(subject.n_state), "control": random.standard_normal(subject.n_control)}
+    three = {name: random.standard_normal((3, len(values))) for name, values in one.items()}
+    jobs = [(step_rule(subject), one), (step_batch_rule(subject), three)]
+    return [finding for rule, inputs in jobs for finding in findings(rule, inputs, random)]
 
 
 def check(problem: Problem, seed: int = 0) -> list[Finding]:

@@ -96,8 +96,8 @@ def point(name: str, value: Any) -> tuple[float, float]:
     return real(f"{name}[0]", value[0]), real(f"{name}[1]", value[1])
 
 
-def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any) -> np.ndarray:
-    """A contiguous array of finite numbers of the given shape; a letter in `shape` stands for any length above 0."""
+def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any, finite: bool = True) -> np.ndarray:
+    """A contiguous array of (finite) numbers of the given shape; a letter in `shape` stands for any length above 0."""
     try:
         given = np.asarray(value)
         if given.dtype.kind not in "fiu":
@@ -110,7 +110,7 @@ def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any) -> np.ndarr
     )
     if not fits:
         raise ValueError(f"{name} has shape {given.shape}; it must be {_show(shape)}")
-    if not np.all(np.isfinite(result)):
+    if finite and not np.all(np.isfinite(result)):
         where = np.argwhere(~np.isfinite(result))[0]
         raise ValueError(f"{name} has a value that is not finite in {np.dtype(dtype)}, at {tuple(map(int, where))}")
     return result

@@ -132,6 +132,7 @@ class Problem:
     output_init : "glorot" or "zero", of the kernel of the last layer
     draw : function (random, count) that draws initial states
     state_axes, control_axes : names for files and pictures
+    tape_bytes : memory for the activations of a gradient; beyond, they are computed again, chunk by chunk
     """
 
     task: str
@@ -153,6 +154,7 @@ class Problem:
     state_units: str = "1"
     control_units: str = "1"
     regularization: float = 0.0
+    tape_bytes: int = TAPE_BYTES
     _spaces: _Spaces = field(default_factory=_Spaces, repr=False)
 
     def __post_init__(self) -> None:
@@ -366,7 +368,7 @@ class Problem:
                 known.clear()
             chunk = chunk_steps(batch) * batch
             row_bytes = self.controller.width * np.dtype(self.dtype).itemsize
-            kept = self.steps * batch * row_bytes <= TAPE_BYTES
+            kept = self.steps * batch * row_bytes <= self.tape_bytes
             rows = self.steps * batch if kept else chunk
             slots = 1 if self.n_control == 1 else variants
             known[key] = _GradientSpace(

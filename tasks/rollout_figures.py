@@ -109,7 +109,7 @@ def _over_time(row: Any, rollouts: Rollouts, values: np.ndarray, label: str, nam
         axes.grid(True, alpha=0.3)
     row[0].set_ylabel(label)
     if len(names) > 1:
-        row[-1].legend(frameon=False, fontsize="small")
+        row[-1].legend(fontsize="small", framealpha=0.8, ncols=1 + (len(names) > 4))
 
 
 def _cartpole(rollouts: Rollouts, sample: int) -> Any:

@@ -24,8 +24,9 @@ import numpy as np
 from stablebptt.data import run_file, storage
 from stablebptt.data.atomic import check_folder
 from stablebptt.data.storage import FileFormatError
-from stablebptt.tasks import checks, optimizers, problem, training
+from stablebptt.tasks import checks, custom, optimizers, problem, training
 from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.training import Progress, Settings
 from stablebptt.tasks.variants import gates
 
@@ -86,6 +87,8 @@ class SweepProgress:
 
 def read_plan(path: str | Path, seeds: Any = None, epochs: int | None = None) -> list[Planned]:
     """The runs of a plan, a TOML file with `task` and the tables [options] and [train], seeds outermost.
+
+    A task "module:function" is a function of one's own that makes a problem from the [options].
 
     Where a list is given for one value, all its values are run; "0:10" is the list 0 .. 9. `seeds` and `epochs` replace those
     of the plan.
@@ -231,8 +234,13 @@ def estimate(runs: Iterable[Planned]) -> dict[str, float]:
     return found
 
 
+def _made(config: dict[str, Any]) -> Problem:
+    """The problem of a planned run."""
+    return custom.remake(config["options"]) if config["task"] == custom.TASK else training.problem_of(config, "plan")
+
+
 def _update_seconds(config: dict[str, Any], settings: Settings) -> float:
-    made = training.problem_of(config, "plan")
+    made = _made(config)
     theta, x0 = made.init(), made.sample(settings.batch_size)
     opened = gates(settings.variant, made.steps, made.dtype)
     made.differentiate(theta, x0, opened)
@@ -270,7 +278,7 @@ def _axis(table: str, name: str, value: Any, task: str) -> tuple[str, str, list[
 
 
 def _configuration(task: str, options: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
-    made = problem(task, **options)
+    made = custom.from_source(task, **options) if ":" in task else problem(task, **options)
     rates = {name: train[name] for name in RULE_OPTIONS if name in train}
     rule = optimizers.from_description({"name": train.get("optimizer", "adam"), **rates})
     rest = {name: value for name, value in train.items() if name not in (*RULE_OPTIONS, "optimizer")}
@@ -344,7 +352,7 @@ def _trained(config: dict[str, Any], path: str) -> Outcome:
     """Train, or go on with, one run."""
     place = Path(path)
     try:
-        made = training.problem_of(config, "plan")
+        made = _made(config)
         settings = training.settings_of(config)
         given = {name: getattr(settings, name) for name in Settings.__dataclass_fields__}
         run = training.train(made, out=place, resume=True, report=_watch, **given)
@@ -483,9 +491,9 @@ def _compile(runs: list[Planned]) -> None:
     """Compile once, into the cache on disk, what the workers are going to load."""
     kinds = {(planned.config["task"], planned.config["options"]["dtype"]): planned.config for planned in runs}
     for config in kinds.values():
-        made = training.problem_of({**config, "options": {**config["options"], "steps": 2}}, "plan")
-        theta, x0 = made.init(), made.sample(2)
-        made.differentiate(theta, x0, gates("C", 2, made.dtype))
+        made = _made(config)
+        theta, x0 = made.init(), made.sample(1)
+        made.differentiate(theta, x0, gates("C", made.steps, made.dtype))
         made.losses(theta, x0)
 
 

@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from stablebptt.data import atomic, run_file
 from stablebptt.tasks import TASKS, checks, optimizers
+from stablebptt.tasks.custom import TASK as CUSTOM
+from stablebptt.tasks.custom import Described, same_problem
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import LARGEST_SEED, ORDER, TESTING, TRAINING, Problem, stream
 from stablebptt.tasks.variants import Gates, gates
@@ -164,8 +166,11 @@ def _train(
     return run
 
 
-def load(path: str | FilePath) -> Run:
+def load(path: str | FilePath, problem: Problem | None = None) -> Run:
     """The run in a file.
+
+    A run of a system of one's own needs its `problem` to compute with; without it, it can be looked at. (A file never decides
+    what code is imported.)
 
     Raises
     ------
@@ -175,7 +180,12 @@ def load(path: str | FilePath) -> Run:
         If it cannot be read.
     """
     content = run_file.load(path)
-    problem = problem_of(content.config, path)
+    made = problem_of(content.config, path)
+    if problem is not None:
+        if problem.task != made.task or not same_problem(problem.options, made.options):
+            raise ValueError(f"the problem is not the one of {path}: {problem.options} there, {made.options} here")
+        made = problem
+    problem = made
     theta, best = (np.asarray(values, problem.dtype) for values in (content.theta, content.best_theta))
     for values in (theta, best):
         if values.shape != (problem.n_parameters,):
@@ -184,8 +194,10 @@ def load(path: str | FilePath) -> Run:
 
 
 def problem_of(config: dict[str, Any], path: Any) -> Problem:
-    """The problem that a file's configuration describes."""
+    """The problem that a file's configuration describes (of a problem of one's own: its description)."""
     try:
+        if config["task"] == CUSTOM:
+            return cast(Problem, Described(config))
         return TASKS[config["task"]](**config["options"])
     except (KeyError, TypeError, ValueError) as error:
         raise run_file.FileFormatError(f"{path}: the configuration makes no problem ({error})") from None

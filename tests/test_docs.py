@@ -63,6 +63,8 @@ def pictures():
 def test_every_picture_is_made_by_the_command(monkeypatch, tmp_path):
     made, module = set(), pictures()
     monkeypatch.setattr(module, "main", lambda words: made.add(Path(words[words.index("--out") + 1]).name))
+    monkeypatch.setattr(module, "regulator", lambda picture: made.add(picture.name))
+    monkeypatch.setattr(module, "report", lambda folder, picture: made.add(picture.name))
     module.draw(tmp_path)
     shown = {Path(link).name for page in PAGES for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))}
     kept = {path.name for path in (ROOT / "docs" / "images").iterdir()}

@@ -1,0 +1,79 @@
+"""Steps and costs of a batch and their vjps, NumPy arrays in and out."""
+
+import numpy as np
+
+from stablebptt.adjoint import generics as backward
+from stablebptt.kernels import generics as forward
+from stablebptt.kernels.compiler import kernel
+from stablebptt.kernels.dense import aligned
+from stablebptt.tasks import checks
+from stablebptt.tasks.problems import Problem
+
+
+@kernel
+def _steps(system, x, c, x_next, scratch):
+    forward.step_batch(system, x, c, x_next, scratch)
+
+
+@kernel
+def _steps_vjp(system, x, c, x_next, lam, lam_x, lam_c, scratch):
+    forward.step_batch(system, x, c, x_next, scratch)
+    backward.step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch)
+
+
+@kernel
+def _costs(loss, x, values):
+    for b in range(x.shape[0]):
+        values[b] = forward.cost(loss, x[b])
+
+
+@kernel
+def _costs_vjp(loss, x, bars, x_bar):
+    for b in range(x.shape[0]):
+        backward.cost_vjp(loss, x[b], bars[b], x_bar[b])
+
+
+def step(problem: Problem, x: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Next states (B, *state_shape) of states x (B, *state_shape) under controls c (B, *control_shape)."""
+    x, c = _flat(problem, x, c)
+    x_next = np.empty_like(x)
+    _steps(problem.system, x, c, x_next, aligned((problem.system.scratch_size(len(x), 1),), problem.dtype))
+    return x_next.reshape(-1, *problem.state_shape)
+
+
+def step_vjp(problem: Problem, x: np.ndarray, c: np.ndarray, lam: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cotangents ``S_x^T lam`` and ``S_c^T lam`` of states and controls, for cotangents lam (B, *state_shape) of `step`."""
+    x, c = _flat(problem, x, c)
+    lam = checks.array("lam", lam, (len(x), *problem.state_shape), problem.dtype, finite=False)
+    lam_x, lam_c = np.zeros((len(x), 1, problem.n_state), problem.dtype), np.zeros((len(x), 1, problem.n_control), problem.dtype)
+    scratch = aligned((problem.system.scratch_size(len(x), 1),), problem.dtype)
+    lam = lam.reshape(len(x), 1, problem.n_state)
+    _steps_vjp(problem.system, x, c, np.empty_like(x), lam, lam_x, lam_c, scratch)
+    return lam_x.reshape(-1, *problem.state_shape), lam_c.reshape(-1, *problem.control_shape)
+
+
+def cost(problem: Problem, x: np.ndarray) -> np.ndarray:
+    """Costs (B,) of states x (B, *state_shape)."""
+    x = _states(problem, x)
+    values = np.empty(len(x), problem.dtype)
+    _costs(problem.loss_function, x, values)
+    return values
+
+
+def cost_vjp(problem: Problem, x: np.ndarray, bars: np.ndarray) -> np.ndarray:
+    """Cotangents (B, *state_shape) of the states, for cotangents bars (B,) of `cost`."""
+    x = _states(problem, x)
+    x_bar = np.zeros_like(x)
+    _costs_vjp(problem.loss_function, x, checks.array("bars", bars, (len(x),), problem.dtype, finite=False), x_bar)
+    return x_bar.reshape(-1, *problem.state_shape)
+
+
+def _flat(problem: Problem, x: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x = _states(problem, x)
+    c = checks.array("c", c, (len(x), *problem.control_shape), problem.dtype, finite=False)
+    return x, c.reshape(len(x), problem.n_control)
+
+
+def _states(problem: Problem, x: np.ndarray) -> np.ndarray:
+    states = checks.array("x", x, ("B", *problem.state_shape), problem.dtype, finite=False)
+    return states.reshape(len(states), problem.n_state)
