@@ -1,7 +1,7 @@
 """Make every picture and film of the documentation anew: ``python docs/make_pictures.py [FOLDER]``.
 
-Trains what is missing in FOLDER (default: the folder `runs` beside this file), about 20 minutes on one core and then, for the pages on
-the reproduction, 40 minutes on two; broken off runs are resumed. Then all pictures in docs/images are drawn.
+Trains what is missing in FOLDER (default: the folder `runs` beside this file), about 20 minutes on one core and then, for the
+reproduction, 40 minutes on two; broken off runs are resumed. Then all pictures in docs/images are drawn.
 """
 
 import os

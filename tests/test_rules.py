@@ -19,6 +19,7 @@ from stablebptt.kernels.cartpole import cartpole, pole
 from stablebptt.kernels.dense import tanh_all, tanh_all_vjp
 from stablebptt.kernels.guidance import pull, pull_terms
 from stablebptt.kernels.simd import pointer
+from stablebptt.tasks import landscape  # noqa: F401  (the package's controller that treats one state at a time)
 from stablebptt.tasks.check import Rule, control_rule, cost_rule, findings, rollout_rule, step_batch_rule, step_rule
 
 LOSSES = ("final", "continuous")
