@@ -587,7 +587,7 @@ def sweep(
         raise click.UsageError("--gather goes with --dask")
     with _usage():
         chosen: Any = int(seeds) if seeds is not None and seeds.isdecimal() else seeds
-        runs = sweeps.paper_plan(paper, chosen, epochs) if plan is None else sweeps.read_plan(plan, chosen, epochs)
+        runs = sweeps.read_plan(plan, chosen, epochs) if plan is not None else sweeps.paper_plan(str(paper), chosen, epochs)
         if jobs is not None:
             checks.whole("jobs", jobs, 1)
         if task_index is not None:

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,12 +215,11 @@ def write(folder: Path) -> dict[str, Any]:
         raise FileFormatError(f"{folder} holds no run file")
     found = families(runs)
     tasks = list(dict.fromkeys(family.task for family in found))
-    attributes = {"format": TABLE_FORMAT, "format_version": 1}
+    attributes: dict[str, str | int | float] = {"format": TABLE_FORMAT, "format_version": 1}
     storage.write(folder / "report.h5", storage.encode(attributes, table(found)))
-    pictures = {}
-    for task in tasks:
-        pictures[task] = f"report-{task}.png"
-        figures.save(lambda task=task: draw(found, task), folder / pictures[task])
+    pictures = {task: f"report-{task}.png" for task in tasks}
+    for task, picture in pictures.items():
+        figures.save(partial(draw, found, task), folder / picture)
     storage.write(folder / "report.md", _markdown(found, pictures, problems).encode())
     storage.write(folder / "report.html", _page(found, pictures, problems).encode())
     unfinished = sum(run.status not in ("complete",) and not run.status.startswith("diverged") for run in runs)
