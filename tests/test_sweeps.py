@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -301,16 +302,20 @@ def cluster(tmp_path):
 @posix
 def test_a_dask_cluster_that_loses_a_worker(tmp_path, cluster):
     file, workers = cluster
-    runs, folder, told = make_plan(LONG), tmp_path / "sweep", []
+    runs, folder = make_plan(LONG), tmp_path / "sweep"
     trained_alone(runs, tmp_path / "alone")
-    def kill_one(progress):
-        told.append(progress)
-        if workers[0].poll() is None and len(list(folder.glob(".*.lock"))) == 2:
-            workers[0].kill()
+
+    def kill_one():
+        wait_until(lambda: len(list(folder.glob(".*.lock"))) == 2)  # both workers train
+        workers[0].kill()
+        workers[0].wait()
 
     with sweeps.dask_executor(str(file)) as executor:
         executor._client.wait_for_workers(2, timeout=60)
-        outcomes = sb.sweep(runs, folder, executor=executor, report=kill_one)
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        outcomes = sb.sweep(runs, folder, executor=executor)
+        killer.join()
     assert workers[0].poll() == -signal.SIGKILL and workers[1].poll() is None
     assert [o.status for o in outcomes] == ["complete"] * 3, outcomes
     assert_same(folder, tmp_path / "alone", runs)
