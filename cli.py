@@ -683,7 +683,7 @@ def _sweep_verdict(outcomes: list[Any]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The counts as a JSON object.")
 @click.option("--quiet", is_flag=True, help="No messages.")
 def report(folder: Path, as_json: bool, quiet: bool) -> None:
-    """Collect the runs of a sweep: a table (report.h5), a page (report.md, report.html) and the published figures with bands."""
+    """Collect the runs of a sweep in FOLDER/report: a table, a page (Markdown and HTML) and the published figures with bands."""
     from stablebptt.tasks import reports
 
     _print(reports.write(folder), as_json)

@@ -20,7 +20,7 @@ from stablebptt.version import __version__
 
 __all__ = ["HISTORY", "Content", "FileFormatError", "kind", "load", "load_trajectories", "read_any", "save", "save_paths"]
 
-RUN_FORMAT, PATHS_FORMAT = "stablebptt-run", "stablebptt-paths"
+RUN_FORMAT, PATHS_FORMAT, TABLE_FORMAT = "stablebptt-run", "stablebptt-paths", "stablebptt-table"
 FORMAT_VERSION = 1
 HISTORY = {
     "epoch": "epochs done, counted from 1",
@@ -75,7 +75,7 @@ def save_paths(path: str | Path, run: Any, trajectories: Mapping[str, np.ndarray
 
 def read_any(path: str | Path) -> tuple[dict[str, Any], dict[str, Group]]:
     """Attributes and groups of any file of ours, of this or a later version."""
-    return storage.read(path, (RUN_FORMAT, PATHS_FORMAT))
+    return storage.read(path, (RUN_FORMAT, PATHS_FORMAT, TABLE_FORMAT))
 
 
 def load(path: str | Path) -> Content:
@@ -110,7 +110,7 @@ def load(path: str | Path) -> Content:
 
 
 def kind(path: str | Path) -> str:
-    """RUN_FORMAT or PATHS_FORMAT."""
+    """RUN_FORMAT, PATHS_FORMAT or TABLE_FORMAT."""
     return str(read_any(path)[0]["format"])
 
 

@@ -21,7 +21,7 @@ def summarize(path: str | Path, trajectory: int | None = None) -> dict[str, Any]
         If the file has no such trajectory.
     """
     attributes, groups = run_file.read_any(path)
-    config = run_file.config_of(attributes, path)
+    config = {} if attributes["format"] == run_file.TABLE_FORMAT else run_file.config_of(attributes, path)
     summary: dict[str, Any] = {
         "file": str(path),
         "format": attributes["format"],
@@ -64,15 +64,16 @@ def text(summary: dict[str, Any]) -> str:
     options = ", ".join(f"{key} {_word(value)}" for key, value in config.get("options", {}).items())
     settings = {key: value for key, value in config.items() if key not in ("task", "options", "optimizer")}
     optimizer = config.get("optimizer", {})
-    lines = [
-        f"{summary['file']}: {summary['format']}, version {summary['format_version']}",
-        f"  created     {summary['created']}",
-        f"  status      {summary['status']}",
-        f"  task        {config.get('task')}: {options}",
-        f"  training    {', '.join(f'{key} {_word(value)}' for key, value in settings.items())}",
-        f"  optimizer   {', '.join(f'{key} {_word(value)}' for key, value in optimizer.items())}",
-        f"  versions    {', '.join(f'{key} {value}' for key, value in summary['versions'].items())}",
-    ]
+    lines = [f"{summary['file']}: {summary['format']}, version {summary['format_version']}"]
+    if config:
+        lines += [
+            f"  created     {summary['created']}",
+            f"  status      {summary['status']}",
+            f"  task        {config.get('task')}: {options}",
+            f"  training    {', '.join(f'{key} {_word(value)}' for key, value in settings.items())}",
+            f"  optimizer   {', '.join(f'{key} {_word(value)}' for key, value in optimizer.items())}",
+            f"  versions    {', '.join(f'{key} {value}' for key, value in summary['versions'].items())}",
+        ]
     if summary["git_commit"]:
         lines.append(f"  git commit  {summary['git_commit']}")
     if "seed" in summary:

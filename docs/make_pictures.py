@@ -82,7 +82,7 @@ def draw(folder: Path) -> None:
 def report(folder: Path, picture: Path) -> None:
     """The figure of a sweep."""
     command("report", folder)
-    shutil.copyfile(folder / f"report-{folder.name}.png", picture)
+    shutil.copyfile(folder / "report" / f"{folder.name}.png", picture)
 
 
 def regulator(picture: Path) -> None:

@@ -19,7 +19,6 @@ from stablebptt.tasks.training import Run
 SOLVED = {"cartpole": 0.05, "guidance": 1.0, "quantum": 0.25}
 VARIANTS, CLIPS = ("R", "M", "C", "S", "N", "schedule"), ("none", "value", "norm")
 CONFIDENCE = 0.95
-TABLE_FORMAT = "stablebptt-table"
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,7 @@ def load_runs(folder: Path) -> tuple[list[Run], list[str]]:
             if run_file.kind(path) == run_file.RUN_FORMAT:
                 runs.append(training.load(path))
         except FileFormatError as error:
-            if TABLE_FORMAT not in str(error):
-                problems.append(str(error))
+            problems.append(str(error))
     problems += [f"{path.name}: {path.read_text('utf-8')}" for path in sorted(folder.glob("*.error.txt"))]
     return runs, problems
 
@@ -209,22 +207,27 @@ def table(found: list[Family]) -> dict[str, Group]:
 
 
 def write(folder: Path) -> dict[str, Any]:
-    """Write report.h5, report.md, report.html and a figure per task into a folder of run files; returns what was counted."""
+    """Write report.h5, report.md, report.html and a figure per task into `report`, a folder in a folder of run files.
+
+    Returns what was counted.
+    """
     runs, problems = load_runs(folder)
     if not runs:
         raise FileFormatError(f"{folder} holds no run file")
     found = families(runs)
     tasks = list(dict.fromkeys(family.task for family in found))
-    attributes: dict[str, str | int | float] = {"format": TABLE_FORMAT, "format_version": 1}
-    storage.write(folder / "report.h5", storage.encode(attributes, table(found)))
-    pictures = {task: f"report-{task}.png" for task in tasks}
+    place = folder / "report"
+    place.mkdir(exist_ok=True)
+    attributes: dict[str, str | int | float] = {"format": run_file.TABLE_FORMAT, "format_version": run_file.FORMAT_VERSION}
+    storage.write(place / "report.h5", storage.encode(attributes, table(found)))
+    pictures = {task: f"{task}.png" for task in tasks}
     for task, picture in pictures.items():
-        figures.save(partial(draw, found, task), folder / picture)
-    storage.write(folder / "report.md", _markdown(found, pictures, problems).encode())
-    storage.write(folder / "report.html", _page(found, pictures, problems).encode())
+        figures.save(partial(draw, found, task), place / picture)
+    storage.write(place / "report.md", _markdown(found, pictures, problems).encode())
+    storage.write(place / "report.html", _page(found, pictures, problems).encode())
     unfinished = sum(run.status not in ("complete",) and not run.status.startswith("diverged") for run in runs)
     return {
-        "folder": str(folder),
+        "report": str(place / "report.html"),
         "runs": len(runs),
         "unfinished": unfinished,
         "diverged": sum(family.diverged() for family in found),

@@ -74,13 +74,14 @@ def test_the_report(folder, tmp_path):
     (place / "some.error.txt").write_text("RuntimeError: <out> of luck")
     counts = reports.write(place)
     assert counts["runs"] == 24 and counts["unreadable_or_failed"] == 2 and counts["unfinished"] == 0
-    page, markdown = (place / "report.html").read_text(), (place / "report.md").read_text()
+    report = place / "report"
+    page, markdown = (report / "report.html").read_text(), (report / "report.md").read_text()
     for text in (page, markdown):
-        assert "cartpole, 2 poles" in text and "report-cartpole.png" in text and "broken.h5" in text
+        assert "cartpole, 2 poles" in text and "cartpole.png" in text and "broken.h5" in text
         assert "best test loss below 0.05" in text
     assert "&lt;out&gt;" in page and markdown.count("| C | norm |") == 2
-    assert (place / "report-cartpole.png").read_bytes().startswith(b"\x89PNG")
-    with h5py.File(place / "report.h5") as file:
+    assert (report / "cartpole.png").read_bytes().startswith(b"\x89PNG")
+    with h5py.File(report / "report.h5") as file:
         table = file["runs"]
         assert {len(column) for column in table.values()} == {24}
         names = table["variant"].attrs["flag_meanings"].split()
@@ -95,7 +96,7 @@ def test_the_table_opens_with_xarray(folder, tmp_path):
     xarray = pytest.importorskip("xarray", reason="xarray is not installed (extra: test)")
     shutil.copytree(folder, tmp_path / "sweep")
     reports.write(tmp_path / "sweep")
-    with xarray.open_dataset(tmp_path / "sweep" / "report.h5", group="runs") as table:
+    with xarray.open_dataset(tmp_path / "sweep" / "report" / "report.h5", group="runs") as table:
         assert table.best_test_loss.dims == ("run",) and table.sizes["run"] == 24
 
 
@@ -127,4 +128,7 @@ def test_the_command(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli.signal, "signal", lambda *a: None)
     shutil.copytree(folder, tmp_path / "sweep")
     cli.main(["report", str(tmp_path / "sweep"), "--json"])
-    assert json.loads(capsys.readouterr().out)["runs"] == 24
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["runs"] == 24 and counts["report"].endswith("report.html")
+    cli.main(["inspect", str(tmp_path / "sweep" / "report" / "report.h5")])
+    assert "/runs/best_test_loss" in capsys.readouterr().out
