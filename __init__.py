@@ -3,7 +3,7 @@
 from stablebptt.adjoint.c_interface import c_header, cfunc_address
 from stablebptt.data.storage import FileFormatError
 from stablebptt.tasks import optimizers, problem
-from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks.errors import BackendError, DivergedError
 from stablebptt.tasks.minimize import minimize_fun
 from stablebptt.tasks.optimizers import clip
 from stablebptt.tasks.problems import Problem
@@ -12,6 +12,7 @@ from stablebptt.tasks.training import Run, load, train
 from stablebptt.version import __version__
 
 __all__ = [
+    "BackendError",
     "DivergedError",
     "FileFormatError",
     "Problem",

@@ -6,14 +6,19 @@ from stablebptt.kernels.compiler import inline, like
 
 
 @inline
+def agreeing(m, r):
+    """One component of `combine`."""
+    zero = like(m, 0.0)
+    sign_m, sign_r = int(m > 0) - int(m < 0), int(r > 0) - int(r < 0)
+    nothing = m * zero + r * zero  # 0 for finite numbers, else NaN
+    return nothing + (m if sign_m == sign_r else zero)
+
+
+@inline
 def combine(modified, regular, combined):
     """``C = M where sign(M) == sign(R), else 0``, component by component; NaN and Inf never vanish."""
-    zero = like(modified, 0.0)
     for i in range(modified.size):
-        m, r = modified[i], regular[i]
-        sign_m, sign_r = int(m > 0) - int(m < 0), int(r > 0) - int(r < 0)
-        nothing = m * zero + r * zero  # 0 for finite numbers, else NaN
-        combined[i] = nothing + (m if sign_m == sign_r else zero)
+        combined[i] = agreeing(modified[i], regular[i])
 
 
 @inline

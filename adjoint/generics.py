@@ -15,6 +15,11 @@ def step_vjp(system, x, c, lam, lam_x, lam_c):
 
 
 @generic
+def step_sample_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
+    """`step_vjp`, for where no memory can be had: scratch (sample_scratch,); x_next as the step left it."""
+
+
+@generic
 def step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     """`step_vjp` of a batch: lam and lam_x (B, m, n_state), lam_c (B, m, n_control); x_next as the step left it."""
 
@@ -56,6 +61,11 @@ def clear(controller, tape):
 @generic_block
 def unpack(controller, tape, gradients):
     """Write the tape's gradients into gradients (m, n_parameters), in the users' order."""
+
+
+@implements(step_sample_vjp, System)
+def _step_sample_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
+    step_vjp(system, x, c, lam, lam_x, lam_c)
 
 
 @implements(step_batch_vjp, System)

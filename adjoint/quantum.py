@@ -6,9 +6,10 @@ The step is linear in psi and A is symmetric, so its adjoint is the conjugate of
 
 import numpy as np
 
-from stablebptt.adjoint.generics import cost_vjp, step_batch_vjp, step_vjp
+from stablebptt.adjoint.generics import cost_vjp, step_batch_vjp, step_sample_vjp, step_vjp
 from stablebptt.kernels.compiler import block, implements, like
-from stablebptt.kernels.quantum import Overlap, Quantum, advance, factorise, overlap, places, solve
+from stablebptt.kernels.generics import step_sample
+from stablebptt.kernels.quantum import Overlap, Quantum, factorise, overlap, places, solve
 from stablebptt.kernels.simd import ONE, lanes, offset, pointer
 from stablebptt.kernels.views import Lanes, One, add_from_lanes, constant, get, padded_batch, put, row, to_lanes
 
@@ -33,14 +34,17 @@ def advance_vjp(system, variants, x, x_next, c, lam, lam_x, lam_c, pivots, y):
         put(c_bar, 0, get(c_bar, 0) + slope * system.tilt)
 
 
+@implements(step_sample_vjp, Quantum)
+def _step_sample_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
+    pivots, y = One(scratch[: x.size]), One(scratch[x.size :])
+    advance_vjp(system, lam.shape[0], One(x), One(x_next), One(c), One(lam), One(lam_x), One(lam_c), pivots, y)
+
+
 @implements(step_vjp, Quantum)
 def _step_vjp(system, x, c, lam, lam_x, lam_c):
-    x_next, pivots = np.empty_like(x), np.empty_like(x)
-    advance(system, One(x), One(c), One(x_next), One(pivots))
-    y = np.empty_like(x)
-    advance_vjp(
-        system, lam.shape[0], One(x), One(x_next), One(c), One(lam), One(lam_x), One(lam_c), One(pivots), One(y)
-    )
+    x_next, scratch = np.empty_like(x), np.empty(2 * x.size, x.dtype)
+    step_sample(system, x, c, x_next, scratch)
+    step_sample_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch)
 
 
 @implements(step_batch_vjp, Quantum)

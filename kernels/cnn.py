@@ -50,6 +50,15 @@ class CNN(Struct):
             "dense_0/bias": (1,),
         }
 
+    def windows(self) -> list[tuple[int, int, int, int]]:
+        """Per layer: step from window to window, numbers in a window, windows, outputs per window."""
+        features, last = self.features, self.positions_1 * self.features
+        return [
+            (STEP, WINDOW, self.positions_0, features),
+            (STRIDE * features, TAPS * features, self.positions_1, features),
+            (last, last, 1, 1),
+        ]
+
     def tape(self, rows: int, chunk: int, variants: int, slots: int, dtype: type) -> "CNNTape":
         """Arenas for `rows` stored rows and `chunk` rows at once backwards, of `variants` gradients."""
         first, second, span = self.positions_0, self.positions_1, self.span

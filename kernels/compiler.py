@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 from numba.core.errors import TypingError
+from numba.core.target_extension import current_target
 from numba.extending import overload
 
 from stablebptt.kernels.cache import KernelCache
@@ -24,14 +25,30 @@ def kernel(function: Callable) -> Any:
     return dispatcher
 
 
-def inline(function: Callable) -> Any:
-    """Compile a small function into whatever calls it."""
-    return njit(forceinline=True, **OPTIONS)(function)
+def inline(function: Callable) -> Callable:
+    """Let compiled code call a small function, which is compiled into whatever calls it. In Python it stays what it is."""
+    return compiled_as(function, lambda *arguments: function, forceinline=True)
 
 
-def block(function: Callable) -> Any:
-    """Compile a larger function once and call it."""
-    return njit(**OPTIONS)(function)
+def block(function: Callable) -> Callable:
+    """`inline` for larger functions, which are compiled once and called."""
+    return compiled_as(function, lambda *arguments: function, forceinline=False)
+
+
+def compiled_as(function: Callable, resolve: Callable, forceinline: bool) -> Callable:
+    """Let compiled code call `function`; `resolve` gets the types and says what is compiled.
+
+    For a CUDA device without flags: it takes any of them for leave to use approximate sines, and contracts anyway.
+    """
+    targets: dict[str, Any] = {"cpu": OPTIONS, "cuda": {}}
+    for target, options in targets.items():
+
+        def chosen(*arguments: Any, target: str = target) -> Any:
+            return resolve(*arguments) if current_target() == target else None
+
+        overload(function, jit_options={"forceinline": forceinline, **options}, strict=False)(chosen)
+    function.compiled = True  # type: ignore[attr-defined]
+    return function
 
 
 def generic(declaration: Callable) -> Any:
@@ -72,10 +89,8 @@ def _generic(declaration: Callable, forceinline: bool) -> Any:
         except TypeError as error:
             raise TypingError(str(error)) from None
 
-    options: Any = {"forceinline": forceinline, **OPTIONS}
-    overload(function, jit_options=options, strict=False)(resolve)
     function.methods = methods  # type: ignore[attr-defined]
-    return function
+    return compiled_as(function, resolve, forceinline)
 
 
 def implements(function: Any, cls: type[Struct]) -> Callable[[Callable], Callable]:

@@ -6,7 +6,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from stablebptt.kernels.compiler import OPTIONS, block, inline, like
+from stablebptt.kernels.compiler import OPTIONS, block, compiled_as, inline, like
 from stablebptt.kernels.simd import WIDE, clamp, fill, lanes, load, make_tile, offset, store, total
 
 
@@ -123,7 +123,6 @@ def tanh(x):
     return np.tanh(x)
 
 
-@overload(tanh, jit_options={"forceinline": True, **OPTIONS})
 def _tanh(x):
     if getattr(x, "dtype", x) != types.float32:
         return lambda x: math.tanh(x)
@@ -143,6 +142,9 @@ def _tanh(x):
         return p / q
 
     return rational
+
+
+compiled_as(tanh, _tanh, forceinline=True)
 
 
 def tanh_all(n, z):

@@ -20,6 +20,11 @@ class System(Struct):
         """Numbers of scratch space that `step_batch` and `step_batch_vjp` want for a batch and m cotangents."""
         return 0
 
+    @property
+    def sample_scratch(self) -> int:
+        """Numbers of scratch space that `step_sample` and `step_sample_vjp` want."""
+        return 0
+
 
 class Controller(Struct):
     """Base of controllers that treat one state at a time: `layout`, `control` and `control_vjp` are all they define.
@@ -62,6 +67,11 @@ def step(system, x, c, x_next):
 
 
 @generic
+def step_sample(system, x, c, x_next, scratch):
+    """`step`, for where no memory can be had: scratch (sample_scratch,)."""
+
+
+@generic
 def step_batch(system, x, c, x_next, scratch):
     """One time step of a batch: x, x_next (B, n_state), c (B, n_control); scratch (scratch_size,)."""
 
@@ -84,6 +94,11 @@ def control(controller, theta, x, c):
 @generic
 def control_batch(controller, weights, x, c, tape, row):
     """Controls c (n, n_control) of states x (n, n_state); activations go to rows row .. row + n of the tape."""
+
+
+@implements(step_sample, System)
+def _step_sample(system, x, c, x_next, scratch):
+    step(system, x, c, x_next)
 
 
 @implements(step_batch, System)

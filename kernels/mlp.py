@@ -40,6 +40,10 @@ class MLP(Struct):
             shapes[f"dense_{i}/bias"] = (outputs,)
         return shapes
 
+    def windows(self) -> list[tuple[int, int, int, int]]:
+        """Per layer: step from window to window, numbers in a window, windows, outputs per window."""
+        return [(inputs, inputs, 1, outputs) for inputs, outputs in self.layers[:, :2].tolist()]
+
     def tape(self, rows: int, chunk: int, variants: int, slots: int, dtype: type) -> "Tape":
         """Arenas for `rows` stored rows and `chunk` rows at once backwards, of `variants` gradients.
 

@@ -8,7 +8,7 @@ State (Nx, 2), flat ``re, im`` of psi_1 .. psi_Nx; control: the tilt c. ``(1 + i
 import numpy as np
 
 from stablebptt.kernels.compiler import block, implements, inline, like
-from stablebptt.kernels.generics import System, cost, step, step_batch
+from stablebptt.kernels.generics import System, cost, step, step_batch, step_sample
 from stablebptt.kernels.simd import ONE, lanes, offset, padded, pointer
 from stablebptt.kernels.structs import Struct
 from stablebptt.kernels.views import Lanes, One, constant, from_lanes, get, padded_batch, put, to_lanes
@@ -26,6 +26,11 @@ class Quantum(System):
     def scratch_size(self, batch: int, variants: int) -> int:
         """States before and after, pivots, one solution and m cotangents twice, in lanes; controls and theirs."""
         return padded(batch) * (2 * self.points * (4 + 2 * variants) + 1 + variants)
+
+    @property
+    def sample_scratch(self) -> int:
+        """Pivots and one solution."""
+        return 4 * self.points
 
 
 class Overlap(Struct):
@@ -107,9 +112,14 @@ def advance(system, x, c, x_next, pivots):
         put(x_next, k, (y + y) - get(x, k))
 
 
+@implements(step_sample, Quantum)
+def _step_sample(system, x, c, x_next, scratch):
+    advance(system, One(x), One(c), One(x_next), One(scratch))
+
+
 @implements(step, Quantum)
 def _step(system, x, c, x_next):
-    advance(system, One(x), One(c), One(x_next), One(np.empty_like(x)))
+    step_sample(system, x, c, x_next, np.empty_like(x))
 
 
 @inline

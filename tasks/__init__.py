@@ -1,12 +1,16 @@
 """What is learned and how: the systems as published, gradient variants, optimizers, training."""
 
 import dataclasses
+import importlib.util
 import inspect
 from typing import Any
+
+from numba import config
 
 from stablebptt.tasks import checks
 from stablebptt.tasks.cartpole import cartpole_problem
 from stablebptt.tasks.custom import TASK, custom_problem
+from stablebptt.tasks.errors import BackendError
 from stablebptt.tasks.guidance import guidance_problem
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.quantum import quantum_problem
@@ -15,12 +19,16 @@ TASKS: dict[str, Any] = {"cartpole": cartpole_problem, "guidance": guidance_prob
 MAKERS: dict[str, Any] = {**TASKS, TASK: custom_problem}
 
 
-def problem(task: str = TASK, *, tape_bytes: int | None = None, **options: Any) -> Problem:
+BACKENDS = ("cpu", "cuda")
+
+
+def problem(task: str = TASK, *, backend: str = "cpu", tape_bytes: int | None = None, **options: Any) -> Problem:
     """A problem by name, with the published set-up as default; or one made of a system, controller and loss of one's own.
 
     Parameters
     ----------
     task : "cartpole", "guidance" or "quantum"; left out if `system`, `controller` and `loss` are given
+    backend : "cpu", or "cuda" for a CUDA device (with the extra ``stablebptt[cuda]``)
     tape_bytes : memory for activations; beyond, they are computed again (the same bits, slower). 256 MiB by default
     **options : see the function of the task, for instance `cartpole_problem` or `custom_problem`
 
@@ -28,7 +36,10 @@ def problem(task: str = TASK, *, tape_bytes: int | None = None, **options: Any) 
     ------
     ValueError, TypeError
         With what was given and what is allowed.
+    BackendError
+        If the backend is not to be had here.
     """
+    checks.choice("backend", backend, BACKENDS)
     if task not in MAKERS:
         raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
     try:
@@ -41,6 +52,15 @@ def problem(task: str = TASK, *, tape_bytes: int | None = None, **options: Any) 
         allowed = ", ".join(inspect.signature(MAKERS[task]).parameters)
         given = str(error).rsplit("argument ", 1)[1]
         raise TypeError(f"{task} has no option {given}; choose from {allowed}") from None
-    if tape_bytes is None:
+    if tape_bytes is not None:
+        made = dataclasses.replace(made, tape_bytes=checks.whole("tape_bytes", tape_bytes, 0, 2**63))
+    return on_backend(made, backend)
+
+
+def on_backend(made: Problem, backend: str) -> Problem:
+    """The same problem, computed elsewhere."""
+    if backend == "cpu":
         return made
-    return dataclasses.replace(made, tape_bytes=checks.whole("tape_bytes", tape_bytes, 0, 2**63))
+    if importlib.util.find_spec("numba_cuda") is None and not config.ENABLE_CUDASIM:
+        raise BackendError("backend 'cuda' needs the package numba-cuda: pip install 'stablebptt[cuda]'")
+    return importlib.import_module("stablebptt.tasks.cuda").to_device(made)

@@ -15,3 +15,7 @@ class DivergedError(ArithmeticError):
     ) -> None:
         super().__init__(message)
         self.epoch, self.batch, self.step = epoch, batch, step
+
+
+class BackendError(RuntimeError):
+    """What was asked for cannot be computed on this machine in the way that was asked for."""

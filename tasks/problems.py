@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -109,6 +109,7 @@ class _Spaces(threading.local):
     def __init__(self) -> None:
         self.paths: dict[int, tuple[Any, PathSpace]] = {}
         self.gradients: dict[tuple[int, int], _GradientSpace] = {}
+        self.queues: dict[int, Any] = {}  # of a device
 
     # An arena is scratch: copies of a problem (pickled, deep-copied) make their own.
     def __reduce__(self) -> tuple:
@@ -160,6 +161,11 @@ class Problem:
     def __post_init__(self) -> None:
         paths = (self.steps + 1.0) * EVALUATION_BATCH * (self.n_state + self.n_control)
         checks.memory(self.title, np.dtype(self.dtype).itemsize * (paths + 10.0 * self.n_parameters))
+
+    @property
+    def backend(self) -> str:
+        """Where it is computed: "cpu" or "cuda"."""
+        return "cpu"
 
     @property
     def n_parameters(self) -> int:
@@ -232,14 +238,21 @@ class Problem:
 
     def losses(self, theta: np.ndarray, x0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Losses of every sample, in float64: with and without the regulariser, (B,) each; NaN where it diverged."""
-        theta, x0 = self._parameters(theta), self._states(x0)
+        return self.total(*self.parts(self._parameters(theta), self._states(x0)))
+
+    def total(self, physics: np.ndarray, effort: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Losses with and without the regulariser from their parts."""
+        return physics + self.regularization * effort / (self.steps * self.n_control), physics
+
+    def parts(self, theta: np.ndarray, x0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Per sample, the loss without the regulariser (NaN where it diverged) and the sum of squared controls."""
         physics, effort = np.empty(len(x0)), np.empty(len(x0))
         for first in range(0, len(x0), EVALUATION_BATCH):
             part = slice(first, min(first + EVALUATION_BATCH, len(x0)))
             space = self._evaluate(theta, x0[part])
             physics[part], effort[part] = space.physics, space.effort
             physics[part][~np.isfinite(space.states[-1]).all(axis=1)] = np.nan  # a loss may not see every number
-        return physics + self.regularization * effort / (self.steps * self.n_control), physics
+        return physics, effort
 
     def loss(self, theta: np.ndarray, x0: np.ndarray) -> Loss:
         """Mean loss over x0 (B, *state_shape).
@@ -296,11 +309,26 @@ class Problem:
         cosine = product / norms if norms > 0 else math.nan
         return Gradient(joined, loss, joined2, gradients[0], gradients[1], cosine)
 
+    def differentiate_all(
+        self, thetas: list[np.ndarray], x0s: list[np.ndarray], opened: Gates, lane: int = 0
+    ) -> Iterator[Gradient]:
+        """`differentiate` for several controllers, each with states of its own; the next result overwrites the last.
+
+        On a device the work begins at once; calls of one lane overwrite each other's results.
+        """
+        return (self.differentiate(theta, x0, opened) for theta, x0 in zip(thetas, x0s))
+
+    def all_parts(
+        self, thetas: list[np.ndarray], x0s: list[np.ndarray], lane: int = 0
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """`parts` for several controllers, each with states of its own."""
+        return (self.parts(theta, x0) for theta, x0 in zip(thetas, x0s))
+
     def check(self, result: Gradient, theta: np.ndarray, x0: np.ndarray, opened: Gates) -> None:
         """Raise DivergedError, with the first bad time step, if a result of `differentiate` is not finite."""
         if math.isfinite(result.loss.total) and math.isfinite(result.norm2):
             return
-        path = self._gradient_space(len(x0), len(opened.physics)).path
+        path = self._evaluate(theta, x0)
         self.check_path(path.states, path.controls)
         if not math.isfinite(result.loss.total):
             step = first_step(lambda t: not self._finite_until(theta, x0, t), self.steps)

@@ -7,7 +7,6 @@ import pkgutil
 import numpy as np
 import pytest
 from numba import njit
-from numba.core.dispatcher import Dispatcher
 
 import stablebptt as sb
 from stablebptt import adjoint, kernels
@@ -158,7 +157,7 @@ def test_rollout_and_sweep(name, random):
 # --- completeness: no kernel without a rule -----------------------------------------------------------------------
 
 VJP_OF = {"step": "step_vjp", "step_batch": "step_batch_vjp", "cost": "cost_vjp", "control": "control_vjp"}
-VJP_OF |= {"control_batch": "control_batch_vjp"}
+VJP_OF |= {"control_batch": "control_batch_vjp", "step_sample": "step_sample_vjp"}
 # Compiled functions of kernels/ without a rule of their own, and why.
 NOT_DIFFERENTIATED = {
     "pack": "moves parameters; `unpack` moves gradients back (tested through control)",
@@ -194,7 +193,23 @@ NOT_DIFFERENTIATED = {
     "add_from_lanes": "moves numbers",
     "padded_batch": "a size",
     "clamp": "part of tanh",
+    "sqrt": "used through pull_terms",
+    "inverse_or_zero": "used through pull_terms",
+    "tanh4": "rule is tanh4_vjp",
+    "tanh4_vjp": "is a vjp",
+    "spread": "moves numbers",
+    "multiply_add": "used in both directions",
+    "inner4": "used backwards only",
+    "work_size": "a size",
 }
+# Functions that a block of threads runs together; test_cuda.py compares what they make with the CPU.
+NOT_DIFFERENTIATED |= dict.fromkeys(
+    (
+        "thread", "threads", "barrier", "copy", "clear", "start", "load_weights", "hidden_layer", "output_layer", "run_network",
+        "follow", "place_work",
+    ),
+    "on a device; tested against the CPU",
+)  # fmt: skip
 
 
 def modules(package):
@@ -215,7 +230,7 @@ def test_every_public_kernel_has_a_rule_or_a_reason():
     for module in modules(kernels):
         for name, value in vars(module).items():
             public = not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
-            compiled = isinstance(value, Dispatcher) or hasattr(value, "methods")
+            compiled = hasattr(value, "compiled") or hasattr(value, "targetoptions")  # the latter for a device
             if public and compiled:
                 assert name in known, f"{module.__name__}.{name} has neither a rule nor a reason"
 

@@ -1,0 +1,254 @@
+"""Rollouts on a CUDA device: one launch for all time steps; docs/gpu.md.
+
+A block follows one tile of samples of one training. Its threads share the products of the network; the simulator runs one
+thread per sample, with the very functions of the CPU.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from stablebptt.kernels.compiler import inline, like
+from stablebptt.kernels.cuda_block import (
+    QUAD,
+    QUADS,
+    SIMULATED,
+    TILE,
+    barrier,
+    column,
+    copy,
+    device,
+    gpu,
+    load4,
+    multiply_add,
+    spread,
+    store4,
+    tanh4,
+    thread,
+    threads,
+)  # fmt: skip
+from stablebptt.kernels.generics import cost, step_sample
+from stablebptt.kernels.structs import Struct
+
+# Columns of a table of layers.
+SOURCE, INPUTS, STEP, WINDOW, POSITIONS, OUTPUTS, TARGET, KERNEL, BIAS, LINE, THETA = range(11)
+# The long sums of the last layer are cut into this many parts.
+PARTS = 16
+
+
+class Network(Struct):
+    """A controller in a block: table of its layers, weights, numbers of a tile row by row, partial sums of the last layer.
+
+    Rows: state, control, then the hidden numbers of one layer after the other.
+    """
+
+    table: np.ndarray
+    weights: np.ndarray
+    numbers: np.ndarray
+    partial: np.ndarray
+    n_state: int
+    n_control: int
+
+
+class Work(Struct):
+    """Scratch of the simulator in a block: next states and what `step_sample` asks for."""
+
+    x_next: np.ndarray
+    scratch: np.ndarray
+
+
+class Arguments:
+    """Lets kernels take structs: as the tuple of their fields, which lies in memory alike."""
+
+    @staticmethod
+    def prepare_args(kind: Any, value: Any, **unused: Any) -> tuple[Any, Any]:
+        if isinstance(value, Struct):
+            return types.Tuple([kind for _, kind in kind.fields]), tuple(getattr(value, name) for name in value.fields)
+        return kind, value
+
+
+def kernel(function: Any) -> Any:
+    """Compile an entry point for the device."""
+    return cuda.jit(function) if SIMULATED else cuda.jit(extensions=[Arguments])(function)
+
+
+def network_table(controller: Any, n_state: int, n_control: int, padded: bool) -> tuple[np.ndarray, int, int]:
+    """Table of the layers, rows of a block's numbers, and numbers of the weights.
+
+    Layer by layer, output ``p * OUTPUTS + j`` sees the window of inputs that begins at ``p * STEP``. With `padded`, rows of the
+    weights have odd length: neighbouring threads then read different banks of shared memory, in both directions.
+    """
+    table, rows, place, theta = [], n_state + n_control, 0, 0
+    source, inputs = 0, n_state
+    windows = controller.windows()
+    for number, (step, window, positions, outputs) in enumerate(windows):
+        last = number == len(windows) - 1
+        target, line = n_state if last else rows, outputs | 1 if padded else outputs
+        table.append((source, inputs, step, window, positions, outputs, target, place, place + window * line, line, theta))
+        source, inputs = target, positions * outputs
+        rows += 0 if last else inputs
+        place += window * line + outputs
+        theta += window * outputs + outputs
+    return np.array(table, np.int64), rows, place
+
+
+@device
+def load_weights(table, theta, weights):
+    """Bring the parameters, in the users' order, to their places."""
+    for layer in range(table.shape[0]):
+        window, outputs, line = table[layer, WINDOW], table[layer, OUTPUTS], table[layer, LINE]
+        source, kernel = table[layer, THETA], table[layer, KERNEL]
+        for i in range(thread(), (window + 1) * outputs, threads()):  # the bias is one more row
+            weights[kernel + i // outputs * line + i % outputs] = theta[source + i]
+
+
+@device
+def hidden_layer(network, layer):
+    """One layer with tanh: a thread sums four samples of one output."""
+    table, weights, numbers = network.table, network.weights, network.numbers
+    window, positions, outputs = table[layer, WINDOW], table[layer, POSITIONS], table[layer, OUTPUTS]
+    source, target, step = table[layer, SOURCE], table[layer, TARGET], table[layer, STEP]
+    kernel, bias, line = table[layer, KERNEL], table[layer, BIAS], table[layer, LINE]
+    for item in range(thread(), positions * outputs * QUADS, threads()):
+        row, first = item // QUADS, item % QUADS * QUAD
+        position = row // outputs if positions > 1 else 0
+        weight = kernel + row - position * outputs
+        place = (source + position * step) * TILE + first
+        z = spread(weights[bias + row - position * outputs])
+        for k in range(window):
+            z = multiply_add(weights[weight + k * line], load4(numbers, place + k * TILE), z)
+        store4(numbers, (target + row) * TILE + first, tanh4(z))
+    barrier()
+
+
+@device
+def output_layer(network, layer):
+    """The last, linear layer: few outputs with long sums, so their parts go to different threads."""
+    table, weights, numbers, partial = network.table, network.weights, network.numbers, network.partial
+    window, outputs = table[layer, WINDOW], table[layer, OUTPUTS]
+    source, target = table[layer, SOURCE], table[layer, TARGET]
+    kernel, bias, line = table[layer, KERNEL], table[layer, BIAS], table[layer, LINE]
+    for item in range(thread(), PARTS * outputs * QUADS, threads()):
+        first, j, part = item % QUADS * QUAD, item // QUADS % outputs, item // QUADS // outputs
+        z = spread(like(weights, 0.0))
+        for k in range(part, window, PARTS):
+            z = multiply_add(weights[kernel + k * line + j], load4(numbers, (source + k) * TILE + first), z)
+        store4(partial, item * QUAD, z)
+    barrier()
+    for item in range(thread(), outputs * QUADS, threads()):
+        z = spread(weights[bias + item // QUADS])
+        for part in range(PARTS):
+            z = multiply_add(like(weights, 1.0), load4(partial, (part * outputs * QUADS + item) * QUAD), z)
+        store4(numbers, target * TILE + item * QUAD, z)
+    barrier()
+
+
+@device
+def run_network(network):
+    """Controls of a tile from its states."""
+    last = network.table.shape[0] - 1
+    for layer in range(last):
+        hidden_layer(network, layer)
+    output_layer(network, last)
+
+
+@device
+def start(x0, first, network):
+    """Bring states first, first + 1, .. of x0 (B, n_state) to the block; returns how many there are."""
+    batch, n_state = x0.shape
+    n = min(TILE, batch - first)
+    for i in range(thread(), n_state * TILE, threads()):
+        b = i % TILE
+        network.numbers[i] = x0[first + b, i // TILE] if b < n else like(x0, 0.0)
+    barrier()
+    return n
+
+
+@device
+def follow(system, loss, network, work, n, time_weights, path, slot, kept):
+    """Roll n samples out; the first `kept` rows of every step go to ``path[slot]`` (T+1, kept * TILE).
+
+    Returns the weighted cost and the sum of squared controls of this thread's sample; the cost is NaN if its last state is
+    not finite. The last states are left in the network's numbers.
+    """
+    numbers, n_state, n_control, b = network.numbers, network.n_state, network.n_control, thread()
+    physics, effort = like(numbers, 0.0), like(numbers, 0.0)
+    steps = time_weights.size - 1
+    for t in range(steps):
+        run_network(network)
+        if b < n:
+            x, c = column(numbers, b, n_state), column(numbers, n_state * TILE + b, n_control)
+            x_next = column(work.x_next, b, n_state)
+            step_sample(system, x, c, x_next, column(work.scratch, b, work.scratch.size // TILE))
+            if time_weights[t + 1] != 0:
+                physics += time_weights[t + 1] * cost(loss, x_next)
+            for q in range(n_control):
+                effort += c[q] * c[q]
+        if kept > 0:
+            copy(kept * TILE, numbers, path[slot, t])
+        barrier()
+        copy(n_state * TILE, work.x_next, numbers)
+        barrier()
+    if kept > 0:
+        copy(n_state * TILE, numbers, path[slot, steps])
+    if b < n:
+        zero = like(numbers, 0.0)
+        for k in range(n_state):  # 0 for finite numbers, else NaN
+            physics += zero * numbers[k * TILE + b]
+    return physics, effort
+
+
+@inline
+def work_size(rows, n_state, n_control, n_scratch):
+    """Numbers that a block needs besides the weights; see `place_work`."""
+    return TILE * (rows + PARTS * n_control + n_state + n_scratch)
+
+
+@device
+def place_work(arena, table, weights, rows, n_state, n_control, n_scratch):
+    """Lay a block's arrays out in its arena."""
+    a = rows * TILE
+    b = a + PARTS * n_control * TILE
+    c = b + n_state * TILE
+    network = Network(table, weights, arena[:a], arena[a:b], n_state, n_control)
+    return network, Work(arena[b:c], arena[c : c + n_scratch * TILE])
+
+
+@functools.cache
+def make_evaluate(dtype: Any, shared_work: bool, shared_weights: bool) -> Any:
+    """The kernel that rolls controllers out; grid (groups, trainings).
+
+    system, loss : structs; theta (S, n_parameters); x0 (S, B, n_state); time_weights (T+1,)
+    table, rows, n_weights : see `network_table`; n_control; n_scratch : `System.sample_scratch`
+    path (slots, T+1, kept * TILE), kept : rows to keep, of states first and controls then; a slot per block
+    physics, effort (S, B) : loss parts
+    spill (slots, numbers) : a block's work space where shared memory is too small (else one number)
+    """
+
+    @kernel
+    def evaluate(
+        system, loss, theta, x0, time_weights, table, rows, n_weights, n_control, n_scratch, path, physics, effort, spill,
+        kept,
+    ):  # fmt: skip
+        shared = gpu.shared.array(0, dtype)
+        training, group, groups = gpu.blockIdx.y, gpu.blockIdx.x, gpu.gridDim.x
+        batch, n_state, slot = x0.shape[1], x0.shape[2], training * groups + group
+        size = work_size(rows, n_state, n_control, n_scratch)
+        arena = shared[:size] if shared_work else spill[slot]
+        begin = size if shared_work else 0
+        weights = shared[begin : begin + n_weights] if shared_weights else theta[training]
+        if shared_weights:
+            load_weights(table, theta[training], weights)
+        network, work = place_work(arena, table, weights, rows, n_state, n_control, n_scratch)
+        for tile in range(group, (batch + TILE - 1) // TILE, groups):
+            first = tile * TILE
+            n = start(x0[training], first, network)
+            costs, efforts = follow(system, loss, network, work, n, time_weights, path, slot, kept)
+            if thread() < n:
+                physics[training, first + thread()] = costs
+                effort[training, first + thread()] = efforts
+            barrier()
+
+    return evaluate
