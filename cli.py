@@ -145,6 +145,8 @@ TRAINING: list[Option] = [
     click.option("--variant", default="C", help="Gradient: R, M, S, N or C."),
     click.option("--epochs", type=int, default=1000, help="Passes over the training states."),
     click.option("--seed", type=int, default=0, help="Decides data, weights and order."),
+    click.option("--seeds", help="Many trainings together, such as 0:132; --out is then a folder."),
+    click.option("--backend", default="cpu", help="cpu, or cuda: on a CUDA device."),
     click.option("--clip", default="none", help="Clip the gradient: none, value or norm."),
     click.option("--clip-at", type=float, default=1.0, help="Bound of the clipping."),
     click.option("--optimizer", default="adam", help="adam, sgd, adagrad, adadelta or rmsprop."),
@@ -171,6 +173,7 @@ ROLLOUTS: list[Option] = [
     click.option("--count", type=int, default=16, help="Initial states to draw."),
     click.option("--seed", type=int, default=1, help="Decides the initial states."),
     click.option("--out", type=FILE, required=True, help="File to write."),
+    click.option("--backend", default="cpu", help="cpu, or cuda: on a CUDA device."),
     click.option("--best", is_flag=True, help="The weights of the lowest test loss, not the last ones."),
     click.option("--force", is_flag=True, help="Replace an existing file."),
     click.option("--json", "as_json", is_flag=True, help="A JSON object on stdout."),
@@ -242,9 +245,11 @@ def _train(
     quiet: bool,
     as_json: bool,
     optimizer: str,
+    seeds: str | None,
+    backend: str,
     **settings: Any,
 ) -> None:
-    from stablebptt.tasks import checks, optimizers, training
+    from stablebptt.tasks import checks, on_backend, optimizers, training
 
     rates = {"learning_rate": settings.pop("lr"), "momentum": settings.pop("momentum")}
     rates = {name: value for name, value in rates.items() if value is not None}
@@ -253,23 +258,71 @@ def _train(
         chosen = training.Settings(**settings, optimizer=rule)
         training.gates(chosen.variant, problem.steps)
         checks.real("checkpoint_seconds", checkpoint_seconds, least=0)
+        problem = on_backend(problem, backend)
+        numbers = None if seeds is None else checks.span("seeds", seeds)
+        if seeds is not None and numbers is None:
+            raise ValueError(f"seeds are {seeds!r}; give a range such as 0:132")
+    given = {"resume": resume, "force": force, "checkpoint_seconds": checkpoint_seconds}
+    if numbers is not None:
+        _train_seeds(problem, numbers, out, quiet, as_json, {**settings, **given, "optimizer": rule})
+        return
     begin = time.monotonic()
     with _progress(chosen.epochs, quiet, as_json) as report:
         run = training.train(
-            problem, **settings, optimizer=rule, out=out, resume=resume, force=force, report=report,
-            checkpoint_seconds=checkpoint_seconds,
-        )  # fmt: skip
-    history = run.history
-    best = int(history["test_loss"].argmin())
-    summary = {
-        "file": str(out),
-        "epochs": len(history["epoch"]),
-        "test_loss": float(history["test_loss"][-1]),
-        "best_test_loss": float(history["test_loss"][best]),
-        "best_epoch": int(history["epoch"][best]),
-        "seconds": round(time.monotonic() - begin, 3),
+            problem, **settings, **given, optimizer=rule, out=out, report=report
+        )
+    _print({"file": str(out), **_learned(run), "seconds": round(time.monotonic() - begin, 3)}, as_json)
+
+
+def _learned(run: Any) -> dict[str, Any]:
+    """What a training came to."""
+    losses = run.history["test_loss"]
+    best = int(losses.argmin())
+    return {
+        "epochs": len(losses),
+        "test_loss": float(losses[-1]),
+        "best_test_loss": float(losses[best]),
+        "best_epoch": int(run.history["epoch"][best]),
     }
-    _print(summary, as_json)
+
+
+def _train_seeds(problem: Any, seeds: list[int], out: Path, quiet: bool, as_json: bool, given: dict[str, Any]) -> None:
+    """Train many seeds together, with the progress of the last of them."""
+    from stablebptt.tasks.errors import DivergedError
+    from stablebptt.tasks.seeds import train_seeds
+
+    del given["seed"]
+    epochs = dict.fromkeys(seeds, 0)
+    with _progress(given["epochs"], quiet, False) as show:
+
+        def report(seed: int, progress: Any) -> None:
+            epochs[seed] = progress.epoch
+            if seed == seeds[-1]:
+                show(progress)
+            if as_json:
+                _print({"seed": seed} | _epoch_record(progress), True)
+
+        results = train_seeds(problem, seeds, out=out, report=report, **given)
+    for seed, result in zip(seeds, results):
+        diverged = isinstance(result, DivergedError)
+        record = {"epochs": epochs[seed], "status": str(result)} if diverged else {**_learned(result), "status": "complete"}
+        if as_json:
+            _print({"seed": seed, "file": str(out / f"seed_{seed}.h5")} | record, True)
+        else:
+            click.echo(f"seed {seed:>4}  " + "  ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in record.items()))
+    lost = [seed for seed, result in zip(seeds, results) if isinstance(result, DivergedError)]
+    if lost:
+        raise DivergedError(f"{len(lost)} of {len(seeds)} trainings diverged: seeds {', '.join(map(str, lost))}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _epoch_record(progress: Any) -> dict[str, Any]:
+    from stablebptt.tasks.training import HISTORY
+
+    return dict(zip(HISTORY, progress.history[-1]))
 
 
 @contextmanager
@@ -285,7 +338,7 @@ def _progress(epochs: int, quiet: bool, as_json: bool) -> Iterator[Callable[[Any
 
     def line(progress: Any) -> None:
         nonlocal shown
-        row = dict(zip(HISTORY, progress.history[-1]))
+        row = _epoch_record(progress)
         if as_json:
             _print(row, True)
         ended, now = progress.epoch == epochs, time.monotonic()
@@ -321,7 +374,7 @@ def _print(data: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(clean))
         return
     for key, value in data.items():
-        click.echo(f"{key.replace('_', ' ')}: {f'{value:.6g}' if isinstance(value, float) else value}")
+        click.echo(f"{key.replace('_', ' ')}: {_short(value)}")
 
 
 def _simulate(
@@ -334,10 +387,11 @@ def _simulate(
     force: bool,
     as_json: bool,
     quiet: bool,
+    backend: str,
     problem: Any = None,
 ) -> None:
     from stablebptt.data import run_file as files
-    from stablebptt.tasks import training
+    from stablebptt.tasks import on_backend, training
 
     with _usage():
         run = training.load(run_file, problem)
@@ -346,7 +400,8 @@ def _simulate(
     _free(out, force)
     with _usage():
         x0 = run.problem.sample(count, seed)
-    paths = training.trajectories(run.problem, [run.best_theta if best else run.theta], x0)
+        computed = on_backend(run.problem, backend)
+    paths = training.trajectories(computed, [run.best_theta if best else run.theta], x0)
     files.save_paths(out, run, paths, seed)
     loss = paths["loss"][0]
     _print({"file": str(out), "count": count, "mean_loss": float(loss.mean()), "worst_loss": float(loss.max())}, as_json)
@@ -743,7 +798,7 @@ def info(as_json: bool, quiet: bool) -> None:
 def _explain(error: BaseException) -> tuple[str, int]:
     """One line and an exit code for an error."""
     from stablebptt.data.storage import FileFormatError
-    from stablebptt.tasks.errors import DivergedError
+    from stablebptt.tasks.errors import BackendError, DivergedError
 
     if isinstance(error, click.UsageError):
         where = f"; see '{error.ctx.command_path} --help'" if error.ctx is not None else ""
@@ -759,6 +814,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{reason}: {error.filename}" if error.filename else reason, NO_ACCESS
+    if isinstance(error, BackendError):
+        return str(error), 1
     if isinstance(error, MemoryError):
         return f"not enough memory: {error}", 1
     if isinstance(error, ValueError):

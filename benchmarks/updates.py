@@ -92,7 +92,7 @@ def measure(name, task, options, repeats):
             problem.losses(theta, part)
 
     def epoch():
-        training._epoch(problem, chosen, opened["C"], start, *states)
+        training.drive(problem, opened["C"], training._epoch(problem, chosen, opened["C"], start, *states))
 
     jobs = [
         lambda: problem._evaluate(theta, x0),

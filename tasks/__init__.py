@@ -39,7 +39,6 @@ def problem(task: str = TASK, *, backend: str = "cpu", tape_bytes: int | None = 
     BackendError
         If the backend is not to be had here.
     """
-    checks.choice("backend", backend, BACKENDS)
     if task not in MAKERS:
         raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
     try:
@@ -59,6 +58,7 @@ def problem(task: str = TASK, *, backend: str = "cpu", tape_bytes: int | None = 
 
 def on_backend(made: Problem, backend: str) -> Problem:
     """The same problem, computed elsewhere."""
+    checks.choice("backend", backend, BACKENDS)
     if backend == "cpu":
         return made
     if importlib.util.find_spec("numba_cuda") is None and not config.ENABLE_CUDASIM:

@@ -3,6 +3,7 @@
 import math
 import operator
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -118,3 +119,14 @@ def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any, finite: boo
 
 def _show(shape: tuple[Any, ...]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def span(name: str, text: str) -> list[int] | None:
+    """The numbers 0 .. 9 of "0:10"; None if the text is no range."""
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    if match is None:
+        return None
+    first, end = map(int, match.groups())
+    if end <= first:
+        raise ValueError(f"{name} is {text!r}, an empty range")
+    return list(range(first, end))

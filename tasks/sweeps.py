@@ -263,11 +263,8 @@ def _variant(config: Mapping[str, Any]) -> str:
 
 def _axis(table: str, name: str, value: Any, task: str) -> tuple[str, str, list[Any]]:
     """All values of one entry of a plan."""
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,9}):(\d{1,9})", value)):
-        first, end = map(int, match.groups())
-        if end <= first:
-            raise ValueError(f"{name} is {value!r}, an empty range")
-        return table, name, list(range(first, end))
+    if isinstance(value, str) and (numbers := checks.span(name, value)) is not None:
+        return table, name, numbers
     if not isinstance(value, list):
         return table, name, [value]
     is_list = name in LISTS or (name == "target" and task == "guidance")
@@ -284,6 +281,8 @@ def _configuration(task: str, options: dict[str, Any], train: dict[str, Any]) ->
     rest = {name: value for name, value in train.items() if name not in (*RULE_OPTIONS, "optimizer")}
     settings = training.make_settings(**{"epochs": 1000, **rest, "optimizer": rule})
     gates(settings.variant, made.steps)
+    if made.backend != "cpu":
+        raise ValueError("a sweep computes on the CPU; a device trains many seeds together: train --seeds 0:132 --backend cuda")
     return {"task": made.task, "options": made.options, **settings.describe()}
 
 

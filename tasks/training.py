@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any, cast
@@ -50,6 +50,19 @@ class Settings:
         """The settings as words and numbers, for a file."""
         variant = self.variant if isinstance(self.variant, str) else [np.asarray(g).tolist() for g in self.variant]
         return {**asdict(self), "variant": variant, "optimizer": optimizers.describe(self.optimizer)}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a training wants computed next: the gradient or, of `states`, the parts of the loss."""
+
+    what: str
+    theta: np.ndarray
+    states: np.ndarray
+
+
+# A training asks, gets a Gradient or loss parts for it, and ends with a Run: so many of them can be answered together.
+Training = Generator[Ask, Any, "Run"]
 
 
 @dataclass(frozen=True)
@@ -123,17 +136,45 @@ def train(
         If `out` exists and neither `force` nor `resume` is given.
     """
     chosen = make_settings(variant=variant, epochs=epochs, seed=seed, **settings)
+    opened = check_training(problem, chosen, checkpoint_seconds)
+    path = None if out is None else usable(FilePath(out), resume, force)
+    return drive(problem, opened, begin(problem, chosen, opened, path, resume, checkpoint_seconds, report))
+
+
+def drive(problem: Problem, opened: Gates, asking: Generator[Ask, Any, Any]) -> Any:
+    """Answer what a generator asks for until it ends; its result."""
+    try:
+        ask = next(asking)
+        while True:
+            try:
+                answer = next(answers(problem, opened, [ask]))
+            except BaseException as error:
+                ask = asking.throw(error)  # a training saves what it has
+            else:
+                ask = asking.send(answer)
+    except StopIteration as end:
+        return end.value
+
+
+def check_training(problem: Problem, chosen: Settings, checkpoint_seconds: float) -> Gates:
+    """The gates of a training, if it can be done."""
     opened = gates(chosen.variant, problem.steps, problem.dtype)
     checks.real("checkpoint_seconds", checkpoint_seconds, least=0)
     batch = min(chosen.batch_size, chosen.train_count)
     row = (problem.steps + 1.0) * (problem.n_state + problem.n_control) + 4.0 * problem.controller.width
     checks.memory(f"mini-batches of {batch}", np.dtype(problem.dtype).itemsize * batch * row)
-    path = None if out is None else _usable(FilePath(out), resume, force)
-    with atomic.locked(path) if path is not None else contextlib.nullcontext():
-        return _train(problem, chosen, opened, path, resume, checkpoint_seconds, report)
+    return opened
 
 
-def _train(
+def answers(problem: Problem, opened: Gates, asks: list[Ask], lane: int = 0) -> Iterator[Any]:
+    """What several trainings that stand at the same point asked for; one answer overwrites the last."""
+    thetas, states = [ask.theta for ask in asks], [ask.states for ask in asks]
+    if asks[0].what == "gradient":
+        return problem.differentiate_all(thetas, states, opened, lane)
+    return problem.all_parts(thetas, states, lane)
+
+
+def begin(
     problem: Problem,
     chosen: Settings,
     opened: Gates,
@@ -141,29 +182,31 @@ def _train(
     resume: bool,
     checkpoint_seconds: float,
     report: Callable[[Progress], None] | None,
-) -> Run:
-    progress = _resumed(path, problem, chosen) if path is not None and resume and path.exists() else None
-    progress = progress or _start(problem, chosen)
-    training = problem.sample(chosen.train_count, chosen.seed, TRAINING)
-    testing = problem.sample(chosen.test_count, chosen.seed, TESTING)
-    status, saved = "interrupted", time.monotonic()
-    try:
-        while progress.epoch < chosen.epochs:
-            progress = _epoch(problem, chosen, opened, progress, training, testing)
-            if report is not None:
-                report(progress)
-            if path is not None and time.monotonic() - saved > checkpoint_seconds:
-                run_file.save(path, _run(problem, chosen, progress, testing, "running"), progress)
-                saved = time.monotonic()
-        status = "complete"
-    except DivergedError as error:
-        status = f"diverged: {error}"
-        raise
-    finally:
-        run = _run(problem, chosen, progress, testing, status)
-        if path is not None:
-            run_file.save(path, run, progress)
-    return run
+) -> Training:
+    """A training, step by step; whatever ends it, it leaves a complete file."""
+    with atomic.locked(path) if path is not None else contextlib.nullcontext():
+        progress = _resumed(path, problem, chosen) if path is not None and resume and path.exists() else None
+        progress = progress or _start(problem, chosen)
+        training = problem.sample(chosen.train_count, chosen.seed, TRAINING)
+        testing = problem.sample(chosen.test_count, chosen.seed, TESTING)
+        status, saved = "interrupted", time.monotonic()
+        try:
+            while progress.epoch < chosen.epochs:
+                progress = yield from _epoch(problem, chosen, opened, progress, training, testing)
+                if report is not None:
+                    report(progress)
+                if path is not None and time.monotonic() - saved > checkpoint_seconds:
+                    run_file.save(path, _run(problem, chosen, progress, testing, "running"), progress)
+                    saved = time.monotonic()
+            status = "complete"
+        except DivergedError as error:
+            status = f"diverged: {error}"
+            raise
+        finally:
+            run = _run(problem, chosen, progress, testing, status)
+            if path is not None:
+                run_file.save(path, run, progress)
+        return run
 
 
 def load(path: str | FilePath, problem: Problem | None = None) -> Run:
@@ -220,7 +263,7 @@ def make_settings(**given: Any) -> Settings:
     return Settings(**given)
 
 
-def _usable(path: FilePath, resume: bool, force: bool) -> FilePath:
+def usable(path: FilePath, resume: bool, force: bool) -> FilePath:
     """Find out before the work, not after it, that a file cannot be written."""
     if path.exists() and not (resume or force):
         raise FileExistsError(f"{path} exists; choose another name, replace it with force, or go on with resume")
@@ -237,11 +280,12 @@ def _resumed(path: FilePath, problem: Problem, settings: Settings) -> Progress:
     """The checkpoint in a file, if it belongs to this training."""
     content = run_file.load(path)
     wanted = _config(problem, settings)
-    differing = [key for key in wanted if key != "epochs" and content.config.get(key) != wanted[key]]
+    keys = dict.fromkeys((*wanted, "backend"))
+    differing = [key for key in keys if key != "epochs" and content.config.get(key) != wanted.get(key)]
     if differing:
         key = differing[0]
         raise ValueError(
-            f"{path} cannot be resumed: its {key} is {content.config.get(key)!r}, not {wanted[key]!r}; "
+            f"{path} cannot be resumed: its {key} is {content.config.get(key)!r}, not {wanted.get(key)!r}; "
             "give the options it was made with, or another file"
         )
     point = content.checkpoint
@@ -262,9 +306,9 @@ def _epoch(
     progress: Progress,
     training: np.ndarray,
     testing: np.ndarray,
-) -> Progress:
+) -> Generator[Ask, Any, Progress]:
     """One pass over the training states, and the losses after it."""
-    begin, epoch = time.perf_counter(), progress.epoch + 1
+    started, epoch = time.perf_counter(), progress.epoch + 1
     theta, state = progress.theta, progress.optimizer
     order = _order(settings, epoch)
     losses, norms, cosines, skipped = [], [], [], 0
@@ -273,7 +317,7 @@ def _epoch(
         x0 = training[order[first : first + settings.batch_size]] if settings.shuffle else (
             training[first : first + settings.batch_size]
         )  # fmt: skip
-        result = problem.differentiate(theta, x0, opened)
+        result = yield Ask("gradient", theta, x0)
         try:
             problem.check(result, theta, x0, opened)
         except DivergedError as error:
@@ -296,7 +340,7 @@ def _epoch(
     row: list[Any] = [epoch, _mean(losses)]
     totals = []
     for name, states in (("training", training), ("test", testing)):
-        total, physics = problem.losses(theta, states)
+        total, physics = problem.total(*(yield Ask("losses", theta, states)))
         if not skip and not np.all(np.isfinite(total)):
             where = _first_bad_step(problem, theta, states[~np.isfinite(total)][:1])
             lost = DivergedError(f"the loss on the {name} states is not finite{where[0]}", step=where[1])
@@ -304,7 +348,7 @@ def _epoch(
         totals.append((total.mean(), physics.mean()))
     (train_loss, train_physics), (test_loss, test_physics) = totals
     row += [train_loss, test_loss, train_physics, test_physics, _mean(norms), _mean(cosines)]
-    row += [skipped, time.perf_counter() - begin]
+    row += [skipped, time.perf_counter() - started]
     progress = replace(
         progress, epoch=epoch, theta=theta, optimizer=state, history=(*progress.history, tuple(float(value) for value in row))
     )
@@ -340,7 +384,8 @@ def _first_bad_step(problem: Problem, theta: np.ndarray, x0: np.ndarray) -> tupl
 
 
 def _config(problem: Problem, settings: Settings) -> dict[str, Any]:
-    return {"task": problem.task, "options": problem.options, **settings.describe()}
+    elsewhere = {} if problem.backend == "cpu" else {"backend": problem.backend}
+    return {"task": problem.task, "options": problem.options, **settings.describe(), **elsewhere}
 
 
 def _run(problem: Problem, settings: Settings, progress: Progress, testing: np.ndarray, status: str) -> Run:

@@ -19,7 +19,7 @@ import stablebptt as sb
 from stablebptt import cli
 from stablebptt.adjoint.generics import cost_vjp, step_vjp
 from stablebptt.interop import arrays
-from stablebptt.kernels.compiler import block, implements
+from stablebptt.kernels.compiler import OPTIONS, implements
 from stablebptt.kernels.generics import Controller, System, cost, step
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import check, custom, sweeps
@@ -410,9 +410,10 @@ def test_a_c_program_gets_the_same_bits(tmp_path, task, random):
 
     # The same from Numba, function by function, with the parameters compiled in as they are there.
     system, loss = problem.system, problem.loss_function
-    do_step, do_cost = block(lambda x, c, x_next: step(system, x, c, x_next)), block(lambda x: cost(loss, x))
-    do_cost_vjp = block(lambda x, bar, x_bar: cost_vjp(loss, x, bar, x_bar))
-    do_step_vjp = block(lambda x, c, lam, lam_x, lam_c: step_vjp(system, x, c, lam, lam_x, lam_c))
+    compiled = njit(**OPTIONS)
+    do_step, do_cost = compiled(lambda x, c, x_next: step(system, x, c, x_next)), compiled(lambda x: cost(loss, x))
+    do_cost_vjp = compiled(lambda x, bar, x_bar: cost_vjp(loss, x, bar, x_bar))
+    do_step_vjp = compiled(lambda x, c, lam, lam_x, lam_c: step_vjp(system, x, c, lam, lam_x, lam_c))
     y1, y2, y_bar, d_bar = np.zeros(n), np.zeros(n), np.zeros((1, n)), np.zeros((1, q))
     lam, lam_1 = np.zeros((1, n)), np.zeros((1, n))
     do_step(x, c, y1)
