@@ -30,7 +30,7 @@ ALONE = -1
 # Memory that the activations of one launch may take, of what is free; more trainings take several launches.
 PATH_SHARE = 0.4
 MOST_BLOCKS = 1 << 16
-SIMULATED_BYTES = 1 << 18
+SIMULATED_SHARED, SIMULATED_MEMORY = 227 << 10, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,14 @@ def require() -> None:
 def shared_capacity() -> int:
     """Bytes of shared memory that a block may ask for."""
     if SIMULATED:
-        return SIMULATED_BYTES
+        return SIMULATED_SHARED
     return int(cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
 
 
 def free_bytes() -> int:
     """Memory that a launch may take for activations."""
     if SIMULATED:
-        return SIMULATED_BYTES
+        return SIMULATED_MEMORY
     return int(PATH_SHARE * cuda.current_context().get_memory_info().total)
 
 

@@ -1,0 +1,378 @@
+"""The backend "cuda" against the CPU.
+
+Every test here runs on a device, if there is one; else in Numba's simulator, and, where numba-cuda is installed, compiled
+on a machine that executes the PTX instruction by instruction (both in processes of their own; see the last tests).
+"""
+
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numba import config
+
+import stablebptt as sb
+from stablebptt import cli
+from stablebptt.kernels.generics import Controller
+from stablebptt.tasks import training
+from stablebptt.tasks.errors import BackendError
+from stablebptt.tasks.variants import gates
+
+SIMULATED, EMULATED = bool(config.ENABLE_CUDASIM), bool(os.environ.get("STABLEBPTT_TEST_EMULATED"))
+INSTALLED = importlib.util.find_spec("numba_cuda") is not None
+HERE = Path(__file__).parent
+
+
+def has_device():
+    if SIMULATED:
+        return True
+    if not INSTALLED:
+        return False
+    from numba import cuda
+
+    return cuda.is_available()
+
+
+DEVICE = has_device()
+SMALL = SIMULATED or EMULATED  # where a thread is a Python loop
+on_device = pytest.mark.skipif(not DEVICE, reason="no CUDA device; the simulator runs these tests in a process of its own")
+
+PROBLEMS = {
+    "cartpole": {"poles": 2, "hidden": (5, 7), "output_init": "glorot"},
+    "cartpole continuous": {"poles": 1, "hidden": (6,), "output_init": "glorot", "loss": "continuous"},
+    "guidance": {"drivers": 2, "evaders": 2, "hidden": (9, 4), "output_init": "glorot", "regularization": 0.1},
+    "quantum": {"points": 8, "width": 3},
+    "quantum final": {"points": 11, "width": 5, "loss": "final", "target": 2},
+}
+STEPS = 3 if SMALL else 20
+# Relative to the largest number, against float64 on the CPU: the golden tolerances, and of float32 states the one for 20 steps.
+TOLERANCE = {"float64": 1e-9, "float32": 2e-5}
+
+
+@pytest.fixture(autouse=True)
+def quick_switches():
+    """The simulator waits actively: its threads must give way soon."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5 if SIMULATED else before)
+    yield
+    sys.setswitchinterval(before)
+
+
+def pair(name, dtype="float64", **more):
+    """The problem on the CPU in float64, and on the device."""
+    task, options = name.split()[0], {"steps": STEPS, **PROBLEMS[name], **more}
+    return sb.problem(task, dtype="float64", **options), sb.problem(task, dtype=dtype, backend="cuda", **options)
+
+
+def error(values, truth):
+    scale = np.abs(truth).max()
+    return np.abs(values - truth).max() / (scale if scale > 0 else 1.0)
+
+
+def loss_error(values, truth):
+    """Losses are differences from 1, so they are no more exact than 1 is."""
+    return np.abs(np.asarray(values) - truth).max() / max(1.0, np.abs(truth).max())
+
+
+def assert_same_gradient(one, other, tolerance):
+    assert loss_error(one.loss.total, other.loss.total) < tolerance
+    assert loss_error(one.loss.physics, other.loss.physics) < tolerance
+    assert error(one.value, other.value) < tolerance
+    assert one.norm2 == pytest.approx(other.norm2, rel=10 * tolerance)
+    assert one.cosine == pytest.approx(other.cosine, rel=tolerance, nan_ok=True)
+    for name in ("regular", "modified"):
+        values, truth = getattr(one, name), getattr(other, name)
+        assert (values is None) == (truth is None)
+        assert values is None or error(values, truth) < tolerance
+
+
+@on_device
+@pytest.mark.parametrize("batch", [1, 9])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_rollouts(name, dtype, batch):
+    cpu, gpu = pair(name, dtype)
+    theta, x0 = cpu.init(1), cpu.sample(batch, 2)
+    path, truth = gpu.rollout(theta, x0), cpu.rollout(theta, x0)
+    assert path.states.dtype == np.dtype(dtype) and path.states.shape == truth.states.shape
+    assert error(path.states, truth.states) < TOLERANCE[dtype]
+    assert error(path.controls, truth.controls) < 10 * TOLERANCE[dtype]
+    for values, right in zip(gpu.losses(theta, x0), cpu.losses(theta, x0)):
+        assert values.dtype == np.float64 and loss_error(values, right) < TOLERANCE[dtype]
+
+
+SCHEDULE = (np.linspace(0, 1, STEPS), np.arange(STEPS) % 2)
+
+
+@on_device
+@pytest.mark.parametrize("variant", ["R", "M", "S", "N", "C", SCHEDULE], ids=["R", "M", "S", "N", "C", "schedule"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_gradients(name, variant):
+    cpu, gpu = pair(name)
+    theta, x0 = cpu.init(1), cpu.sample(3, 2)
+    assert_same_gradient(gpu.gradient(theta, x0, variant), cpu.gradient(theta, x0, variant), TOLERANCE["float64"])
+
+
+@on_device
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_gradients_in_float32(name):
+    cpu, gpu = pair(name, "float32")
+    theta, x0 = cpu.init(1).astype(np.float32), cpu.sample(3, 2).astype(np.float32)
+    for variant in "RM":
+        assert_same_gradient(gpu.gradient(theta, x0, variant), cpu.gradient(theta, x0, variant), TOLERANCE["float32"])
+
+
+@on_device
+@pytest.mark.parametrize("batch", [1, 8, 17, 33] if SMALL else [1, 7, 8, 9, 33, 1000])
+def test_odd_batches(batch):
+    cpu, gpu = pair("cartpole")
+    theta, x0 = cpu.init(1), cpu.sample(batch, 2)
+    assert_same_gradient(gpu.gradient(theta, x0, "C"), cpu.gradient(theta, x0, "C"), TOLERANCE["float64"])
+
+
+@on_device
+def test_wherever_the_memory_is(monkeypatch):
+    """Work space, weights and gradients in shared memory or outside: the same bits."""
+    from stablebptt.tasks import cuda
+
+    _, gpu = pair("cartpole", "float32")
+    theta, x0 = gpu.init(1), gpu.sample(3, 2)
+    shared, found = set(), []
+    full = cuda.plan(gpu, 2, 1 << 20)
+    assert full.shared == (True, True, True) and full.spill == 1
+    without_gradient = full.shared_bytes - 4 * 2 * gpu.n_parameters
+    capacities = (full.shared_bytes, full.shared_bytes - 1, without_gradient - 1, 4 * full.n_weights, 0)
+    for capacity in capacities:
+        monkeypatch.setattr(cuda, "shared_capacity", lambda capacity=capacity: capacity)
+        shared.add(cuda.plan(gpu, 2, capacity).shared)
+        found.append((gpu.gradient(theta, x0, "C").value, gpu.losses(theta, x0)[0]))
+    assert shared == {(True, True, True), (True, True, False), (True, False, False), (False, True, False), (False, False, False)}
+    for gradient, losses in found[1:]:
+        assert np.array_equal(gradient, found[0][0]) and np.array_equal(losses, found[0][1])
+
+
+@on_device
+def test_groups_share_a_large_batch(monkeypatch):
+    from stablebptt.tasks import cuda
+
+    monkeypatch.setattr(cuda, "MOST_GROUPS", 2)
+    cpu, gpu = pair("cartpole")
+    theta, x0 = cpu.init(1), cpu.sample(33, 2)  # five tiles for two blocks
+    for variant in "RC":
+        assert_same_gradient(gpu.gradient(theta, x0, variant), cpu.gradient(theta, x0, variant), TOLERANCE["float64"])
+
+
+@on_device
+def test_bits_do_not_depend_on_the_threads(monkeypatch):
+    from stablebptt.tasks import cuda
+
+    _, gpu = pair("cartpole", "float32")
+    theta, x0 = gpu.init(1), gpu.sample(3, 2)
+    found = []
+    for threads in (32, 64):
+        monkeypatch.setattr(cuda, "THREADS", threads)
+        found.append(gpu.gradient(theta, x0, "C"))
+    assert np.array_equal(found[0].value, found[1].value)
+    assert found[0].norm2 == pytest.approx(found[1].norm2, rel=1e-6)
+
+
+@on_device
+def test_squares_of_exploding_gradients():
+    """They do not fit into float32; the gradient does."""
+    _, gpu = pair("cartpole", "float32")
+    theta, x0 = gpu.init(1), gpu.sample(3, 2)
+    large = dataclasses.replace(gpu, time_weights=gpu.time_weights * 1e25)
+    for variant in "RC":
+        one, other = gpu.gradient(theta, x0, variant), large.gradient(theta, x0, variant)
+        assert other.norm2 > np.finfo(np.float32).max and other.norm2 == pytest.approx(1e50 * one.norm2, rel=1e-4)
+        assert other.cosine == pytest.approx(one.cosine, rel=1e-5, nan_ok=True)
+
+
+@on_device
+def test_divergence_is_found():
+    _, gpu = pair("guidance", "float32")
+    theta, x0 = gpu.init(1), gpu.sample(3, 2)
+    x0[1, 1] = 3e38
+    with pytest.raises(sb.DivergedError, match="time step") as caught:
+        gpu.gradient(theta, x0, "C")
+    assert caught.value.step is not None
+    assert np.isnan(gpu.losses(theta, x0)[0]).tolist() == [False, True, False]
+    for variant in "MC":  # nothing hides a NaN, not even the comparison of signs
+        lost = gpu.differentiate(theta * np.float32(np.nan), gpu.sample(3, 2), gates(variant, STEPS, np.float32))
+        assert np.isnan(lost.value).all() and np.isnan(lost.norm2) and np.isnan(lost.loss.total)
+
+
+SETTINGS = {"epochs": 2, "train_count": 10, "test_count": 9, "clip": "norm", "clip_at": 0.01, "shuffle": True}
+
+
+@on_device
+def test_seeds_together_are_the_seeds_alone(tmp_path, monkeypatch):
+    from stablebptt.tasks import cuda
+    from stablebptt.tasks.seeds import train_seeds
+
+    cpu, gpu = pair("cartpole", "float32", steps=2)
+    together = train_seeds(gpu, [3, 0, 7], out=tmp_path / "runs", **SETTINGS)
+    monkeypatch.setattr(cuda, "free_bytes", lambda: 1)  # one launch per training
+    for seed, run in zip([3, 0, 7], together):
+        alone, saved = sb.train(gpu, seed=seed, **SETTINGS), sb.load(tmp_path / "runs" / f"seed_{seed}.h5")
+        assert run.config["seed"] == seed and run.config["backend"] == "cuda"
+        for name in ("theta", "best_theta"):
+            assert np.array_equal(getattr(run, name), getattr(alone, name))
+            assert np.array_equal(getattr(run, name), getattr(saved, name))
+        for name in set(training.HISTORY) - {"seconds"}:
+            assert np.array_equal(run.history[name], alone.history[name], equal_nan=True), name
+        assert np.allclose(run.theta, sb.train(sb.problem("cartpole", **{**PROBLEMS["cartpole"], "steps": 2}), seed=seed, **SETTINGS).theta, atol=1e-5)  # fmt: skip  # noqa: E501
+    assert not np.array_equal(together[0].theta, together[1].theta)
+
+
+@on_device
+def test_a_run_goes_on_where_it_was_begun(tmp_path):
+    cpu, gpu = pair("cartpole", "float32", steps=2)
+    path = tmp_path / "run.h5"
+    sb.train(gpu, out=path, **{**SETTINGS, "epochs": 1})
+    here = sb.problem("cartpole", **{**PROBLEMS["cartpole"], "steps": 2})
+    with pytest.raises(ValueError, match="its backend is 'cuda', not None"):
+        sb.train(here, out=path, resume=True, **SETTINGS)
+    resumed = sb.train(gpu, out=path, resume=True, **SETTINGS)
+    assert np.array_equal(resumed.theta, sb.train(gpu, **SETTINGS).theta)
+    assert sb.load(path).problem.backend == "cpu"  # a file can be looked at anywhere
+
+
+@on_device
+def test_a_system_of_ones_own():
+    from stablebptt.tasks import custom
+
+    sys.path.insert(0, str(HERE.parent / "docs" / "examples"))
+    try:
+        made = custom.from_source("double_pendulum:make_problem", steps=STEPS, dtype="float64")
+    finally:
+        sys.path.pop(0)
+    gpu = sb.tasks.on_backend(made, "cuda")
+    theta, x0 = made.init(1) + 0.1, made.sample(3, 2)
+    assert_same_gradient(gpu.gradient(theta, x0, "C"), made.gradient(theta, x0, "C"), TOLERANCE["float64"])
+
+
+@on_device
+def test_a_controller_of_ones_own_is_refused():
+    class Constant(Controller):
+        def layout(self):
+            return {"force": (1,)}
+
+    with pytest.raises(BackendError, match="Constant is a controller of your own"):
+        sb.tasks.on_backend(dataclasses.replace(sb.problem("cartpole"), controller=Constant()), "cuda")
+
+
+@on_device
+def test_the_command_line(tmp_path, capsys):
+    options = ["--steps", "2", "--hidden", "4", "--epochs", "1", "--train-count", "8", "--test-count", "3", "--backend", "cuda"]
+    cli_call = ["cartpole", "train", *options, "--seeds", "0:2", "--out", str(tmp_path / "runs")]
+    cli.main([*cli_call, "--json"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and '"seed": 1' in lines[-1] and "complete" in lines[-1]
+    assert sorted(p.name for p in (tmp_path / "runs").glob("*")) == ["seed_0.h5", "seed_1.h5"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(cli_call)
+    assert ended.value.code == 5
+    run = str(tmp_path / "runs" / "seed_1.h5")
+    cli.main(["cartpole", "simulate", run, "--backend", "cuda", "--count", "3", "--out", str(tmp_path / "paths.h5")])
+
+
+# --- anywhere -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(DEVICE, reason="there is a device")
+def test_without_a_device_there_is_one_clear_line(capsys, tmp_path):
+    words = "finds no CUDA device" if INSTALLED else "pip install 'stablebptt[cuda]'"
+    with pytest.raises(sb.BackendError, match=words.replace("[", r"\[")):
+        sb.problem("cartpole", backend="cuda")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["cartpole", "train", "--backend", "cuda", "--out", str(tmp_path / "run.h5")])
+    told = capsys.readouterr().err
+    assert ended.value.code == 1 and told.count("\n") == 1 and words in told
+    with pytest.raises(ValueError, match="unknown backend 'gpu'; choose from cpu, cuda"):
+        sb.problem("cartpole", backend="gpu")
+
+
+def test_seeds_together_on_the_cpu(tmp_path, capsys):
+    from stablebptt.tasks.seeds import train_seeds
+
+    problem = sb.problem("cartpole", steps=5, hidden=(6,))
+    seen = []
+    together = train_seeds(problem, range(3), report=lambda seed, progress: seen.append((seed, progress.epoch)), **SETTINGS)
+    assert sorted(seen) == [(seed, epoch) for seed in range(3) for epoch in (1, 2)]
+    for seed, run in enumerate(together):
+        assert np.array_equal(run.theta, sb.train(problem, seed=seed, **SETTINGS).theta)
+    for wrong in ([], [1, 1]):
+        with pytest.raises(ValueError, match="different whole numbers"):
+            train_seeds(problem, wrong)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="several seeds need a folder"):
+        train_seeds(problem, [0, 1], out=tmp_path / "file")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["cartpole", "train", "--seeds", "3", "--out", str(tmp_path / "runs")])
+    assert ended.value.code == 2 and "give a range such as 0:132" in capsys.readouterr().err
+
+
+def test_a_seed_that_diverges_does_not_end_the_others(tmp_path, capsys):
+    from stablebptt.tasks.seeds import train_seeds
+
+    problem = sb.problem("cartpole", steps=5, hidden=(6,))
+    begun = type(problem).sample
+
+    def spoiled(self, count, seed=0, purpose=0):
+        return begun(self, count, seed, purpose) * np.float32(1e37 if seed == 1 else 1)
+
+    wild = dataclasses.replace(problem)
+    object.__setattr__(wild, "sample", spoiled.__get__(wild))
+    good, bad, fine = train_seeds(wild, range(3), out=tmp_path, **SETTINGS)
+    assert isinstance(bad, sb.DivergedError) and bad.epoch == 1
+    assert good.status == fine.status == "complete"
+    assert sb.load(tmp_path / "seed_1.h5").status.startswith("diverged")
+    assert np.array_equal(fine.theta, sb.train(problem, seed=2, **SETTINGS).theta)
+
+
+def test_ctrl_c_leaves_every_seed_a_file(tmp_path):
+    from stablebptt.tasks.seeds import train_seeds
+
+    def stop(seed, progress):
+        if seed == 1 and progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    problem = sb.problem("cartpole", steps=5, hidden=(6,))
+    settings = {**SETTINGS, "epochs": 4}
+    with pytest.raises(KeyboardInterrupt):
+        train_seeds(problem, range(4), out=tmp_path, report=stop, **settings)
+    epochs = [len(sb.load(tmp_path / f"seed_{seed}.h5").history["epoch"]) for seed in range(4)]
+    assert set(epochs) <= {1, 2} and not list(tmp_path.glob(".*"))
+    resumed = train_seeds(problem, range(4), out=tmp_path, resume=True, **settings)
+    for run, whole in zip(resumed, train_seeds(problem, range(4), **settings)):
+        assert np.array_equal(run.theta, whole.theta)
+
+
+def test_a_sweep_is_no_place_for_a_device():
+    from stablebptt.tasks import sweeps
+
+    if DEVICE:
+        with pytest.raises(ValueError, match="a sweep computes on the CPU"):
+            sweeps.make_plan({"task": "cartpole", "options": {"backend": "cuda"}, "train": {"epochs": 1}})
+    else:
+        with pytest.raises(sb.BackendError):
+            sweeps.make_plan({"task": "cartpole", "options": {"backend": "cuda"}, "train": {"epochs": 1}})
+
+
+def run_elsewhere(**environment):
+    """Run the tests of this file in another process; its summary is printed and must hold no skipped test of a device."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", str(Path(__file__))]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=900)
+    print(done.stdout[-3000:], done.stderr[-2000:])
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "no CUDA device" not in done.stdout
+
+
+@pytest.mark.skipif(DEVICE, reason="there is a device, or this is the simulator")
+def test_in_the_simulator():
+    run_elsewhere(NUMBA_ENABLE_CUDASIM="1")
