@@ -245,7 +245,7 @@ def make_gradient(dtype: Any, shared_work: bool, shared_weights: bool, shared_gr
         bars = place_bars(arena[first_size:], sums, variants, rows, n_state, n_control)
         for tile in range(group, (batch + TILE - 1) // TILE, groups):
             first = tile * TILE
-            n = start(x0[training], first, network)
+            n = start(x0[training], first, network, work)
             costs, efforts = follow(system, loss, network, work, n, time_weights, path, slot, rows)
             if thread() < n:
                 physics[training, first + thread()] = costs

@@ -155,13 +155,14 @@ def run_network(network):
 
 
 @device
-def start(x0, first, network):
-    """Bring states first, first + 1, .. of x0 (B, n_state) to the block; returns how many there are."""
+def start(x0, first, network, work):
+    """Bring states first, first + 1, .. of x0 (B, n_state) to the block, zeros for those that are missing; returns their number."""
     batch, n_state = x0.shape
     n = min(TILE, batch - first)
     for i in range(thread(), n_state * TILE, threads()):
         b = i % TILE
         network.numbers[i] = x0[first + b, i // TILE] if b < n else like(x0, 0.0)
+        work.x_next[i] = like(x0, 0.0)
     barrier()
     return n
 
@@ -244,7 +245,7 @@ def make_evaluate(dtype: Any, shared_work: bool, shared_weights: bool) -> Any:
         network, work = place_work(arena, table, weights, rows, n_state, n_control, n_scratch)
         for tile in range(group, (batch + TILE - 1) // TILE, groups):
             first = tile * TILE
-            n = start(x0[training], first, network)
+            n = start(x0[training], first, network, work)
             costs, efforts = follow(system, loss, network, work, n, time_weights, path, slot, kept)
             if thread() < n:
                 physics[training, first + thread()] = costs
