@@ -5,6 +5,7 @@ Imported only where the backend "cuda" is asked for.
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -20,6 +21,9 @@ from stablebptt.kernels.structs import Struct
 from stablebptt.tasks.errors import BackendError
 from stablebptt.tasks.problems import Gradient, Loss, PathSpace, Problem
 from stablebptt.tasks.variants import Gates
+
+# One training fills one block of a device: no need to say so at every launch.
+warnings.filterwarnings("ignore", message="Grid size")
 
 # More threads would not find registers: the kernels use up to 255 of 65,536. (The simulator's threads are expensive.)
 THREADS = 32 if SIMULATED else 256

@@ -1,6 +1,7 @@
 """What the tests share."""
 
 import json
+import os
 from pathlib import Path
 
 import h5py
@@ -22,6 +23,17 @@ def golden_cases(task: str) -> list[str]:
         return []
     with h5py.File(path) as file:
         return list(file)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The PTX machine takes the place of the driver before anything asks for it; see test_cuda.py."""
+    if os.environ.get("STABLEBPTT_TEST_EMULATED"):
+        import sys
+
+        sys.path.insert(0, str(HERE / "tests"))
+        import ptx_machine
+
+        ptx_machine.install()
 
 
 class Golden:

@@ -273,9 +273,9 @@ static int step(thread *t, machine *M, int T) {{
     def _convert(self, op, args):
         target, source = op[-2], op[-1]
         value = self._value(args[1], source)
-        if source.startswith("f") and not target.startswith("f"):
-            rounding = {"rni": "nearbyint", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}[op[1]]
-            value = f"{rounding}({value})"
+        rounding = {"rni": "nearbyint", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}.get(op[1])
+        assert rounding or not source.startswith("f") or target.startswith("f")
+        value = f"{rounding}({value})" if rounding else value
         return self._set(args[0], target, f"({C_TYPES[target]}){value}")
 
     def _compare(self, op, args, kind):

@@ -7,6 +7,7 @@ on a machine that executes the PTX instruction by instruction (both in processes
 import dataclasses
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -376,3 +377,11 @@ def run_elsewhere(**environment):
 @pytest.mark.skipif(DEVICE, reason="there is a device, or this is the simulator")
 def test_in_the_simulator():
     run_elsewhere(NUMBA_ENABLE_CUDASIM="1")
+
+
+@pytest.mark.skipif(DEVICE, reason="there is a device, or this takes its place")
+@pytest.mark.skipif(not INSTALLED, reason="needs the extra: pip install 'stablebptt[cuda]'")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_compiled_for_the_device_and_executed_here():
+    """The PTX for compute capability 9.0, instruction by instruction, with checks of bounds, alignment and races."""
+    run_elsewhere(STABLEBPTT_TEST_EMULATED="1")
