@@ -14,6 +14,7 @@ from stablebptt.kernels.compiler import inline, like
 from stablebptt.kernels.cuda_block import (
     QUAD,
     QUADS,
+    SIMULATED,
     TILE,
     WARP,
     barrier,
@@ -24,9 +25,11 @@ from stablebptt.kernels.cuda_block import (
     device,
     gpu,
     inner4,
+    load,
     load4,
     multiply_add,
     spread,
+    store,
     store4,
     tanh4_vjp,
     thread,
@@ -81,11 +84,18 @@ def input_vjp(network, layer, bars, base, k, first):
     step, window, outputs = table[layer, STEP], table[layer, WINDOW], table[layer, OUTPUTS]
     kernel, line, target = table[layer, KERNEL], table[layer, LINE], table[layer, TARGET]
     z = spread(like(weights, 0.0))
-    for p in range(max(0, k - window + step) // step, min(table[layer, POSITIONS], k // step + 1)):
+    p, last = 0, 0
+    if table[layer, POSITIONS] > 1:
+        p, last = max(0, k - window + step) // step, min(table[layer, POSITIONS] - 1, k // step)
+    while p <= last:
         weight = kernel + (k - p * step) * line
         place = base + (target + p * outputs) * TILE + first
-        for j in range(outputs):
-            z = multiply_add(weights[weight + j], load4(bars.numbers, place + j * TILE), z)
+        end = place + outputs * TILE
+        while place < end:
+            z = multiply_add(load(weights, weight), load4(bars.numbers, place), z)
+            weight += 1
+            place += TILE
+        p += 1
     return z
 
 
@@ -93,58 +103,80 @@ def input_vjp(network, layer, bars, base, k, first):
 def layer_vjp(network, layer, bars):
     """Cotangents of the hidden numbers that a layer read, before their tanh."""
     inputs, source = network.table[layer, INPUTS], network.table[layer, SOURCE]
-    for item in range(thread(), bars.variants * inputs * QUADS, threads()):
-        first, k, v = item % QUADS * QUAD, item // QUADS % inputs, item // QUADS // inputs
-        base, place = v * bars.rows * TILE, (source + k) * TILE + first
-        z = input_vjp(network, layer, bars, base, k, first)
-        store4(bars.numbers, base + place, tanh4_vjp(load4(network.numbers, place), z))
+    for v in range(bars.variants):
+        base, item = v * bars.rows * TILE, thread()
+        while item < inputs * QUADS:
+            first, k = item % QUADS * QUAD, item // QUADS
+            place = (source + k) * TILE + first
+            z = input_vjp(network, layer, bars, base, k, first)
+            store4(bars.numbers, base + place, tanh4_vjp(load4(network.numbers, place), z))
+            item += threads()
     barrier()
 
 
 @device
 def state_vjp(network, bars, gates, t):
     """Add the open gates' share of the network's path to the adjoints."""
-    for item in range(thread(), bars.variants * network.n_state * QUADS, threads()):
-        first, k, v = item % QUADS * QUAD, item // QUADS % network.n_state, item // QUADS // network.n_state
-        gate = gates.network[v, t]
-        if gate != 0:
-            base = v * bars.rows * TILE
+    for v in range(bars.variants):
+        gate, base, item = gates.network[v, t], v * bars.rows * TILE, thread()
+        while gate != 0 and item < network.n_state * QUADS:
+            first, k = item % QUADS * QUAD, item // QUADS
             place = base + k * TILE + first
             z = input_vjp(network, 0, bars, base, k, first)
             store4(bars.numbers, place, multiply_add(gate, z, load4(bars.numbers, place)))
+            item += threads()
+
+
+@device
+def inner8(a, place, low, high):
+    """Inner product over the eight samples of a row, with two times four numbers."""
+    return inner4(load4(a, place), low) + inner4(load4(a, place + QUAD), high)
+
+
+@device
+def add_to(array, place, value):
+    """Add a number at `place`."""
+    store(array, place, load(array, place) + value)
 
 
 @device
 def parameter_vjp(network, layer, bars, n_parameters):
     """Add a time step's share to the gradients: a thread owns four rows of a column of the kernel."""
     table, numbers, gradient = network.table, network.numbers, bars.gradient
-    step, window, positions = table[layer, STEP], table[layer, WINDOW], table[layer, POSITIONS]
+    step, window, positions = table[layer, STEP] * TILE, table[layer, WINDOW], table[layer, POSITIONS]
     source, target, outputs = table[layer, SOURCE], table[layer, TARGET], table[layer, OUTPUTS]
     groups, zero = (window + QUAD - 1) // QUAD, like(numbers, 0.0)
-    for item in range(thread() // WARP, bars.variants * groups, threads() // WARP):
+    item = thread() // WARP
+    while item < bars.variants * groups:
         v, k0 = item // groups, item % groups * QUAD
-        k1, k2, k3 = min(k0 + 1, window - 1), min(k0 + 2, window - 1), min(k0 + 3, window - 1)
-        base, place = (v * bars.rows + target) * TILE, v * n_parameters + table[layer, THETA]
-        for j in range(thread() % WARP, outputs, WARP):
+        n = min(QUAD, window - k0)
+        k1, k2, k3 = min(1, n - 1) * TILE, min(2, n - 1) * TILE, min(3, n - 1) * TILE
+        j = thread() % WARP
+        while j < outputs:
             g0, g1, g2, g3, total = zero, zero, zero, zero, zero
-            for p in range(positions):
-                row, bar_row = source + p * step, base + (p * outputs + j) * TILE
-                for first in range(0, TILE, QUAD):
-                    bar = load4(bars.numbers, bar_row + first)
-                    g0 += inner4(load4(numbers, (row + k0) * TILE + first), bar)
-                    g1 += inner4(load4(numbers, (row + k1) * TILE + first), bar)
-                    g2 += inner4(load4(numbers, (row + k2) * TILE + first), bar)
-                    g3 += inner4(load4(numbers, (row + k3) * TILE + first), bar)
-                    total += (bar[0] + bar[1]) + (bar[2] + bar[3])
-            gradient[place + k0 * outputs + j] += g0
-            if k0 + 1 < window:
-                gradient[place + k1 * outputs + j] += g1
-            if k0 + 2 < window:
-                gradient[place + k2 * outputs + j] += g2
-            if k0 + 3 < window:
-                gradient[place + k3 * outputs + j] += g3
+            row, bar = (source + k0) * TILE, (v * bars.rows + target + j) * TILE
+            end = row + positions * step
+            while row < end:
+                low, high = load4(bars.numbers, bar), load4(bars.numbers, bar + QUAD)
+                g0 += inner8(numbers, row, low, high)
+                g1 += inner8(numbers, row + k1, low, high)
+                g2 += inner8(numbers, row + k2, low, high)
+                g3 += inner8(numbers, row + k3, low, high)
+                total += (low[0] + low[1] + low[2] + low[3]) + (high[0] + high[1] + high[2] + high[3])
+                row += step
+                bar += outputs * TILE
+            place = v * n_parameters + table[layer, THETA] + j
+            add_to(gradient, place + k0 * outputs, g0)
+            if n > 1:
+                add_to(gradient, place + (k0 + 1) * outputs, g1)
+            if n > 2:
+                add_to(gradient, place + (k0 + 2) * outputs, g2)
+            if n > 3:
+                add_to(gradient, place + (k0 + 3) * outputs, g3)
             if k0 == 0:
-                gradient[place + window * outputs + j] += total  # the bias
+                add_to(gradient, place + window * outputs, total)  # the bias
+            j += WARP
+        item += threads() // WARP
 
 
 @device
@@ -227,7 +259,7 @@ def make_gradient(dtype: Any, shared_work: bool, shared_weights: bool, shared_gr
         system, loss, theta, x0, time_weights, table, rows, n_weights, n_control, n_scratch, path, physics, effort, spill,
         gates, gradients,
     ):  # fmt: skip
-        shared = gpu.shared.array(0, dtype)
+        shared = gpu.shared.array(0, dtype) if SIMULATED else gpu.shared.array(0, dtype, 16)
         training, group, groups = gpu.blockIdx.y, gpu.blockIdx.x, gpu.gridDim.x
         batch, n_state, slot = x0.shape[1], x0.shape[2], training * groups + group
         variants, n_parameters = gates.physics.shape[0], theta.shape[1]

@@ -2,6 +2,9 @@
 
 A block treats `TILE` samples. Number k of sample b of an array of numbers lies at ``k * TILE + b``, so that four
 samples are one 16-byte access. Imported only where the backend "cuda" is asked for.
+
+Loops here are written with `while`: the compiler sees through their counters, so that addresses are added up and not multiplied
+out, which `range` prevents. `load` and its like leave out Python's negative indices for the same reason.
 """
 
 from typing import Any
@@ -54,26 +57,29 @@ def barrier():
     gpu.syncthreads()
 
 
-@device
-def copy(count, source, target):
-    """``target = source`` for `count` numbers."""
-    for i in range(thread(), count, threads()):
-        target[i] = source[i]
-
-
-@device
-def clear(count, target):
-    """``target = 0`` for `count` numbers."""
-    for i in range(thread(), count, threads()):
-        target[i] = 0
-
-
 def _vector(context: Any, kind: Any) -> Any:
     return ir.VectorType(context.get_value_type(kind), QUAD)
 
 
 def _at(context: Any, builder: Any, array: Any, value: Any, place: Any) -> Any:
     return builder.gep(make_array(array)(context, builder, value).data, [place])
+
+
+@intrinsic
+def _load(typing_context, array, place):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(_at(context, builder, array, *arguments))
+
+    return array.dtype(array, types.intp), generate
+
+
+@intrinsic
+def _store(typing_context, array, place, value):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[2], _at(context, builder, array, *arguments[:2]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, array.dtype), generate
 
 
 @intrinsic
@@ -143,6 +149,18 @@ def _compiled_as(compiled: Any) -> Any:
     return lambda function: function if SIMULATED else compiled
 
 
+@_compiled_as(_load)
+def load(array, place):
+    """The number at `place`, not negative."""
+    return array[place]
+
+
+@_compiled_as(_store)
+def store(array, place, value):
+    """Write a number at `place`, not negative."""
+    array[place] = value
+
+
 @_compiled_as(_load4)
 def load4(array, place):
     """The four numbers from `place` on, a multiple of four."""
@@ -165,6 +183,24 @@ def column(array, first, count):
 def columns(array, first, rows, length, count):
     """The matrix (rows, count) of one sample: of every row of `length` numbers the first `count`; the first lies at `first`."""
     return array[first : first + rows * length * TILE : TILE].reshape(rows, length)[:, :count]
+
+
+@device
+def copy(count, source, target):
+    """``target = source`` for `count` numbers."""
+    i = thread()
+    while i < count:
+        store(target, i, load(source, i))
+        i += threads()
+
+
+@device
+def clear(count, target):
+    """``target = 0`` for `count` numbers."""
+    i = thread()
+    while i < count:
+        store(target, i, like(target, 0.0))
+        i += threads()
 
 
 @inline

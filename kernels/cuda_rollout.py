@@ -21,9 +21,11 @@ from stablebptt.kernels.cuda_block import (
     copy,
     device,
     gpu,
+    load,
     load4,
     multiply_add,
     spread,
+    store,
     store4,
     tanh4,
     thread,
@@ -100,8 +102,10 @@ def load_weights(table, theta, weights):
     for layer in range(table.shape[0]):
         window, outputs, line = table[layer, WINDOW], table[layer, OUTPUTS], table[layer, LINE]
         source, kernel = table[layer, THETA], table[layer, KERNEL]
-        for i in range(thread(), (window + 1) * outputs, threads()):  # the bias is one more row
-            weights[kernel + i // outputs * line + i % outputs] = theta[source + i]
+        i = thread()
+        while i < (window + 1) * outputs:  # the bias is one more row
+            store(weights, kernel + i // outputs * line + i % outputs, load(theta, source + i))
+            i += threads()
 
 
 @device
@@ -111,15 +115,20 @@ def hidden_layer(network, layer):
     window, positions, outputs = table[layer, WINDOW], table[layer, POSITIONS], table[layer, OUTPUTS]
     source, target, step = table[layer, SOURCE], table[layer, TARGET], table[layer, STEP]
     kernel, bias, line = table[layer, KERNEL], table[layer, BIAS], table[layer, LINE]
-    for item in range(thread(), positions * outputs * QUADS, threads()):
+    item = thread()
+    while item < positions * outputs * QUADS:
         row, first = item // QUADS, item % QUADS * QUAD
         position = row // outputs if positions > 1 else 0
-        weight = kernel + row - position * outputs
-        place = (source + position * step) * TILE + first
-        z = spread(weights[bias + row - position * outputs])
-        for k in range(window):
-            z = multiply_add(weights[weight + k * line], load4(numbers, place + k * TILE), z)
+        j = row - position * outputs
+        weight, place = kernel + j, (source + position * step) * TILE + first
+        end = place + window * TILE
+        z = spread(load(weights, bias + j))
+        while place < end:
+            z = multiply_add(load(weights, weight), load4(numbers, place), z)
+            weight += line
+            place += TILE
         store4(numbers, (target + row) * TILE + first, tanh4(z))
+        item += threads()
     barrier()
 
 
@@ -130,18 +139,26 @@ def output_layer(network, layer):
     window, outputs = table[layer, WINDOW], table[layer, OUTPUTS]
     source, target = table[layer, SOURCE], table[layer, TARGET]
     kernel, bias, line = table[layer, KERNEL], table[layer, BIAS], table[layer, LINE]
-    for item in range(thread(), PARTS * outputs * QUADS, threads()):
-        first, j, part = item % QUADS * QUAD, item // QUADS % outputs, item // QUADS // outputs
+    items = outputs * QUADS
+    item = thread()
+    while item < PARTS * items:
+        first, j, part = item % QUADS * QUAD, item // QUADS % outputs, item // items
+        weight, place = kernel + part * line + j, (source + part) * TILE + first
         z = spread(like(weights, 0.0))
-        for k in range(part, window, PARTS):
-            z = multiply_add(weights[kernel + k * line + j], load4(numbers, (source + k) * TILE + first), z)
+        while place < (source + window) * TILE:
+            z = multiply_add(load(weights, weight), load4(numbers, place), z)
+            weight += PARTS * line
+            place += PARTS * TILE
         store4(partial, item * QUAD, z)
+        item += threads()
     barrier()
-    for item in range(thread(), outputs * QUADS, threads()):
-        z = spread(weights[bias + item // QUADS])
+    item = thread()
+    while item < items:
+        z = spread(load(weights, bias + item // QUADS))
         for part in range(PARTS):
-            z = multiply_add(like(weights, 1.0), load4(partial, (part * outputs * QUADS + item) * QUAD), z)
+            z = multiply_add(like(weights, 1.0), load4(partial, (part * items + item) * QUAD), z)
         store4(numbers, target * TILE + item * QUAD, z)
+        item += threads()
     barrier()
 
 
@@ -156,13 +173,18 @@ def run_network(network):
 
 @device
 def start(x0, first, network, work):
-    """Bring states first, first + 1, .. of x0 (B, n_state) to the block, zeros for those that are missing; returns their number."""
+    """Bring states first, first + 1, .. of x0 (B, n_state) to the block, and zeros for those that are missing.
+
+    Returns how many there are.
+    """
     batch, n_state = x0.shape
     n = min(TILE, batch - first)
-    for i in range(thread(), n_state * TILE, threads()):
+    i = thread()
+    while i < n_state * TILE:
         b = i % TILE
         network.numbers[i] = x0[first + b, i // TILE] if b < n else like(x0, 0.0)
         work.x_next[i] = like(x0, 0.0)
+        i += threads()
     barrier()
     return n
 
@@ -233,7 +255,7 @@ def make_evaluate(dtype: Any, shared_work: bool, shared_weights: bool) -> Any:
         system, loss, theta, x0, time_weights, table, rows, n_weights, n_control, n_scratch, path, physics, effort, spill,
         kept,
     ):  # fmt: skip
-        shared = gpu.shared.array(0, dtype)
+        shared = gpu.shared.array(0, dtype) if SIMULATED else gpu.shared.array(0, dtype, 16)
         training, group, groups = gpu.blockIdx.y, gpu.blockIdx.x, gpu.gridDim.x
         batch, n_state, slot = x0.shape[1], x0.shape[2], training * groups + group
         size = work_size(rows, n_state, n_control, n_scratch)

@@ -7,15 +7,14 @@ Numba's typing, code and linking, the arguments, copies and launches. It then ch
 import ctypes
 import hashlib
 import re
-import struct
 import subprocess
 import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
 FOLDER = Path(tempfile.mkdtemp(prefix="ptx-machine-"))
-SPECIAL = {"%tid.x": "T", "%ntid.x": "M->threads", "%ctaid.x": "M->x", "%ctaid.y": "M->y", "%nctaid.x": "M->nx", "%nctaid.y": "M->ny"}
-SPECIAL |= {"%dynamic_smem_size": "M->shared_bytes", "%tid.y": "0", "%tid.z": "0", "%ctaid.z": "0"}
+SPECIAL = {"%tid.x": "T", "%ntid.x": "M->threads", "%ctaid.x": "M->x", "%ctaid.y": "M->y", "%nctaid.x": "M->nx"}
+SPECIAL |= {"%nctaid.y": "M->ny", "%dynamic_smem_size": "M->shared_bytes", "%tid.y": "0", "%tid.z": "0", "%ctaid.z": "0"}
 ORDERED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
 
 RUNTIME = """
@@ -24,8 +23,8 @@ RUNTIME = """
 #include <stdint.h>
 #include <string.h>
 typedef struct { unsigned x, y, nx, ny, threads, shared_bytes; char *shared, *parameters; jmp_buf failed; } machine;
-typedef union { uint64_t u64; uint32_t u32; int64_t s64; int32_t s32; uint16_t u16; uint8_t u8; float f32; double f64; uint64_t b64;
-                uint32_t b32; int8_t s8; uint8_t b8; uint16_t b16; int16_t s16; } word;
+typedef union { uint64_t u64, b64; int64_t s64; uint32_t u32, b32; int32_t s32; uint16_t u16, b16; int16_t s16; uint8_t u8, b8;
+                int8_t s8; float f32; double f64; } word;
 extern void *place(uint64_t, int, int, int, int);
 extern char machine_error[];
 extern void begin_launch(void), begin_block(void *, uint64_t), pass_barrier(void);
@@ -229,17 +228,18 @@ static int step(thread *t, machine *M, int T) {{
 
     def _formula(self, name, kind, bits, a, args):
         single, real = "f" if kind == "f32" else "", kind.startswith("f")
+        natural = f"uint{bits}_t"  # C leaves the overflow of signed numbers undefined
         if name in ("add", "sub", "mul"):
             sign = {"add": "+", "sub": "-", "mul": "*"}[name]
-            if kind.startswith("s"):  # C leaves signed overflow undefined
-                return f"({C_TYPES[kind]})((uint{bits}_t){a[0]} {sign} (uint{bits}_t){a[1]})"
-            return f"{a[0]} {sign} {a[1]}"
+            return f"{a[0]} {sign} {a[1]}" if real else f"({natural}){a[0]} {sign} ({natural}){a[1]}"
         if name in ("div", "rem"):
-            return f"{a[0]} {'/' if name == 'div' else '%'} {a[1]}" if real else f"({a[1]} ? {a[0]} {'/' if name == 'div' else '%'} {a[1]} : -1)"
+            sign = "/" if name == "div" else "%"
+            return f"{a[0]} {sign} {a[1]}" if real else f"({a[1]} ? {a[0]} {sign} {a[1]} : -1)"
         if name in ("fma", "mad"):
-            return f"fma{single}({a[0]}, {a[1]}, {a[2]})" if real else f"({C_TYPES[kind]})((uint{bits}_t){a[0]} * {a[1]} + {a[2]})"
+            return f"fma{single}({', '.join(a)})" if real else f"({natural}){a[0]} * ({natural}){a[1]} + ({natural}){a[2]}"
         if name in ("min", "max"):
-            return f"f{name}{single}({a[0]}, {a[1]})" if real else f"({a[0]} {'<' if name == 'min' else '>'} {a[1]} ? {a[0]} : {a[1]})"
+            sign = "<" if name == "min" else ">"
+            return f"f{name}{single}({a[0]}, {a[1]})" if real else f"({a[0]} {sign} {a[1]} ? {a[0]} : {a[1]})"
         if name in ("and", "or", "xor"):
             return f"{a[0]} { {'and': '&', 'or': '|', 'xor': '^'}[name]} {a[1]}"
         if name in ("shl", "shr"):
@@ -250,7 +250,8 @@ static int step(thread *t, machine *M, int T) {{
             at, length = self._value(args[3], "u32"), self._value(args[4], "u32")
             mask = f"((((uint64_t)1 << {length}) - 1) << {at})"
             return f"({a[1]} & ~{mask}) | (({a[0]} << {at}) & {mask})"
-        simple = {"neg": "-{}", "not": "~{}", "rcp": "1 / {}", "abs": f"fabs{single}({{}})", "sqrt": f"sqrt{single}({{}})", "ex2": f"exp2{single}({{}})"}
+        simple = {"neg": "-{}", "not": "~{}", "rcp": "1 / {}"}
+        simple |= {"abs": f"fabs{single}({{}})", "sqrt": f"sqrt{single}({{}})", "ex2": f"exp2{single}({{}})"}
         if name in simple:
             return simple[name].format(a[0])
         raise NotImplementedError(f"{name}.{kind}")

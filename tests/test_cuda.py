@@ -215,7 +215,8 @@ def test_seeds_together_are_the_seeds_alone(tmp_path, monkeypatch):
     from stablebptt.tasks import cuda
     from stablebptt.tasks.seeds import train_seeds
 
-    cpu, gpu = pair("cartpole", "float32", steps=2)
+    _, gpu = pair("cartpole", "float32", steps=2)
+    here = sb.problem("cartpole", **{**PROBLEMS["cartpole"], "steps": 2})
     together = train_seeds(gpu, [3, 0, 7], out=tmp_path / "runs", **SETTINGS)
     monkeypatch.setattr(cuda, "free_bytes", lambda: 1)  # one launch per training
     for seed, run in zip([3, 0, 7], together):
@@ -226,13 +227,13 @@ def test_seeds_together_are_the_seeds_alone(tmp_path, monkeypatch):
             assert np.array_equal(getattr(run, name), getattr(saved, name))
         for name in set(training.HISTORY) - {"seconds"}:
             assert np.array_equal(run.history[name], alone.history[name], equal_nan=True), name
-        assert np.allclose(run.theta, sb.train(sb.problem("cartpole", **{**PROBLEMS["cartpole"], "steps": 2}), seed=seed, **SETTINGS).theta, atol=1e-5)  # fmt: skip  # noqa: E501
+        assert np.allclose(run.theta, sb.train(here, seed=seed, **SETTINGS).theta, atol=1e-5)
     assert not np.array_equal(together[0].theta, together[1].theta)
 
 
 @on_device
 def test_a_run_goes_on_where_it_was_begun(tmp_path):
-    cpu, gpu = pair("cartpole", "float32", steps=2)
+    _, gpu = pair("cartpole", "float32", steps=2)
     path = tmp_path / "run.h5"
     sb.train(gpu, out=path, **{**SETTINGS, "epochs": 1})
     here = sb.problem("cartpole", **{**PROBLEMS["cartpole"], "steps": 2})
