@@ -301,7 +301,7 @@ def compile_c(text, name):
     """A library of C code, loaded."""
     source, library = FOLDER / f"{name}.c", FOLDER / f"{name}.so"
     source.write_text(text)
-    command = ["cc", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC", "-mfma", str(source)]
+    command = ["cc", "-O0", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC", "-mfma", str(source)]
     subprocess.run([*command, "-o", str(library), "-lm"], check=True)
     return ctypes.CDLL(str(library))
 

@@ -4,12 +4,15 @@ Every test here runs on a device, if there is one; else in Numba's simulator, an
 on a machine that executes the PTX instruction by instruction (both in processes of their own; see the last tests).
 """
 
+import contextlib
 import dataclasses
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -283,6 +286,143 @@ def test_the_command_line(tmp_path, capsys):
     cli.main(["cartpole", "simulate", run, "--backend", "cuda", "--count", "3", "--out", str(tmp_path / "paths.h5")])
 
 
+# --- the machine that executes PTX finds faults -------------------------------------------------------------------
+
+emulated = pytest.mark.skipif(not EMULATED, reason="for the PTX machine only")
+
+
+def run_faulty(function, length=32, shared=128, threads=32, blocks=1):
+    from numba import cuda
+
+    array = cuda.to_device(np.zeros(length, np.float32))
+    cuda.jit(function)[blocks, threads, 0, shared](array)
+    return array.copy_to_host()
+
+
+def reversed_by(barrier):
+    from numba import cuda, float32
+
+    def function(array):
+        places, i = cuda.shared.array(0, float32), cuda.threadIdx.x
+        places[i] = i
+        if barrier:
+            cuda.syncthreads()
+        array[i] = places[31 - i]
+
+    return function
+
+
+@emulated
+def test_the_machine_finds_a_missing_barrier():
+    assert np.array_equal(run_faulty(reversed_by(True)), np.arange(31, -1, -1))
+    with pytest.raises(RuntimeError, match=r"which (another thread wrote between the same barriers|nobody wrote)"):
+        run_faulty(reversed_by(False))
+
+
+@emulated
+def test_the_machine_finds_what_lies_outside():
+    from numba import cuda
+
+    def function(array):
+        array[cuda.threadIdx.x + 64] = 1
+
+    with pytest.raises(RuntimeError, match="writes 4 bytes outside of all memory"):
+        run_faulty(function)
+
+
+@emulated
+def test_the_machine_finds_misaligned_vectors():
+    from stablebptt.kernels.cuda_block import load4
+
+    def function(array):
+        array[0] = load4(array, 2)[0]
+
+    with pytest.raises(RuntimeError, match="access of 16 bytes is not aligned"):
+        run_faulty(function, threads=1)
+
+
+@emulated
+def test_the_machine_finds_what_nobody_wrote():
+    from numba import cuda, float32
+
+    def function(array):
+        places = cuda.shared.array(0, float32)
+        array[cuda.threadIdx.x] = places[cuda.threadIdx.x]
+
+    with pytest.raises(RuntimeError, match="which nobody wrote"):
+        run_faulty(function)
+
+
+@emulated
+def test_the_machine_finds_blocks_that_meet():
+    from numba import cuda
+
+    def function(array):
+        array[cuda.threadIdx.x] = cuda.blockIdx.x
+
+    with pytest.raises(RuntimeError, match="which another block wrote"):
+        run_faulty(function, blocks=2)
+
+
+@emulated
+def test_the_machine_finds_threads_that_never_come_to_the_barrier():
+    from numba import cuda
+
+    def function(array):
+        if cuda.threadIdx.x < 8:
+            cuda.syncthreads()
+        array[cuda.threadIdx.x] = 1
+
+    with pytest.raises(RuntimeError, match="some threads of a block end while others wait"):
+        run_faulty(function)
+
+
+@emulated
+def test_a_block_gets_no_more_shared_memory_than_there_is():
+    from numba import cuda
+
+    def function(array):
+        array[cuda.threadIdx.x] = 1
+
+    with pytest.raises(RuntimeError, match="INVALID"):
+        run_faulty(function, shared=64 << 10)  # without asking for it
+
+
+BARRIERS = [("", 0)] + [
+    (name, number)
+    for name in ("kernels/cuda_rollout.py", "adjoint/cuda_sweep.py")
+    for number in range((HERE.parent / name).read_text().count("    barrier()\n"))
+]
+
+
+@emulated
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "number"), BARRIERS)
+def test_every_barrier_is_needed(name, number, monkeypatch):
+    """With any one of them left out, the machine finds a race; with all of them, none."""
+    from stablebptt.tasks import cuda
+
+    for changed in ("kernels/cuda_rollout.py", "adjoint/cuda_sweep.py"):
+        full = f"stablebptt.{changed.removesuffix('.py').replace('/', '.')}"
+        parts = (HERE.parent / changed).read_text().split("    barrier()\n")
+        head, tail = "    barrier()\n".join(parts[: number + 1]), "    barrier()\n".join(parts[number + 1 :])
+        source = f"{head}    pass\n{tail}" if changed == name else "    barrier()\n".join(parts)
+        module = types.ModuleType(full)
+        exec(compile(source, changed, "exec"), vars(module))
+        monkeypatch.setitem(sys.modules, full, module)
+        for maker in ("make_evaluate", "make_gradient", "make_join"):
+            if hasattr(module, maker):
+                monkeypatch.setattr(cuda, maker, getattr(module, maker))
+    monkeypatch.setattr(cuda, "MOST_GROUPS", 1)
+    _, gpu = pair("guidance", "float32")
+    theta, x0 = gpu.init(1), gpu.sample(17, 2)
+    found = pytest.raises(RuntimeError, match=r"between the same barriers|nobody wrote|another block")
+    with found if name else contextlib.nullcontext():
+        for _ in range(2):
+            gpu.gradient(theta, x0, "C")
+            next(gpu._parts([theta], [x0], 0, 1))
+
+
 # --- anywhere -----------------------------------------------------------------------------------------------------
 
 
@@ -386,3 +526,42 @@ def test_in_the_simulator():
 def test_compiled_for_the_device_and_executed_here():
     """The PTX for compute capability 9.0, instruction by instruction, with checks of bounds, alignment and races."""
     run_elsewhere(STABLEBPTT_TEST_EMULATED="1")
+
+
+OFFLINE = """
+import json, re, sys
+sys.path.insert(0, sys.argv[1])
+import cuda_kernels
+import stablebptt as sb
+cuda_kernels.without_device()
+found = []
+for task, options in (("cartpole", {"poles": 2}), ("guidance", {}), ("quantum", {})):
+    for dtype in ("float32", "float64"):
+        for name, ptx, shared in cuda_kernels.kernels(sb.problem(task, dtype=dtype, **options)):
+            body = re.sub(r"//.*", "", ptx)
+            doubles = sorted({code for code in re.findall(r"^\\s+(\\S*\\.f64\\S*)", body, re.MULTILINE) if "param" not in code})
+            approximate = sorted(set(re.findall(r"\\S+\\.approx\\S*", body)))
+            resources = cuda_kernels.resources(ptx) if cuda_kernels.assembler() else None
+            found.append([task, dtype, name, ".target sm_90" in ptx, doubles, approximate, resources, shared])
+print(json.dumps(found))
+"""
+# What the library's reduction of large angles computes in double precision.
+ANGLES = {"cvt.rn.f64.s64", "mul.f64", "cvt.rn.f32.f64"}
+
+
+@pytest.mark.skipif(not INSTALLED or SMALL, reason="needs the extra: pip install 'stablebptt[cuda]'")
+def test_compiles_for_the_device_without_one():
+    """PTX for compute capability 9.0: in single precision nothing is computed in double precision, nor by approximations."""
+    command = [sys.executable, "-c", OFFLINE, str(HERE.parent / "benchmarks")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == 18
+    for task, dtype, name, targeted, doubles, approximate, resources, shared in found:
+        assert targeted and shared <= 227 << 10
+        if dtype == "float32":
+            assert set(doubles) <= (ANGLES if task == "cartpole" else set()), (task, name, doubles)
+            assert approximate == [], (task, name)
+        if resources is not None:
+            registers, _, spilled = resources
+            assert registers * 256 <= 65536 and (spilled == 0 or dtype == "float64"), (task, dtype, name, resources)
