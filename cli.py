@@ -262,7 +262,7 @@ def _train(
         numbers = None if seeds is None else checks.span("seeds", seeds)
         if seeds is not None and numbers is None:
             raise ValueError(f"seeds are {seeds!r}; give a range such as 0:132")
-    given = {"resume": resume, "force": force, "checkpoint_seconds": checkpoint_seconds}
+    given: dict[str, Any] = {"resume": resume, "force": force, "checkpoint_seconds": checkpoint_seconds}
     if numbers is not None:
         _train_seeds(problem, numbers, out, quiet, as_json, {**settings, **given, "optimizer": rule})
         return

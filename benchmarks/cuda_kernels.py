@@ -1,16 +1,12 @@
 """What the CUDA kernels take of a device: ``python benchmarks/cuda_kernels.py``.
 
 Compiles all kernels for compute capability 9.0, with or without a device (numba-cuda must be installed), and prints
-registers, stack and spills per thread as ptxas reports them, shared memory per block, and the instructions of the inner loops.
+registers, stack and spills per thread as the linker reports them, shared memory per block, and the inner loops' instructions.
 """
 
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 
@@ -85,21 +81,18 @@ def kernels(problem, variants=2):
     ]
 
 
-def assembler():
-    """ptxas: of the toolkit, or of the package that numba-cuda brings."""
-    if found := shutil.which("ptxas"):
-        return found
-    places = [path for entry in sys.path for path in Path(entry).glob("nvidia/*/bin/ptxas")]
-    return str(places[0]) if places else None
-
-
 def resources(ptx):
-    """Registers, stack bytes and spilled bytes per thread."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.ptx"
-        path.write_text(ptx)
-        command = [assembler(), "-arch=sm_90", "-v", str(path), "-o", str(Path(folder) / "kernel.cubin")]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    """Registers, stack bytes and spilled bytes per thread, as the linker of numba-cuda makes them."""
+    from cuda.bindings import nvjitlink
+
+    options, code = ["-arch=sm_90", "-verbose"], ptx.encode()
+    linker = nvjitlink.create(len(options), options)
+    nvjitlink.add_data(linker, nvjitlink.InputType.PTX, code, len(code), "kernel")
+    nvjitlink.complete(linker)
+    log = bytearray(nvjitlink.get_info_log_size(linker))
+    nvjitlink.get_info_log(linker, log)
+    nvjitlink.destroy(linker)
+    told = log.decode()
     registers = int(re.search(r"Used (\d+) registers", told)[1])
     stack, *spills = (int(found) for found in re.search(r"(\d+) bytes stack frame, (\d+)\D+(\d+)", told).groups())
     return registers, stack, sum(spills)
@@ -120,8 +113,6 @@ def main():
     import stablebptt as sb
 
     without_device()
-    if assembler() is None:
-        sys.exit("ptxas is missing: it comes with the CUDA toolkit and with the extra stablebptt[cuda]")
     print(f"{'':<48}registers  stack  spilled  shared KiB  float64  inner loops: instructions (arithmetic, loads)")
     for title, (task, options) in PROBLEMS.items():
         for dtype in ("float32", "float64"):

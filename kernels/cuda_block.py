@@ -10,7 +10,8 @@ out, which `range` prevents. `load` and its like leave out Python's negative ind
 from typing import Any
 
 from llvmlite import ir
-from numba import config, cuda, types
+from numba import cuda, types
+from numba.core import config
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 

@@ -73,7 +73,8 @@ class Arguments:
 
 def kernel(function: Any) -> Any:
     """Compile an entry point for the device."""
-    return cuda.jit(function) if SIMULATED else cuda.jit(extensions=[Arguments])(function)
+    options: Any = {} if SIMULATED else {"extensions": [Arguments]}
+    return cuda.jit(**options)(function)
 
 
 def network_table(controller: Any, n_state: int, n_control: int, padded: bool) -> tuple[np.ndarray, int, int]:

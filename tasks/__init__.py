@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 from typing import Any
 
-from numba import config
+from numba.core import config
 
 from stablebptt.tasks import checks
 from stablebptt.tasks.cartpole import cartpole_problem

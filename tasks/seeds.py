@@ -5,6 +5,7 @@ Every training is the one of `training.train`, step by step; only what it asks f
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Lane:
 
     def start(self, seed: int, training: Training) -> None:
         """Let a training ask its first question."""
-        self._advance(seed, training, lambda: next(training))
+        self._advance(seed, training, partial(next, training))
 
     def launch(self) -> None:
         """Begin to compute what is asked for; trainings that ask for something else than the first wait for their turn."""
@@ -44,7 +45,7 @@ class Lane:
         """Give the answers to those who asked."""
         for seed, answer in zip(self.turn, self.answers):
             training, _ = self.waiting.pop(seed)
-            self._advance(seed, training, lambda training=training, answer=answer: training.send(answer))
+            self._advance(seed, training, partial(training.send, answer))
 
     def stop(self, error: BaseException) -> None:
         """End all trainings; they save what they have."""
@@ -99,7 +100,7 @@ def train_seeds(
     lanes = [Lane(problem, opened, number) for number in range(min(LANES, len(numbers)))]
     try:
         for place, seed in enumerate(numbers):
-            told = None if report is None else lambda progress, seed=seed: report(seed, progress)
+            told = None if report is None else partial(report, seed)
             training = begin(problem, chosen[seed], opened, paths[seed], resume, pause, told)
             lanes[place % len(lanes)].start(seed, training)
         for lane in lanes:

@@ -250,6 +250,8 @@ static int step(thread *t, machine *M, int T) {{
             at, length = self._value(args[3], "u32"), self._value(args[4], "u32")
             mask = f"((((uint64_t)1 << {length}) - 1) << {at})"
             return f"({a[1]} & ~{mask}) | (({a[0]} << {at}) & {mask})"
+        if name == "copysign":
+            return f"copysign{single}({a[1]}, {a[0]})"
         simple = {"neg": "-{}", "not": "~{}", "rcp": "1 / {}"}
         simple |= {"abs": f"fabs{single}({{}})", "sqrt": f"sqrt{single}({{}})", "ex2": f"exp2{single}({{}})"}
         if name in simple:
