@@ -20,7 +20,7 @@ from stablebptt.kernels.dense import tanh
 
 TILE, QUAD, WARP = 8, 4, 32
 QUADS = TILE // QUAD
-SIMULATED = bool(config.ENABLE_CUDASIM)
+SIMULATED = bool(vars(config)["ENABLE_CUDASIM"])
 
 
 class _Simulated:

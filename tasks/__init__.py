@@ -61,6 +61,6 @@ def on_backend(made: Problem, backend: str) -> Problem:
     checks.choice("backend", backend, BACKENDS)
     if backend == "cpu":
         return made
-    if importlib.util.find_spec("numba_cuda") is None and not config.ENABLE_CUDASIM:
+    if importlib.util.find_spec("numba_cuda") is None and not vars(config)["ENABLE_CUDASIM"]:
         raise BackendError("backend 'cuda' needs the package numba-cuda: pip install 'stablebptt[cuda]'")
     return importlib.import_module("stablebptt.tasks.cuda").to_device(made)
