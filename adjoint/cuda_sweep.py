@@ -17,6 +17,7 @@ from stablebptt.kernels.cuda_block import (
     SIMULATED,
     TILE,
     WARP,
+    accumulate4,
     barrier,
     clear,
     column,
@@ -24,7 +25,6 @@ from stablebptt.kernels.cuda_block import (
     copy,
     device,
     gpu,
-    inner4,
     load,
     load4,
     multiply_add,
@@ -128,9 +128,9 @@ def state_vjp(network, bars, gates, t):
 
 
 @device
-def inner8(a, place, low, high):
-    """Inner product over the eight samples of a row, with two times four numbers."""
-    return inner4(load4(a, place), low) + inner4(load4(a, place + QUAD), high)
+def row_vjp(numbers, row, low, high, total):
+    """Add the inner product over a row's eight samples with two times four numbers."""
+    return accumulate4(load4(numbers, row + QUAD), high, accumulate4(load4(numbers, row), low, total))
 
 
 @device
@@ -141,42 +141,86 @@ def add_to(array, place, value):
 
 @device
 def parameter_vjp(network, layer, bars, n_parameters):
-    """Add a time step's share to the gradients: a thread owns four rows of a column of the kernel."""
-    table, numbers, gradient = network.table, network.numbers, bars.gradient
-    step, window, positions = table[layer, STEP] * TILE, table[layer, WINDOW], table[layer, POSITIONS]
-    source, target, outputs = table[layer, SOURCE], table[layer, TARGET], table[layer, OUTPUTS]
-    groups, zero = (window + QUAD - 1) // QUAD, like(numbers, 0.0)
+    """Add a time step's share to the gradients.
+
+    A warp takes four rows of the kernel, or one of those that are left over, or the bias, and a thread every 32nd column.
+    """
+    table = network.table
+    window, outputs, target = table[layer, WINDOW], table[layer, OUTPUTS], table[layer, TARGET]
+    fours, items = window // QUAD, window // QUAD + window % QUAD + 1
     item = thread() // WARP
-    while item < bars.variants * groups:
-        v, k0 = item // groups, item % groups * QUAD
-        n = min(QUAD, window - k0)
-        k1, k2, k3 = min(1, n - 1) * TILE, min(2, n - 1) * TILE, min(3, n - 1) * TILE
-        j = thread() % WARP
-        while j < outputs:
-            g0, g1, g2, g3, total = zero, zero, zero, zero, zero
-            row, bar = (source + k0) * TILE, (v * bars.rows + target + j) * TILE
-            end = row + positions * step
-            while row < end:
-                low, high = load4(bars.numbers, bar), load4(bars.numbers, bar + QUAD)
-                g0 += inner8(numbers, row, low, high)
-                g1 += inner8(numbers, row + k1, low, high)
-                g2 += inner8(numbers, row + k2, low, high)
-                g3 += inner8(numbers, row + k3, low, high)
-                total += (low[0] + low[1] + low[2] + low[3]) + (high[0] + high[1] + high[2] + high[3])
-                row += step
-                bar += outputs * TILE
-            place = v * n_parameters + table[layer, THETA] + j
-            add_to(gradient, place + k0 * outputs, g0)
-            if n > 1:
-                add_to(gradient, place + (k0 + 1) * outputs, g1)
-            if n > 2:
-                add_to(gradient, place + (k0 + 2) * outputs, g2)
-            if n > 3:
-                add_to(gradient, place + (k0 + 3) * outputs, g3)
-            if k0 == 0:
-                add_to(gradient, place + window * outputs, total)  # the bias
-            j += WARP
+    while item < bars.variants * items:
+        v, number = item // items, item % items
+        bar = (v * bars.rows + target) * TILE
+        place = v * n_parameters + table[layer, THETA]
+        if number < fours:
+            four_rows_vjp(network, layer, bars, number * QUAD, bar, place + number * QUAD * outputs)
+        elif number < items - 1:
+            k = number + fours * (QUAD - 1)
+            one_row_vjp(network, layer, bars, k, bar, place + k * outputs)
+        else:
+            bias_vjp(network, layer, bars, bar, place + window * outputs)
         item += threads() // WARP
+
+
+@device
+def four_rows_vjp(network, layer, bars, k, bar, place):
+    """Rows k .. k + 3 of a kernel."""
+    table, numbers, outputs = network.table, network.numbers, network.table[layer, OUTPUTS]
+    first, step = (table[layer, SOURCE] + k) * TILE, table[layer, STEP] * TILE
+    end = first + table[layer, POSITIONS] * step
+    j = thread() % WARP
+    while j < outputs:
+        zero = like(numbers, 0.0)
+        g0, g1, g2, g3 = zero, zero, zero, zero
+        row, beside = first, bar + j * TILE
+        while row < end:
+            low, high = load4(bars.numbers, beside), load4(bars.numbers, beside + QUAD)
+            g0 = row_vjp(numbers, row, low, high, g0)
+            g1 = row_vjp(numbers, row + TILE, low, high, g1)
+            g2 = row_vjp(numbers, row + 2 * TILE, low, high, g2)
+            g3 = row_vjp(numbers, row + 3 * TILE, low, high, g3)
+            row += step
+            beside += outputs * TILE
+        add_to(bars.gradient, place + j, g0)
+        add_to(bars.gradient, place + outputs + j, g1)
+        add_to(bars.gradient, place + 2 * outputs + j, g2)
+        add_to(bars.gradient, place + 3 * outputs + j, g3)
+        j += WARP
+
+
+@device
+def one_row_vjp(network, layer, bars, k, bar, place):
+    """Row k of a kernel."""
+    table, numbers, outputs = network.table, network.numbers, network.table[layer, OUTPUTS]
+    first, step = (table[layer, SOURCE] + k) * TILE, table[layer, STEP] * TILE
+    end = first + table[layer, POSITIONS] * step
+    j = thread() % WARP
+    while j < outputs:
+        total = like(numbers, 0.0)
+        row, beside = first, bar + j * TILE
+        while row < end:
+            total = row_vjp(numbers, row, load4(bars.numbers, beside), load4(bars.numbers, beside + QUAD), total)
+            row += step
+            beside += outputs * TILE
+        add_to(bars.gradient, place + j, total)
+        j += WARP
+
+
+@device
+def bias_vjp(network, layer, bars, bar, place):
+    """The bias of a layer."""
+    outputs = network.table[layer, OUTPUTS]
+    end = bar + network.table[layer, POSITIONS] * outputs * TILE
+    ones = spread(like(network.numbers, 1.0))
+    j = thread() % WARP
+    while j < outputs:
+        total, beside = like(network.numbers, 0.0), bar + j * TILE
+        while beside < end:
+            total = row_vjp(bars.numbers, beside, ones, ones, total)
+            beside += outputs * TILE
+        add_to(bars.gradient, place + j, total)
+        j += WARP
 
 
 @device

@@ -217,9 +217,9 @@ def multiply_add(factor, a, z):
 
 
 @inline
-def inner4(a, b):
-    """Inner product over four samples."""
-    return (a[0] * b[0] + a[1] * b[1]) + (a[2] * b[2] + a[3] * b[3])
+def accumulate4(a, b, total):
+    """Inner product over four samples, added to `total`."""
+    return a[3] * b[3] + (a[2] * b[2] + (a[1] * b[1] + (a[0] * b[0] + total)))
 
 
 @inline

@@ -168,6 +168,8 @@ status cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t size) { return copi
 status cuMemcpyDtoH_v2(void *to, uint64_t from, size_t size) { return copied(to, (void *)from, size, from); }
 status cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t size, void *stream) { return copied((void *)to, from, size, to); }
 status cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t size, void *stream) { return copied(to, (void *)from, size, from); }
+status cuMemcpyDtoD_v2(uint64_t to, uint64_t from, size_t size) { return copied((void *)to, (void *)from, size, to); }
+status cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, void *stream) { return cuMemcpyDtoD_v2(to, from, size); }
 status cuStreamCreate(void **stream, unsigned flags) { *stream = &stream_is; return OK; }
 status cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) { *stream = &stream_is; return OK; }
 status cuStreamDestroy_v2(void *stream) { return OK; }

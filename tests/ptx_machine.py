@@ -39,6 +39,7 @@ static uint64_t f64(double x) { word w = {0}; w.f64 = x; return w.u64; }
 
 MAIN = """
 #include <stdlib.h>
+uint64_t issued;
 int run(unsigned nx, unsigned ny, unsigned threads, unsigned shared_bytes, char *parameters) {
     machine m = {0, 0, nx, ny, threads, shared_bytes, aligned_alloc(256, (shared_bytes + 511) / 256 * 256), parameters};
     thread *all = calloc(threads, sizeof(thread));
@@ -49,13 +50,18 @@ int run(unsigned nx, unsigned ny, unsigned threads, unsigned shared_bytes, char 
         for (m.x = 0; m.x < nx; m.x++) {
             begin_block(m.shared, shared_bytes);
             memset(all, 0xff, threads * sizeof(thread));
-            for (unsigned i = 0; i < threads; i++) all[i].pc = 0;
+            for (unsigned i = 0; i < threads; i++) all[i].pc = all[i].executed = 0;
             unsigned waiting = threads;
             for (int turn = 0; waiting; turn++) {
                 waiting = 0;
                 for (unsigned i = 0; i < threads; i++)
                     waiting += step(all + (turn % 2 ? threads - 1 - i : i), &m, turn % 2 ? threads - 1 - i : i);
                 if (waiting && waiting < threads) { result = 2; waiting = 0; }
+                for (unsigned i = 0, most = 0; i < threads; i++) { /* a warp issues what its busiest thread executes */
+                    if (all[i].executed > most) most = all[i].executed;
+                    all[i].executed = 0;
+                    if (i % 32 == 31 || i == threads - 1) issued += most, most = 0;
+                }
                 pass_barrier();
             }
         }
@@ -89,6 +95,7 @@ class Translator:
 
     def c_code(self):
         code = [self._line(line) for line in self.lines]
+        code = [f"t->executed++; {c}" if c and not line.startswith("$") else c for line, c in zip(self.lines, code)]
         places = {}
         offset = 0
         for kind, name in self.parameters:
@@ -108,7 +115,7 @@ class Translator:
         )
         jumps = "".join(f"case {i}: goto resume_{i};" for i in range(1, self.barriers + 1))
         step = f"""
-typedef struct {{ int pc; uint32_t carry; {local} {fields} }} thread;
+typedef struct {{ int pc; uint32_t carry, executed; {local} {fields} }} thread;
 {constants}
 static int step(thread *t, machine *M, int T) {{
     switch (t->pc) {{ case 0: break; {jumps} default: return 0; }}
@@ -313,7 +320,7 @@ class Machine:
 
     def __init__(self, driver):
         self.driver, self.known, self.current = driver, {}, None
-        self.launches = 0
+        self.launches = self.total = self.issued = 0
         kind = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_uint] * 4, ctypes.POINTER(ctypes.c_void_p))
         self.callback = kind(self.run)
         driver.register_machine(self.callback)
@@ -336,6 +343,9 @@ class Machine:
             ctypes.memmove(ctypes.addressof(buffer) + where, parameters[number], size)
         self.launches += 1
         failed = library.run(nx, ny, threads, shared_bytes, buffer)
+        self.issued = ctypes.c_uint64.in_dll(library, "issued").value
+        ctypes.c_uint64.in_dll(library, "issued").value = 0
+        self.total += self.issued
         self.problem = ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(self.driver, "machine_error"))).decode()
         if failed == 2:
             self.problem = "some threads of a block end while others wait at a barrier"

@@ -199,7 +199,7 @@ NOT_DIFFERENTIATED = {
     "tanh4_vjp": "is a vjp",
     "spread": "moves numbers",
     "multiply_add": "used in both directions",
-    "inner4": "used backwards only",
+    "accumulate4": "used backwards only",
     "work_size": "a size",
 }
 # Functions that a block of threads runs together; test_cuda.py compares what they make with the CPU.
