@@ -7,6 +7,7 @@ from stablebptt.tasks.errors import BackendError, DivergedError
 from stablebptt.tasks.minimize import minimize_fun
 from stablebptt.tasks.optimizers import clip
 from stablebptt.tasks.problems import Problem
+from stablebptt.tasks.seeds import train_seeds
 from stablebptt.tasks.sweeps import sweep
 from stablebptt.tasks.training import Run, load, train
 from stablebptt.version import __version__
@@ -27,4 +28,5 @@ __all__ = [
     "problem",
     "sweep",
     "train",
+    "train_seeds",
 ]

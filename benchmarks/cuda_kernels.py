@@ -2,11 +2,16 @@
 
 Compiles all kernels for compute capability 9.0, with or without a device (numba-cuda must be installed), and prints
 registers, stack and spills per thread as the linker reports them, shared memory per block, and the inner loops' instructions.
+
+With ``--execute`` it runs one update of each published problem on the PTX machine of the tests, without a device, and prints
+how many instructions the warps issue, and the time that takes at 4 per cycle.
 """
 
+import argparse
 import re
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 
@@ -109,7 +114,41 @@ def loops(ptx):
     return found
 
 
+def execute():
+    """Instructions per update, counted."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    import ptx_machine
+
+    machine = ptx_machine.install()
+    import stablebptt as sb
+    from stablebptt.tasks.variants import gates
+
+    print(f"{'one update, batch 8, float32':<40}{'warp instructions':>18}{'multiply-adds':>15}{'ms at 4 a cycle, 1.98 GHz':>27}")
+    for title, (task, options) in PROBLEMS.items():
+        problem = sb.problem(task, backend="cuda", **options)
+        theta, x0 = problem.init(1), problem.sample(8)
+        for variant in "RMC":
+            machine.total = 0
+            problem.differentiate(theta, x0, gates(variant, problem.steps, problem.dtype))
+            needed = multiply_adds(problem, variant) / 32
+            milliseconds = 1e3 * machine.total / 4 / 1.98e9
+            print(f"{f'{title}, {variant}':<40}{machine.total:>18,}{needed / machine.total:>14.0%} {milliseconds:>26.2f}")
+
+
+def multiply_adds(problem, variant):
+    """Multiply-adds of the controller's products: forward, weights, cotangents of hidden numbers and, but for M, of states."""
+    layers = [positions * window * outputs for _, window, positions, outputs in problem.controller.windows()]
+    count = 2 if variant == "C" else 1
+    backward = count * (sum(layers) + sum(layers[1:])) + (variant != "M") * layers[0]
+    return 8 * problem.steps * (sum(layers) + backward)
+
+
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--execute", action="store_true", help="count instructions on the PTX machine")
+    if parser.parse_args().execute:
+        execute()
+        return
     import stablebptt as sb
 
     without_device()

@@ -15,8 +15,10 @@ import sys
 import types
 from pathlib import Path
 
+import golden_checks
 import numpy as np
 import pytest
+from conftest import Golden, golden_cases
 from numba import config
 
 import stablebptt as sb
@@ -216,11 +218,9 @@ SETTINGS = {"epochs": 2, "train_count": 10, "test_count": 9, "clip": "norm", "cl
 @on_device
 def test_seeds_together_are_the_seeds_alone(tmp_path, monkeypatch):
     from stablebptt.tasks import cuda
-    from stablebptt.tasks.seeds import train_seeds
-
     _, gpu = pair("cartpole", "float32", steps=2)
     here = sb.problem("cartpole", **{**PROBLEMS["cartpole"], "steps": 2})
-    together = train_seeds(gpu, [3, 0, 7], out=tmp_path / "runs", **SETTINGS)
+    together = sb.train_seeds(gpu, [3, 0, 7], out=tmp_path / "runs", **SETTINGS)
     monkeypatch.setattr(cuda, "free_bytes", lambda: 1)  # one launch per training
     for seed, run in zip([3, 0, 7], together):
         alone, saved = sb.train(gpu, seed=seed, **SETTINGS), sb.load(tmp_path / "runs" / f"seed_{seed}.h5")
@@ -245,6 +245,21 @@ def test_a_run_goes_on_where_it_was_begun(tmp_path):
     resumed = sb.train(gpu, out=path, resume=True, **SETTINGS)
     assert np.array_equal(resumed.theta, sb.train(gpu, **SETTINGS).theta)
     assert sb.load(path).problem.backend == "cpu"  # a file can be looked at anywhere
+
+
+GOLDEN = [(task, case) for task in ("cartpole", "guidance", "quantum") for case in golden_cases(task)]
+
+
+@on_device
+@pytest.mark.skipif(SIMULATED, reason="too slow in the simulator")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("task", "case"), GOLDEN if not SMALL else GOLDEN[:1])
+def test_golden_numbers(task, case, dtype, monkeypatch):
+    golden, make = Golden(task, case), golden_checks.problem_of
+    monkeypatch.setattr(golden_checks, "problem_of", lambda *given: sb.tasks.on_backend(make(*given), "cuda"))
+    golden_checks.check_rollout(task, golden, dtype)
+    for variant in golden_checks.VARIANTS:
+        golden_checks.check_gradient(task, golden, variant, dtype)
 
 
 @on_device
@@ -440,28 +455,24 @@ def test_without_a_device_there_is_one_clear_line(capsys, tmp_path):
 
 
 def test_seeds_together_on_the_cpu(tmp_path, capsys):
-    from stablebptt.tasks.seeds import train_seeds
-
     problem = sb.problem("cartpole", steps=5, hidden=(6,))
     seen = []
-    together = train_seeds(problem, range(3), report=lambda seed, progress: seen.append((seed, progress.epoch)), **SETTINGS)
+    together = sb.train_seeds(problem, range(3), report=lambda seed, progress: seen.append((seed, progress.epoch)), **SETTINGS)
     assert sorted(seen) == [(seed, epoch) for seed in range(3) for epoch in (1, 2)]
     for seed, run in enumerate(together):
         assert np.array_equal(run.theta, sb.train(problem, seed=seed, **SETTINGS).theta)
     for wrong in ([], [1, 1]):
         with pytest.raises(ValueError, match="different whole numbers"):
-            train_seeds(problem, wrong)
+            sb.train_seeds(problem, wrong)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="several seeds need a folder"):
-        train_seeds(problem, [0, 1], out=tmp_path / "file")
+        sb.train_seeds(problem, [0, 1], out=tmp_path / "file")
     with pytest.raises(SystemExit) as ended:
         cli.main(["cartpole", "train", "--seeds", "3", "--out", str(tmp_path / "runs")])
     assert ended.value.code == 2 and "give a range such as 0:132" in capsys.readouterr().err
 
 
 def test_a_seed_that_diverges_does_not_end_the_others(tmp_path, capsys):
-    from stablebptt.tasks.seeds import train_seeds
-
     problem = sb.problem("cartpole", steps=5, hidden=(6,))
     begun = type(problem).sample
 
@@ -470,7 +481,7 @@ def test_a_seed_that_diverges_does_not_end_the_others(tmp_path, capsys):
 
     wild = dataclasses.replace(problem)
     object.__setattr__(wild, "sample", spoiled.__get__(wild))
-    good, bad, fine = train_seeds(wild, range(3), out=tmp_path, **SETTINGS)
+    good, bad, fine = sb.train_seeds(wild, range(3), out=tmp_path, **SETTINGS)
     assert isinstance(bad, sb.DivergedError) and bad.epoch == 1
     assert good.status == fine.status == "complete"
     assert sb.load(tmp_path / "seed_1.h5").status.startswith("diverged")
@@ -478,8 +489,6 @@ def test_a_seed_that_diverges_does_not_end_the_others(tmp_path, capsys):
 
 
 def test_ctrl_c_leaves_every_seed_a_file(tmp_path):
-    from stablebptt.tasks.seeds import train_seeds
-
     def stop(seed, progress):
         if seed == 1 and progress.epoch == 2:
             raise KeyboardInterrupt
@@ -487,11 +496,11 @@ def test_ctrl_c_leaves_every_seed_a_file(tmp_path):
     problem = sb.problem("cartpole", steps=5, hidden=(6,))
     settings = {**SETTINGS, "epochs": 4}
     with pytest.raises(KeyboardInterrupt):
-        train_seeds(problem, range(4), out=tmp_path, report=stop, **settings)
+        sb.train_seeds(problem, range(4), out=tmp_path, report=stop, **settings)
     epochs = [len(sb.load(tmp_path / f"seed_{seed}.h5").history["epoch"]) for seed in range(4)]
     assert set(epochs) <= {1, 2} and not list(tmp_path.glob(".*"))
-    resumed = train_seeds(problem, range(4), out=tmp_path, resume=True, **settings)
-    for run, whole in zip(resumed, train_seeds(problem, range(4), **settings)):
+    resumed = sb.train_seeds(problem, range(4), out=tmp_path, resume=True, **settings)
+    for run, whole in zip(resumed, sb.train_seeds(problem, range(4), **settings)):
         assert np.array_equal(run.theta, whole.theta)
 
 
