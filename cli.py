@@ -776,23 +776,33 @@ def rotation(out: Path, force: bool, quiet: bool, as_json: bool) -> None:
 @click.option("--quiet", is_flag=True, help="No messages.")
 def info(as_json: bool, quiet: bool) -> None:
     """Versions, processor, GPU and cache folder."""
-    import importlib.util
-
     from llvmlite import binding
 
     from stablebptt.data.run_file import versions
     from stablebptt.kernels.cache import cache_folder
     from stablebptt.kernels.simd import VECTOR_BYTES
-
-    extra = importlib.util.find_spec("numba_cuda")
     facts = versions() | {
         "processor": binding.get_host_cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "vector_bits": 8 * VECTOR_BYTES,
-        "gpu": "numba-cuda is installed" if extra else "numba-cuda is not installed",
+        "gpu": _gpu(),
         "cache_folder": str(cache_folder()),
     }
     _print(facts, as_json)
+
+
+def _gpu() -> str:
+    """The CUDA device that --backend cuda would use, or what is missing."""
+    from stablebptt.tasks import problem
+    from stablebptt.tasks.errors import BackendError
+
+    try:
+        problem("cartpole", steps=1, hidden=(1,), backend="cuda")
+    except BackendError as error:
+        return f"none: {error}"
+    from stablebptt.tasks.cuda import device_name
+
+    return device_name()
 
 
 def _explain(error: BaseException) -> tuple[str, int]:

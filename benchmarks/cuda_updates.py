@@ -14,6 +14,7 @@ from numba import cuda, float32
 from updates import operations
 
 import stablebptt as sb
+from stablebptt.tasks.cuda import device_name
 from stablebptt.tasks.variants import gates
 
 PROBLEMS = {
@@ -135,10 +136,8 @@ def main():
     small = parser.parse_args().small
     if not cuda.is_available():
         parser.exit(1, "no CUDA device here\n")
-    device = cuda.get_current_device()
-    name = device.name.decode() if isinstance(device.name, bytes) else device.name
     flops, bandwidth = rates(small)
-    print(f"{name}, {device.MULTIPROCESSOR_COUNT} multiprocessors: {flops / 1e12:.1f} Tflop/s, copies {bandwidth / 1e9:.0f} GB/s")
+    print(f"{device_name()}: {flops / 1e12:.1f} Tflop/s, copies {bandwidth / 1e9:.0f} GB/s")
     for title, (task, options) in PROBLEMS.items():
         table(title, task, options, small, flops, bandwidth)
 

@@ -131,6 +131,15 @@ def require() -> None:
         raise BackendError("backend 'cuda' finds no CUDA device and driver here; leave it out, or use a machine that has them")
 
 
+def device_name() -> str:
+    """What the device calls itself, and how much of it there is."""
+    if SIMULATED:
+        return "Numba's simulator"
+    device = cuda.get_current_device()
+    name = device.name.decode() if isinstance(device.name, bytes) else str(device.name)
+    return f"{name}, {device.MULTIPROCESSOR_COUNT} multiprocessors"
+
+
 @functools.cache
 def shared_capacity() -> int:
     """Bytes of shared memory that a block may ask for."""

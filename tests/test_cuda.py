@@ -248,12 +248,13 @@ def test_a_run_goes_on_where_it_was_begun(tmp_path):
 
 
 GOLDEN = [(task, case) for task in ("cartpole", "guidance", "quantum") for case in golden_cases(task)]
+GOLDEN = [pytest.param(*pair, marks=[pytest.mark.slow] if SMALL and number else []) for number, pair in enumerate(GOLDEN)]
 
 
 @on_device
 @pytest.mark.skipif(SIMULATED, reason="too slow in the simulator")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("task", "case"), GOLDEN if not SMALL else GOLDEN[:1])
+@pytest.mark.parametrize(("task", "case"), GOLDEN)
 def test_golden_numbers(task, case, dtype, monkeypatch):
     golden, make = Golden(task, case), golden_checks.problem_of
     monkeypatch.setattr(golden_checks, "problem_of", lambda *given: sb.tasks.on_backend(make(*given), "cuda"))
