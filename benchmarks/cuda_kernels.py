@@ -76,7 +76,7 @@ def kernels(problem, variants=2):
         ("gradient", variants, make_gradient, (given, np.empty((1, 1, 1), kind))),
     ):
         chosen = backend.plan(made, count, SHARED_BYTES)
-        arguments = (*made._arguments(queue, chosen, [made.init()], [x0], 1, 1), *more)
+        arguments = (*made._arguments(queue, chosen, [made.init()], [x0], 1, 1, name), *more)
         found.append((name, make(real, *chosen.shared), arguments, chosen.shared_bytes))
     found.append(("join", make_join(real), results, backend.THREADS * kind.itemsize))
     options = {"cc": CAPABILITY, "device": False, "abi": "numba", "output": "ptx"}

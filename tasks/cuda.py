@@ -31,9 +31,9 @@ THREADS = 32 if SIMULATED else 256
 MOST_GROUPS = 128
 # The lane of single calls, which may come between a launch of many and the last of its results.
 ALONE = -1
-# Memory that the activations of one launch may take, of what is free; more trainings take several launches.
+# Share of the device's memory for the activations of one launch (there are two at a time); more trainings take several launches.
 PATH_SHARE = 0.4
-MOST_BLOCKS = 1 << 16
+MOST_BLOCKS = 65535
 SIMULATED_SHARED, SIMULATED_MEMORY = 227 << 10, 1 << 30
 
 
@@ -149,7 +149,7 @@ def shared_capacity() -> int:
 
 
 def free_bytes() -> int:
-    """Memory that a launch may take for activations."""
+    """Bytes that a launch may take for activations."""
     if SIMULATED:
         return SIMULATED_MEMORY
     return int(PATH_SHARE * cuda.current_context().get_memory_info().total)
@@ -199,7 +199,7 @@ class CudaProblem(Problem):
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], opened: Gates, lane: int = 0
     ) -> Iterator[Gradient]:
         names = ("joined",) if opened.joined else ("sums",)
-        most = free_bytes() // self._path_bytes(len(x0s[0]))
+        most = min(free_bytes() // self._path_bytes(len(x0s[0])), MOST_BLOCKS)
         return self._split(lambda a, b: self._differentiate(a, b, opened, lane, names), thetas, x0s, most)
 
     def _split(self, compute: Callable, thetas: list[np.ndarray], x0s: list[np.ndarray], most: int) -> Iterator[Any]:
@@ -212,7 +212,7 @@ class CudaProblem(Problem):
 
     def _parts(self, thetas: list[np.ndarray], x0s: list[np.ndarray], lane: int, groups: int) -> Iterator[Any]:
         queue = self._follow(lane, thetas, x0s, groups, 0)
-        physics, effort = queue.fetch("physics"), queue.fetch("effort")
+        physics, effort = queue.fetch("losses.physics"), queue.fetch("losses.effort")
 
         def results() -> Iterator[Any]:
             queue.wait()
@@ -225,7 +225,7 @@ class CudaProblem(Problem):
         batch, kept = len(x0), self.n_state + self.n_control
         groups = math.ceil(batch / TILE)
         queue = self._follow(ALONE, [theta], [x0], groups, kept)
-        path, physics, effort = (queue.fetch(name) for name in ("path", "physics", "effort"))
+        path, physics, effort = (queue.fetch(f"rollout.{name}") for name in ("path", "physics", "effort"))
         queue.wait()
         rows = path.reshape(groups, self.steps + 1, kept, TILE).transpose(1, 0, 3, 2)
         rows = rows.reshape(self.steps + 1, groups * TILE, kept)[:, :batch]
@@ -237,7 +237,7 @@ class CudaProblem(Problem):
         """Launch the rollouts of several trainings."""
         queue, chosen = self._queue(lane), plan(self, 0, shared_capacity())
         kernel = make_evaluate(from_dtype(np.dtype(self.dtype)), *chosen.shared)
-        arguments = self._arguments(queue, chosen, thetas, x0s, groups, kept)
+        arguments = self._arguments(queue, chosen, thetas, x0s, groups, kept, "rollout" if kept else "losses")
         launch(kernel, (groups, len(thetas)), queue, chosen.shared_bytes, (*arguments, kept))
         return queue
 
@@ -257,11 +257,12 @@ class CudaProblem(Problem):
         gradients = queue.array("gradients", (trainings, groups, variants * n), kind)
         sums, joined = queue.array("sums", (trainings, variants, n), kind), queue.array("joined", (trainings, n), kind)
         found = queue.array("results", (trainings, 6), kind)
-        arguments = self._arguments(queue, chosen, thetas, x0s, groups, chosen.rows)
+        arguments = self._arguments(queue, chosen, thetas, x0s, groups, chosen.rows, "gradient")
         kernel = make_gradient(from_dtype(kind), *chosen.shared)
         launch(kernel, (groups, trainings), queue, chosen.shared_bytes, (*arguments, gates, gradients))
         launch(make_join(from_dtype(kind)), (trainings,), queue, THREADS * kind.itemsize, (gradients, sums, joined, found))
-        fetched = {name: queue.fetch(name) for name in (*names, "results", "physics", "effort")}
+        fetched = {name: queue.fetch(name) for name in (*names, "results")}
+        fetched |= {name: queue.fetch(f"gradient.{name}") for name in ("physics", "effort")}
 
         def results() -> Iterator[Gradient]:
             queue.wait()
@@ -283,9 +284,9 @@ class CudaProblem(Problem):
         return Gradient(found["joined"], loss, top_m * top_m * cc, regular, modified, rm / norms if norms > 0 else math.nan)
 
     def _arguments(
-        self, queue: Queue, chosen: Plan, thetas: list[np.ndarray], x0s: list[np.ndarray], groups: int, kept: int
+        self, queue: Queue, chosen: Plan, thetas: list[np.ndarray], x0s: list[np.ndarray], groups: int, kept: int, use: str
     ) -> tuple:
-        """What both kernels take first."""
+        """What both kernels take first; arrays that differ in size are kept for every `use`."""
         trainings, batch, kind = len(thetas), len(x0s[0]), np.dtype(self.dtype)
         slots = trainings * groups
         path_shape = (slots, self.steps + 1, kept * TILE) if kept else (1, 1, 1)
@@ -293,17 +294,17 @@ class CudaProblem(Problem):
             on_device(self.system, queue, "system"),
             on_device(self.loss_function, queue, "loss"),
             queue.send("theta", thetas),
-            queue.send("x0", [x0.reshape(batch, self.n_state) for x0 in x0s]),
+            queue.send(f"{use}.x0", [x0.reshape(batch, self.n_state) for x0 in x0s]),
             queue.keep("time_weights", self.time_weights.astype(kind)),
-            queue.keep("table", chosen.table),
+            queue.keep(f"{use}.table", chosen.table),
             chosen.rows,
             chosen.n_weights,
             self.n_control,
             self.system.sample_scratch,
-            queue.array("path", path_shape, kind),
-            queue.array("physics", (trainings, batch), kind),
-            queue.array("effort", (trainings, batch), kind),
-            queue.array("spill", (slots if chosen.spill > 1 else 1, chosen.spill), kind),
+            queue.array(f"{use}.path", path_shape, kind),
+            queue.array(f"{use}.physics", (trainings, batch), kind),
+            queue.array(f"{use}.effort", (trainings, batch), kind),
+            queue.array(f"{use}.spill", (slots if chosen.spill > 1 else 1, chosen.spill), kind),
         )
 
     def _groups(self, batch: int) -> int:

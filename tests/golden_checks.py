@@ -31,8 +31,8 @@ def check_rollout(task, golden, dtype) -> None:
             assert abs(value - golden.attributes[name]) <= 1e-12 * abs(golden.attributes[name])
 
 
-def check_gradient(task, golden, variant, dtype) -> int:
-    """Compare one variant; returns how many components were left out (only C has such)."""
+def check_gradient(task, golden, variant, dtype, slack=1) -> int:
+    """Compare one variant, within `slack` golden tolerances; returns how many components were left out (only C has such)."""
     problem = problem_of(task, golden, dtype)
     theta = golden.arrays["theta"].astype(dtype)
     gradient = problem.gradient(theta, golden.arrays["batches"][0].astype(dtype), variant)
@@ -50,7 +50,7 @@ def check_gradient(task, golden, variant, dtype) -> int:
         return 0
     tolerance = 1e-9 if dtype == "float64" else max(10 * golden.float32_error[f"gradient/{variant}"], 1e-5)
     assert keep.mean() > 0.5
-    assert np.abs(gradient.value - truth)[keep].max() <= tolerance * scale
+    assert np.abs(gradient.value - truth)[keep].max() <= slack * tolerance * scale
     return int((~keep).sum())
 
 

@@ -251,6 +251,11 @@ GOLDEN = [(task, case) for task in ("cartpole", "guidance", "quantum") for case 
 GOLDEN = [pytest.param(*pair, marks=[pytest.mark.slow] if SMALL and number else []) for number, pair in enumerate(GOLDEN)]
 
 
+# A golden tolerance is ten times the error of one computation in float32. In this case that was a lucky one: on the CPU,
+# changes of the inputs by their last bits alone (40 draws) reach 1.3 times the tolerance of S and 1.6 times that of N.
+SLACK = {"ts4_FINAL_w7-1": 2}
+
+
 @on_device
 @pytest.mark.skipif(SIMULATED, reason="too slow in the simulator")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -260,7 +265,7 @@ def test_golden_numbers(task, case, dtype, monkeypatch):
     monkeypatch.setattr(golden_checks, "problem_of", lambda *given: sb.tasks.on_backend(make(*given), "cuda"))
     golden_checks.check_rollout(task, golden, dtype)
     for variant in golden_checks.VARIANTS:
-        golden_checks.check_gradient(task, golden, variant, dtype)
+        golden_checks.check_gradient(task, golden, variant, dtype, SLACK.get(case, 1))
 
 
 @on_device
