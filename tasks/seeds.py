@@ -47,13 +47,6 @@ class Lane:
             training, _ = self.waiting.pop(seed)
             self._advance(seed, training, partial(training.send, answer))
 
-    def stop(self, error: BaseException) -> None:
-        """End all trainings; they save what they have."""
-        while self.waiting:
-            _, (training, _) = self.waiting.popitem()
-            with contextlib.suppress(Exception, type(error)):  # what ails one must not cost the others their files
-                training.throw(error)
-
     def _advance(self, seed: int, training: Training, go_on: Callable[[], Ask]) -> None:
         try:
             self.waiting[seed] = training, go_on()
@@ -98,11 +91,12 @@ def train_seeds(
     paths = _paths(out, numbers, resume, force)
     pause = max(checkpoint_seconds, SECONDS_PER_FILE * len(numbers)) if len(numbers) > 1 else checkpoint_seconds
     lanes = [Lane(problem, opened, number) for number in range(min(LANES, len(numbers)))]
+    begun: list[Training] = []
     try:
         for place, seed in enumerate(numbers):
             told = None if report is None else partial(report, seed)
-            training = begin(problem, chosen[seed], opened, paths[seed], resume, pause, told)
-            lanes[place % len(lanes)].start(seed, training)
+            begun.append(begin(problem, chosen[seed], opened, paths[seed], resume, pause, told))
+            lanes[place % len(lanes)].start(seed, begun[-1])
         for lane in lanes:
             if lane.waiting:
                 lane.launch()
@@ -112,10 +106,10 @@ def train_seeds(
                     lane.collect()
                 if lane.waiting:
                     lane.launch()
-    except BaseException as error:
-        for lane in lanes:
-            lane.stop(error)
-        raise
+    finally:
+        for training in begun:  # those that have not ended save what they have
+            with contextlib.suppress(Exception):  # what ails one must not cost the others their files
+                training.close()
     results = {seed: result for lane in lanes for seed, result in lane.results.items()}
     return [results[seed] for seed in numbers]
 

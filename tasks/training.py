@@ -154,6 +154,8 @@ def drive(problem: Problem, opened: Gates, asking: Generator[Ask, Any, Any]) -> 
                 ask = asking.send(answer)
     except StopIteration as end:
         return end.value
+    finally:
+        asking.close()  # wherever Ctrl-C struck, a training that has not ended saves what it has
 
 
 def check_training(problem: Problem, chosen: Settings, checkpoint_seconds: float) -> Gates:
