@@ -268,9 +268,7 @@ def _train(
         return
     begin = time.monotonic()
     with _progress(chosen.epochs, quiet, as_json) as report:
-        run = training.train(
-            problem, **settings, **given, optimizer=rule, out=out, report=report
-        )
+        run = training.train(problem, **settings, **given, optimizer=rule, out=out, report=report)
     _print({"file": str(out), **_learned(run), "seconds": round(time.monotonic() - begin, 3)}, as_json)
 
 

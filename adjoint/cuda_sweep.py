@@ -334,37 +334,21 @@ def make_gradient(dtype: Any, shared_work: bool, shared_weights: bool, shared_gr
 
 
 @device
-def block_sum(value, places):
-    """Sum of one number of every thread, in a fixed tree; `places` holds one number per thread."""
+def over_block(value, places, largest):
+    """Sum of one number of every thread, in a fixed tree, or the largest of them; `places` holds one number per thread."""
     places[thread()] = value
     barrier()
     count = threads()
     while count > 1:
         rest = (count + 1) // 2
         if thread() + rest < count:
-            places[thread()] += places[thread() + rest]
+            a, b = places[thread()], places[thread() + rest]
+            places[thread()] = larger(a, b) if largest else a + b
         barrier()
         count = rest
     total = places[0]
     barrier()
     return total
-
-
-@device
-def block_max(value, places):
-    """Largest of one number >= 0 of every thread; NaN if one is NaN."""
-    places[thread()] = value
-    barrier()
-    count = threads()
-    while count > 1:
-        rest = (count + 1) // 2
-        if thread() + rest < count:
-            places[thread()] = larger(places[thread()], places[thread() + rest])
-        barrier()
-        count = rest
-    largest = places[0]
-    barrier()
-    return largest
 
 
 @inline
@@ -404,7 +388,7 @@ def make_join(dtype: Any) -> Any:
                     top_r = larger(top_r, abs(total))
                 else:
                     top_m = larger(top_m, abs(total))
-        top_r, top_m = block_max(top_r, places), block_max(top_m, places)
+        top_r, top_m = over_block(top_r, places, True), over_block(top_m, places, True)
         rr, mm, rm, cc = zero, zero, zero, zero
         for i in range(thread(), n, threads()):
             r = scaled(sums[training, 0, i], top_r)
@@ -417,7 +401,8 @@ def make_join(dtype: Any) -> Any:
                 mm += m * m
                 rm += r * m
                 cc += c * c
-        rr, mm, rm, cc = block_sum(rr, places), block_sum(mm, places), block_sum(rm, places), block_sum(cc, places)
+        rr, mm = over_block(rr, places, False), over_block(mm, places, False)
+        rm, cc = over_block(rm, places, False), over_block(cc, places, False)
         if thread() == 0:
             results[training, 0] = top_r
             results[training, 1] = top_m

@@ -252,7 +252,7 @@ class CudaProblem(Problem):
             queue.keep("physics_gates", opened.physics),
             queue.keep("network_gates", opened.network),
             queue.keep("cost_weights", (self.time_weights / batch).astype(kind)),
-            kind.type(2 * self.regularization / (batch * self.steps * self.n_control)),
+            self.effort_weight(batch),
         )
         gradients = queue.array("gradients", (trainings, groups, variants * n), kind)
         sums, joined = queue.array("sums", (trainings, variants, n), kind), queue.array("joined", (trainings, n), kind)
@@ -274,7 +274,7 @@ class CudaProblem(Problem):
     def _gradient(self, found: dict[str, np.ndarray], opened: Gates) -> Gradient:
         """One training's gradient from what the kernels left."""
         physics, effort = (float(found[name].mean(dtype=np.float64)) for name in ("physics", "effort"))
-        total = physics + self.regularization * effort / (self.steps * self.n_control)
+        total, _ = self.total(physics, effort)
         loss = Loss(total, physics) if math.isfinite(physics) else Loss(math.nan, math.nan)
         top_r, top_m, rr, mm, rm, cc = found["results"].astype(np.float64).tolist()
         if not opened.joined:

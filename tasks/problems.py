@@ -240,7 +240,11 @@ class Problem:
         """Losses of every sample, in float64: with and without the regulariser, (B,) each; NaN where it diverged."""
         return self.total(*self.parts(self._parameters(theta), self._states(x0)))
 
-    def total(self, physics: np.ndarray, effort: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def effort_weight(self, batch: int) -> Any:
+        """Weight w of the controls of a batch: the mean loss contains ``w c^2 / 2`` of every control."""
+        return self.dtype(2 * self.regularization / (batch * self.steps * self.n_control))
+
+    def total(self, physics: Any, effort: Any) -> tuple[Any, Any]:
         """Losses with and without the regulariser from their parts."""
         return physics + self.regularization * effort / (self.steps * self.n_control), physics
 
@@ -294,14 +298,14 @@ class Problem:
         space = self._gradient_space(batch, variants)
         path, gradients, joined = space.path, space.gradients, space.joined
         results = np.zeros(7)
-        effort_weight = self.dtype(2 * self.regularization / (batch * self.steps * self.n_control))
+        effort_weight = self.effort_weight(batch)
         gradient(
             self.system, self.controller, self.loss_function, theta, x0.reshape(batch, self.n_state), self.time_weights,
             effort_weight, opened.physics, opened.network, space.tape, space.kept, path, space.sweep,
             gradients, joined if opened.joined else joined[:0], results,
         )  # fmt: skip
         regular2, modified2, product, joined2, physics, effort, finite = results.tolist()
-        total = physics + self.regularization * effort / (self.steps * self.n_control)
+        total, _ = self.total(physics, effort)
         loss = Loss(total, physics) if finite else Loss(math.nan, math.nan)  # a loss may not see every number
         if not opened.joined:
             return Gradient(gradients[0], loss, regular2)
