@@ -7,3 +7,27 @@ Every differentiable function ``f`` of kernels has a partner ``f_vjp`` in the fi
 - Several cotangents (m of them) go through one call, so that sines, distances and factorisations are computed once.
 - Nothing here checks its arguments; `stablebptt.tasks` does.
 """
+
+from stablebptt.adjoint.generics import (
+    clear,
+    control_batch_vjp,
+    control_vjp,
+    cost_vjp,
+    parameter_vjp,
+    step_batch_vjp,
+    step_sample_vjp,
+    step_vjp,
+    unpack,
+)
+
+__all__ = [
+    "clear",
+    "control_batch_vjp",
+    "control_vjp",
+    "cost_vjp",
+    "parameter_vjp",
+    "step_batch_vjp",
+    "step_sample_vjp",
+    "step_vjp",
+    "unpack",
+]

@@ -69,7 +69,7 @@ def cfunc_address(struct: Struct, name: str, dtype: Any = None) -> int:
 
 
 def _precision(struct: Struct) -> Any:
-    for field in struct.fields:
+    for field in type(struct).fields:
         value = getattr(struct, field)
         if isinstance(value, np.ndarray | np.floating) and value.dtype.kind == "f":
             return value.dtype

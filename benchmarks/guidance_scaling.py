@@ -11,7 +11,7 @@ from numba import njit
 import stablebptt as sb
 from stablebptt.adjoint.generics import step_batch_vjp
 from stablebptt.kernels.compiler import OPTIONS
-from stablebptt.kernels.generics import step_batch
+from stablebptt.kernels.generics import scratch_size, step_batch
 
 BATCH, COTANGENTS, DRIVERS = 16, 2, 2
 
@@ -47,7 +47,7 @@ def main():
         c, x_next = np.zeros((BATCH, 2 * DRIVERS), np.float32), np.empty_like(x)
         lam = np.random.default_rng(0).standard_normal((BATCH, COTANGENTS, x.shape[1])).astype(np.float32)
         lam_x, lam_c = np.zeros_like(lam), np.zeros((BATCH, COTANGENTS, c.shape[1]), np.float32)
-        scratch = np.zeros(problem.system.scratch_size(BATCH, COTANGENTS), np.float32)
+        scratch = np.zeros(scratch_size(problem.system, BATCH, COTANGENTS), np.float32)
         times = max(2, 20_000 // evaders**2)
         system = problem.system
         ahead = median(lambda: forward(times, system, x, c, x_next, scratch), times)  # noqa: B023

@@ -37,7 +37,7 @@ def step(problem: Problem, x: np.ndarray, c: np.ndarray) -> np.ndarray:
     """Next states (B, *state_shape) of states x (B, *state_shape) under controls c (B, *control_shape)."""
     x, c = _flat(problem, x, c)
     x_next = np.empty_like(x)
-    _steps(problem.system, x, c, x_next, aligned((problem.system.scratch_size(len(x), 1),), problem.dtype))
+    _steps(problem.system, x, c, x_next, aligned((forward.scratch_size(problem.system, len(x), 1),), problem.dtype))
     return x_next.reshape(-1, *problem.state_shape)
 
 
@@ -46,7 +46,7 @@ def step_vjp(problem: Problem, x: np.ndarray, c: np.ndarray, lam: np.ndarray) ->
     x, c = _flat(problem, x, c)
     lam = checks.array("lam", lam, (len(x), *problem.state_shape), problem.dtype, finite=False)
     lam_x, lam_c = np.zeros((len(x), 1, problem.n_state), problem.dtype), np.zeros((len(x), 1, problem.n_control), problem.dtype)
-    scratch = aligned((problem.system.scratch_size(len(x), 1),), problem.dtype)
+    scratch = aligned((forward.scratch_size(problem.system, len(x), 1),), problem.dtype)
     lam = lam.reshape(len(x), 1, problem.n_state)
     _steps_vjp(problem.system, x, c, np.empty_like(x), lam, lam_x, lam_c, scratch)
     return lam_x.reshape(-1, *problem.state_shape), lam_c.reshape(-1, *problem.control_shape)

@@ -18,23 +18,40 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from numba import __version__ as numba_version
-from numba.core import compiler, serialize
+import llvmlite
+import numba
+import numpy as np
+from numba.core import compiler, config, serialize
 from numba.core.caching import _Cache
 
+from stablebptt.kernels import fingerprints
+from stablebptt.kernels.simd import VECTOR_BYTES
 from stablebptt.version import __version__
 
 DIGEST_BYTES = 32
+ROOT = Path(__file__).parent.parent
+ROOMS = ("kernels", "adjoint")
+# Variables that change what Numba, or this package, makes of the same source.
+NUMBA_SETTINGS = (
+    "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "DISABLE_INTEL_SVML",
+    "EXTEND_VARIABLE_LIFETIMES", "LLVM_REFPRUNE_PASS", "LLVM_REFPRUNE_FLAGS",
+)  # fmt: skip
 
 
 @functools.cache
 def source_hash() -> str:
-    """Hash of the sources that decide what a kernel compiles to (12 hex digits)."""
-    root = Path(__file__).parent.parent
+    """Hash of the rooms whose sources decide, as a whole, what a kernel compiles to (12 hex digits)."""
     digest = hashlib.sha256()
-    for path in sorted([*root.glob("kernels/*.py"), *root.glob("adjoint/*.py")]):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py")):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
+
+
+def environment() -> str:
+    """What else decides the machine code of a source: versions, settings, the width of vectors."""
+    settings = [f"{name}={getattr(config, name, None)}" for name in NUMBA_SETTINGS]
+    versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.version_info[:3])
+    return repr((versions, settings, VECTOR_BYTES))
 
 
 def cache_root() -> Path:
@@ -106,10 +123,11 @@ class KernelCache(_Cache):
         """Nothing is held in memory."""
 
     def _path(self, signature: Any, codegen: Any) -> Path | None:
-        folder = usable_folder() if self._enabled else None
+        decides = (fingerprints.of_function(self._function).text, str(signature))
+        folder = usable_folder() if self._enabled and not any(fingerprints.UNKEPT in part for part in decides) else None
         if folder is None:
             return None
-        key = repr((str(signature), codegen.magic_tuple(), numba_version, sys.version_info[:3]))
+        key = repr((*decides, codegen.magic_tuple(), environment()))
         name = f"{self._function.__module__}.{self._function.__qualname__}"
         return folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.bin"
 

@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit, types
 from numba.core.errors import TypingError
 from numba.core.target_extension import current_target
+from numba.core.typing.templates import builtin_registry
 from numba.extending import overload
 
 from stablebptt.kernels.cache import KernelCache
@@ -39,15 +40,18 @@ def compiled_as(function: Callable, resolve: Callable, forceinline: bool) -> Cal
     """Let compiled code call `function`; `resolve` gets the types and says what is compiled.
 
     For a CUDA device without flags: it takes any of them for leave to use approximate sines, and contracts anyway.
+    `function.templates` keep what was compiled; see `fingerprints`.
     """
     targets: dict[str, Any] = {"cpu": OPTIONS, "cuda": {}}
+    templates = []
     for target, options in targets.items():
 
         def chosen(*arguments: Any, target: str = target) -> Any:
             return resolve(*arguments) if current_target() == target else None
 
         overload(function, jit_options={"forceinline": forceinline, **options}, strict=False)(chosen)
-    function.compiled = True  # type: ignore[attr-defined]
+        templates.append(builtin_registry.globals[-1][1].templates[0])
+    function.compiled, function.templates = True, templates  # type: ignore[attr-defined]
     return function
 
 
@@ -98,8 +102,9 @@ def implements(function: Any, cls: type[Struct]) -> Callable[[Callable], Callabl
 
     def register(method: Callable) -> Callable:
         function.methods[cls] = method
+        cls.add_method(function, method)
         for changed in (cls, *_subclasses(cls)):
-            changed.add_method(method)
+            changed._print = None
         return method
 
     return register

@@ -67,7 +67,7 @@ class Arguments:
     @staticmethod
     def prepare_args(kind: Any, value: Any, **unused: Any) -> tuple[Any, Any]:
         if isinstance(value, Struct):
-            return types.Tuple([kind for _, kind in kind.fields]), tuple(getattr(value, name) for name in value.fields)
+            return types.Tuple([kind for _, kind in kind.fields]), tuple(getattr(value, name) for name in type(value).fields)
         return kind, value
 
 

@@ -20,7 +20,6 @@ class System(Struct):
         """Numbers of scratch space that `step_batch` and `step_batch_vjp` want for a batch and m cotangents."""
         return 0
 
-    @property
     def sample_scratch(self) -> int:
         """Numbers of scratch space that `step_sample` and `step_sample_vjp` want."""
         return 0
@@ -36,29 +35,50 @@ class Controller(Struct):
         """Names and shapes of the parameters, in the order of theta."""
         raise NotImplementedError(f"{type(self).__name__} has no layout(): give the names and shapes of its parameters")
 
-    @property
-    def n_parameters(self) -> int:
-        return sum(math.prod(shape) for shape in self.layout().values())
 
-    @property
-    def n_weights(self) -> int:
-        """Numbers in the arena that `pack` fills."""
-        return self.n_parameters
-
-    @property
-    def width(self) -> int:
-        """Numbers per row that the tape keeps."""
-        return 0
-
-    def tape(self, rows: int, chunk: int, variants: int, slots: int, dtype: Any) -> Any:
-        """What passes from the forward to the backward pass, for `rows` stored rows, `chunk` rows at once and m = variants."""
-        return GradientTape(np.zeros((variants, self.n_parameters), dtype))
+class Loss(Struct):
+    """Base of all losses: `cost` is what they define."""
 
 
 class GradientTape(Struct):
     """Tape of a controller that keeps nothing but its gradients (m, n_parameters)."""
 
     gradient: np.ndarray
+
+
+# Fields of a struct may have any name, so it is the class that is asked.
+
+
+def scratch_size(system: System, batch: int, variants: int) -> int:
+    """`System.scratch_size` of a system."""
+    return type(system).scratch_size(system, batch, variants)
+
+
+def sample_scratch(system: System) -> int:
+    """`System.sample_scratch` of a system."""
+    return type(system).sample_scratch(system)
+
+
+def parameter_count(controller: Any) -> int:
+    """Numbers in theta."""
+    return sum(math.prod(shape) for shape in controller.layout().values())
+
+
+def weight_count(controller: Any) -> int:
+    """Numbers in the arena that `pack` fills."""
+    return parameter_count(controller) if isinstance(controller, Controller) else controller.n_weights
+
+
+def tape_width(controller: Any) -> int:
+    """Numbers per row that the tape keeps."""
+    return 0 if isinstance(controller, Controller) else controller.width
+
+
+def new_tape(controller: Any, rows: int, chunk: int, variants: int, slots: int, dtype: Any) -> Any:
+    """What passes from the forward to the backward pass, for `rows` stored rows, `chunk` rows at once and m = variants."""
+    if isinstance(controller, Controller):
+        return GradientTape(np.zeros((variants, parameter_count(controller)), dtype))
+    return controller.tape(rows, chunk, variants, slots, dtype)
 
 
 @generic

@@ -27,7 +27,6 @@ class Quantum(System):
         """States before and after, pivots, one solution and m cotangents twice, in lanes; controls and theirs."""
         return padded(batch) * (2 * self.points * (4 + 2 * variants) + 1 + variants)
 
-    @property
     def sample_scratch(self) -> int:
         """Pivots and one solution."""
         return 4 * self.points

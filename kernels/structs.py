@@ -6,13 +6,13 @@
 
 An instance holds NumPy scalars, integers or arrays. Its Numba type is (name, fingerprint, types of the fields), so
 that two definitions of one name never share compiled code, and only strings and Numba types go into the cache.
+
+A field may have any name: what the package asks of a struct it asks of the class (``type(part).fields``), where no field lies.
 """
 
 import dataclasses
-import hashlib
 import inspect
-import sys
-from pathlib import Path
+import warnings
 from typing import Any, ClassVar, dataclass_transform
 
 from llvmlite import ir
@@ -33,7 +33,7 @@ from numba.extending import (
     unbox,
 )
 
-PACKAGE = Path(__file__).parent.parent
+from stablebptt.kernels import fingerprints
 
 
 class StructType(types.Type):
@@ -133,58 +133,71 @@ class Struct:
 
     fields: ClassVar[tuple[str, ...]] = ()
     classes: ClassVar[dict[tuple[str, str], type["Struct"]]] = {}
-    _methods: ClassVar[list] = []
-    _print: ClassVar[str | None] = None
+    _methods: ClassVar[dict[Any, Any]] = {}
+    _print: ClassVar[fingerprints.Fingerprint | None] = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
+        hiding = [name for name in inspect.get_annotations(cls) if _is_asked_for(cls, name)]
+        for name in hiding:
+            if name not in cls.__dict__:  # else what the base has under this name would be its default
+                setattr(cls, name, dataclasses.field())
         dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
-        cls.fields = tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
-        cls._methods, cls._print = [], None
+        fields = tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        for name in hiding:
+            if name in cls.__dict__:  # a default, which the constructor knows
+                delattr(cls, name)
+        cls.fields, cls._methods, cls._print = fields, {}, None
         _enable_construction(cls)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{f}={getattr(self, f)!r}' for f in self.fields)})"
+        return f"{type(self).__name__}({', '.join(f'{f}={getattr(self, f)!r}' for f in type(self).fields)})"
 
     @classmethod
-    def add_method(cls, function: Any) -> None:
-        """Note a method, so that an edit of it changes the fingerprint."""
-        cls._methods.append(function)
-        cls._print = None
+    def add_method(cls, generic: Any, method: Any) -> None:
+        """Note the method of a generic function, so that an edit of it changes the fingerprint."""
+        cls._methods[generic] = method
 
     @classmethod
-    def fingerprint(cls) -> str:
-        """Hash of the methods' sources (of their whole files, outside this package): 12 hex digits."""
-        if cls._print is None:
-            digest = hashlib.sha256(f"{cls.__module__}.{cls.__qualname__}{cls.fields}".encode())
-            files = set()
-            for base in cls.__mro__:
-                for function in base.__dict__.get("_methods", ()):
-                    digest.update(_source(function))
-                    files.add(getattr(sys.modules.get(function.__module__), "__file__", None))
-            for file in sorted(file for file in files if file and PACKAGE not in Path(file).resolve().parents):
-                digest.update(Path(file).read_bytes())
-            cls._print = digest.hexdigest()[:12]
-            Struct.classes[cls.__qualname__, cls._print] = cls
-        return cls._print
+    def fingerprint(cls, renew: bool = False) -> str:
+        """Hash of all that decides the machine code of the methods; `renew`: look again at what they read."""
+        if cls._print is None or renew:
+            cls._print = fingerprints.of_struct(cls)
+            if cls._print.unknown:
+                _warn_unkept(cls.__qualname__, cls._print.unknown[0])
+            Struct.classes[cls.__qualname__, cls._print.text] = cls
+        return cls._print.text
+
+    @classmethod
+    def constants(cls) -> dict[str, Any]:
+        """Numbers and arrays that the methods take from globals and closures, described by content."""
+        cls.fingerprint()
+        assert cls._print is not None
+        return cls._print.constants
 
     @property
     def _numba_type_(self) -> StructType:
         fingerprint = type(self).fingerprint()
         known = self.__dict__.get("_known_type")
         if known is None or known.fingerprint != fingerprint:
-            kinds = tuple((name, typeof(getattr(self, name))) for name in self.fields)
+            kinds = tuple((name, typeof(getattr(self, name))) for name in type(self).fields)
             known = StructType(type(self).__qualname__, fingerprint, kinds)
             object.__setattr__(self, "_known_type", known)
         return known
 
 
-def _source(function: Any) -> bytes:
-    """Source text of a method; its byte code where there is no text (an interactive session)."""
-    try:
-        return inspect.getsource(function).encode()
-    except (OSError, TypeError):
-        return function.__code__.co_code + repr(function.__code__.co_consts).encode()
+def _is_asked_for(cls: type[Struct], name: str) -> bool:
+    """Whether a base has something under this name that is no field: the class must keep it."""
+    return any(name in vars(base) and name not in getattr(base, "fields", ()) for base in cls.__mro__[1:])
+
+
+_told: set[tuple[str, str]] = set()
+
+
+def _warn_unkept(name: str, reason: str) -> None:
+    if (name, reason) not in _told:
+        _told.add((name, reason))
+        warnings.warn(f"{name} is compiled anew in every process: {reason} cannot be fingerprinted", stacklevel=3)
 
 
 @typeof_impl.register(Struct)

@@ -9,7 +9,7 @@ import numpy as np
 from stablebptt.adjoint.generics import clear, control_batch_vjp, cost_vjp, parameter_vjp, step_batch_vjp, step_vjp, unpack
 from stablebptt.kernels.compiler import kernel
 from stablebptt.kernels.dense import aligned
-from stablebptt.kernels.generics import System, control_batch, cost, pack, step, step_batch
+from stablebptt.kernels.generics import System, control_batch, cost, new_tape, pack, scratch_size, step, step_batch, weight_count
 from stablebptt.kernels.simd import padded
 from stablebptt.tasks.custom import cast
 from stablebptt.tasks.problems import Problem
@@ -149,7 +149,7 @@ def step_batch_rule(problem: Problem) -> Rule:
 
     def forward(inputs: Arrays) -> np.ndarray:
         x_next = np.zeros_like(inputs["state"])
-        scratch = np.zeros(problem.system.scratch_size(len(x_next), COTANGENTS))
+        scratch = np.zeros(scratch_size(problem.system, len(x_next), COTANGENTS))
         _step_batch(problem.system, inputs["state"], inputs["control"], x_next, scratch)
         return x_next
 
@@ -157,7 +157,7 @@ def step_batch_rule(problem: Problem) -> Rule:
         batch, m = len(inputs["state"]), len(lam)
         lam = np.ascontiguousarray(lam.swapaxes(0, 1))
         lam_x, lam_c = np.zeros_like(lam), np.zeros((batch, m, problem.n_control))
-        scratch = np.zeros(problem.system.scratch_size(batch, m))
+        scratch = np.zeros(scratch_size(problem.system, batch, m))
         x, c = inputs["state"], inputs["control"]
         _step_batch_vjp(problem.system, x, forward(inputs), c, lam, lam_x, lam_c, scratch)
         return {"state": lam_x.swapaxes(0, 1), "control": lam_c.swapaxes(0, 1)}
@@ -186,8 +186,8 @@ def control_rule(problem: Problem, unit: bool = False) -> Rule:
 
     def run(inputs: Arrays, variants: int) -> tuple[np.ndarray, np.ndarray, Any]:
         n = len(inputs["state"])
-        tape = controller.tape(n, n, variants, variants, np.float64)
-        weights, c = aligned((controller.n_weights,), np.float64), np.zeros((n, problem.n_control))
+        tape = new_tape(controller, n, n, variants, variants, np.float64)
+        weights, c = aligned((weight_count(controller),), np.float64), np.zeros((n, problem.n_control))
         _control(controller, inputs["parameters"], weights, inputs["state"], c, tape)
         return weights, c, tape
 

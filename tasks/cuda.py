@@ -17,6 +17,7 @@ from stablebptt.adjoint.cuda_sweep import Gates as DeviceGates
 from stablebptt.adjoint.cuda_sweep import bars_size, make_gradient, make_join
 from stablebptt.kernels.cuda_block import SIMULATED, TILE
 from stablebptt.kernels.cuda_rollout import make_evaluate, network_table, work_size
+from stablebptt.kernels.generics import sample_scratch
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks.errors import BackendError
 from stablebptt.tasks.problems import Gradient, Loss, PathSpace, Problem
@@ -54,7 +55,7 @@ def plan(problem: Problem, variants: int, capacity: int) -> Plan:
 
     variants: gradients m of the kernel, or 0 if it only rolls out.
     """
-    n_state, n_control, scratch = problem.n_state, problem.n_control, problem.system.sample_scratch
+    n_state, n_control, scratch = problem.n_state, problem.n_control, sample_scratch(problem.system)
     item = np.dtype(problem.dtype).itemsize
     table, rows, weights = network_table(problem.controller, n_state, n_control, True)
     work = work_size(rows, n_state, n_control, scratch) + (bars_size(rows, n_state, n_control, variants) if variants else 0)
@@ -173,7 +174,7 @@ def _allow_shared(kernel: Any, configured: Any) -> None:
 
 def on_device(part: Struct, queue: Queue, name: str) -> Struct:
     """A struct whose arrays lie on the device."""
-    values = ((field, getattr(part, field)) for field in part.fields)
+    values = ((field, getattr(part, field)) for field in type(part).fields)
     return type(part)(*(queue.keep(f"{name}.{field}", v) if isinstance(v, np.ndarray) else v for field, v in values))
 
 
@@ -300,7 +301,7 @@ class CudaProblem(Problem):
             chosen.rows,
             chosen.n_weights,
             self.n_control,
-            self.system.sample_scratch,
+            sample_scratch(self.system),
             queue.array(f"{use}.path", path_shape, kind),
             queue.array(f"{use}.physics", (trainings, batch), kind),
             queue.array(f"{use}.effort", (trainings, batch), kind),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,15 +13,17 @@ import numpy as np
 from stablebptt.adjoint import generics as backward
 from stablebptt.adjoint import mlp as _network_rules  # noqa: F401  (registers the methods)
 from stablebptt.kernels import generics as forward
+from stablebptt.kernels.fingerprints import describe
 from stablebptt.kernels.generics import Controller, System
 from stablebptt.kernels.mlp import mlp
 from stablebptt.kernels.structs import Struct
-from stablebptt.tasks import checks
+from stablebptt.tasks import checks, descriptions
 from stablebptt.tasks.problems import LOSSES, OUTPUT_INITS, Axis, Problem, mean_weights
 
 TASK = "custom"
 SYSTEM, LOSS = (forward.step, backward.step_vjp), (forward.cost, backward.cost_vjp)
 CONTROLLER = (forward.control, backward.control_vjp)
+PARTS = ("system", "controller", "loss")
 
 
 def custom_problem(
@@ -75,15 +78,17 @@ def custom_problem(
     if not callable(sample):
         raise TypeError(f"sample is {sample!r}; it must be a function (random generator, count) -> states")
     parts = [cast(part, kind) for part in (system, controller, loss)]
+    named = dict(zip(PARTS, parts))
     steps, dt = checks.whole("steps", steps, 1), checks.real("dt", dt, above=0)
     rho = checks.real("regularization", regularization, least=0)
     options = {
         "source": None, "arguments": {}, "title": str(title), "state_shape": list(state_shape),
         "control_shape": list(control_shape), "steps": steps, "dt": dt, "when": checks.choice("when", when, LOSSES),
         "regularization": rho, "dtype": np.dtype(kind).name,
-        "output_init": checks.choice("output_init", output_init, OUTPUT_INITS), "parts": [repr(part) for part in parts],
-        "n_parameters": parts[1].n_parameters, "state_units": state_units, "control_units": control_units,
-        "code": "-".join(type(part).fingerprint() for part in parts),
+        "output_init": checks.choice("output_init", output_init, OUTPUT_INITS),
+        "parts": {name: descriptions.of_part(part) for name, part in named.items()},
+        "n_parameters": forward.parameter_count(parts[1]), "state_units": state_units, "control_units": control_units,
+        "code": descriptions.code(named),
     }  # fmt: skip
     return Problem(
         task=TASK,
@@ -133,8 +138,9 @@ def remake(options: dict[str, Any]) -> Problem:
     if not options["source"]:
         raise ValueError("a sweep needs a problem that a function makes: task = \"module:function\"")
     problem = from_source(options["source"], **options["arguments"])
-    if problem.options != options:
-        raise ValueError(f"{options['source']} has changed since the sweep was planned")
+    if found := descriptions.differences(options, problem.options):
+        what = f"{options['source']} has changed since the sweep was planned"
+        raise ValueError(descriptions.refusal(what, found, "plan it anew"))
     return problem
 
 
@@ -158,20 +164,58 @@ def find(source: str) -> Any:
 
 
 def cast(part: Any, kind: Any) -> Any:
-    """A struct whose floating-point fields have one precision (a double in it would slow all arithmetic down)."""
+    """A struct whose fields have the types of their annotations and one precision (a double would slow all arithmetic down).
 
-    def converted(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return value.astype(kind) if value.dtype.kind == "f" else value
-        return kind(value) if isinstance(value, float | np.floating) else value
+    Its code is fingerprinted anew: what its methods read may have changed since the last problem was made.
+    """
+    type(part).fingerprint(renew=True)
+    wanted = _annotations(type(part))
+    values = ((name, getattr(part, name)) for name in type(part).fields)
+    return type(part)(*(_cast(f"{type(part).__name__}.{name}", value, wanted.get(name), kind) for name, value in values))
 
-    return type(part)(*(converted(getattr(part, name)) for name in part.fields))
+
+def _annotations(cls: type) -> dict[str, str]:
+    """Names of the types of all fields, those of the bases among them."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        for name, annotation in inspect.get_annotations(base).items():
+            found[name] = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return found
+
+
+def _cast(name: str, value: Any, annotation: str | None, kind: Any) -> Any:
+    """The value of one field."""
+    if isinstance(value, Struct):
+        return cast(value, kind)
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; give an array without a mask")
+    if isinstance(value, list | tuple) and (annotation or "").endswith("ndarray"):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "fiub":
+            raise TypeError(f"{name} is an array of {value.dtype}; it must hold real numbers")
+        return value.astype(kind) if value.dtype.kind == "f" else value
+    if annotation == "float":
+        if isinstance(value, bool | str) or not isinstance(value, int | float | np.integer | np.floating):
+            raise TypeError(f"{name} is {value!r}; it must be a number")
+        return kind(value)
+    if annotation == "int" and not isinstance(value, bool):
+        whole = int(value) if isinstance(value, float | np.floating) and float(value).is_integer() else value
+        return checks.whole(name, whole, -(2**63), 2**63 - 1)
+    return kind(value) if isinstance(value, float | np.floating) else value
 
 
 def in_float64(problem: Problem) -> Problem:
     """The same problem in float64, for checks."""
     parts = {name: cast(getattr(problem, name), np.float64) for name in ("system", "controller", "loss_function")}
     return dataclasses.replace(problem, dtype=np.float64, options={**problem.options, "dtype": "float64"}, **parts)
+
+
+def custom_facts(options: dict[str, Any]) -> dict[str, Any]:
+    """`descriptions.facts` of the problem that was made with these options."""
+    names = ("steps", "dt", "regularization", "output_init", "dtype")
+    weights = mean_weights(options["when"], options["steps"])
+    return {name: options[name] for name in names} | {"time_weights": describe(weights)} | options["parts"]
 
 
 class Described:
@@ -193,12 +237,6 @@ class Described:
         raise AttributeError(
             f"the run's system is one of your own, so {name} is not known; give its problem: sb.load(path, problem=...)"
         )
-
-
-def same_problem(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether two options describe the same problem, whoever made it."""
-    unimportant = ("source", "arguments", "code")
-    return {k: v for k, v in first.items() if k not in unimportant} == {k: v for k, v in second.items() if k not in unimportant}
 
 
 def _needs(name: str, part: Any, base: type, functions: tuple[Any, ...]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from stablebptt.adjoint.gradient import PathSpace, evaluate, gradient
 from stablebptt.adjoint.sweep import SweepSpace, chunk_steps, sweep_space
 from stablebptt.kernels.dense import aligned
-from stablebptt.kernels.generics import System
+from stablebptt.kernels.generics import System, new_tape, parameter_count, scratch_size, tape_width, weight_count
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import checks
 from stablebptt.tasks.errors import DivergedError
@@ -159,6 +159,12 @@ class Problem:
     _spaces: _Spaces = field(default_factory=_Spaces, repr=False)
 
     def __post_init__(self) -> None:
+        if np.shape(self.time_weights) != (self.steps + 1,):
+            raise ValueError(
+                f"time_weights have shape {np.shape(self.time_weights)}; {self.steps} steps need ({self.steps + 1},). "
+                "Make a problem with another horizon by sb.problem(..., steps=...)"
+            )
+        checks.array("time_weights", self.time_weights, (self.steps + 1,), np.float64)
         paths = (self.steps + 1.0) * EVALUATION_BATCH * (self.n_state + self.n_control)
         checks.memory(self.title, np.dtype(self.dtype).itemsize * (paths + 10.0 * self.n_parameters))
 
@@ -169,7 +175,7 @@ class Problem:
 
     @property
     def n_parameters(self) -> int:
-        return self.controller.n_parameters
+        return parameter_count(self.controller)
 
     @property
     def n_state(self) -> int:
@@ -377,12 +383,12 @@ class Problem:
 
     def _path_space(self, batch: int, variants: int) -> PathSpace:
         return PathSpace(
-            aligned((self.controller.n_weights,), self.dtype),
+            aligned((weight_count(self.controller),), self.dtype),
             aligned((self.steps + 1, batch, self.n_state), self.dtype),
             aligned((self.steps, batch, self.n_control), self.dtype),
             np.zeros(batch),
             np.zeros(batch),
-            aligned((self.system.scratch_size(batch, variants),), self.dtype),
+            aligned((scratch_size(self.system, batch, variants),), self.dtype),
         )
 
     def _path_spaces(self, batch: int) -> tuple[Any, PathSpace]:
@@ -390,7 +396,7 @@ class Problem:
         if batch not in known:
             if len(known) > 4:
                 known.clear()  # odd sizes must not pile up
-            known[batch] = (self.controller.tape(batch, 1, 1, 1, self.dtype), self._path_space(batch, 1))
+            known[batch] = (new_tape(self.controller, batch, 1, 1, 1, self.dtype), self._path_space(batch, 1))
         return known[batch]
 
     def _gradient_space(self, batch: int, variants: int) -> _GradientSpace:
@@ -399,12 +405,12 @@ class Problem:
             if len(known) > 4:
                 known.clear()
             chunk = chunk_steps(batch) * batch
-            row_bytes = self.controller.width * np.dtype(self.dtype).itemsize
+            row_bytes = tape_width(self.controller) * np.dtype(self.dtype).itemsize
             kept = self.steps * batch * row_bytes <= self.tape_bytes
             rows = self.steps * batch if kept else chunk
             slots = 1 if self.n_control == 1 else variants
             known[key] = _GradientSpace(
-                self.controller.tape(rows, chunk, variants, slots, self.dtype),
+                new_tape(self.controller, rows, chunk, variants, slots, self.dtype),
                 kept,
                 self._path_space(batch, variants),
                 sweep_space(batch, variants, self.n_state, self.n_control, self.dtype),

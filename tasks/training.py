@@ -11,9 +11,10 @@ from typing import Any, cast
 import numpy as np
 
 from stablebptt.data import atomic, run_file
-from stablebptt.tasks import TASKS, checks, optimizers
+from stablebptt.kernels.generics import tape_width
+from stablebptt.tasks import TASKS, checks, descriptions, optimizers
 from stablebptt.tasks.custom import TASK as CUSTOM
-from stablebptt.tasks.custom import Described, same_problem
+from stablebptt.tasks.custom import Described, custom_facts
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import LARGEST_SEED, ORDER, TESTING, TRAINING, Problem, stream
 from stablebptt.tasks.variants import Gates, gates
@@ -138,6 +139,8 @@ def train(
     chosen = make_settings(variant=variant, epochs=epochs, seed=seed, **settings)
     opened = check_training(problem, chosen, checkpoint_seconds)
     path = None if out is None else usable(FilePath(out), resume, force)
+    if path is not None:
+        check_options(problem)
     return drive(problem, opened, begin(problem, chosen, opened, path, resume, checkpoint_seconds, report))
 
 
@@ -163,7 +166,7 @@ def check_training(problem: Problem, chosen: Settings, checkpoint_seconds: float
     opened = gates(chosen.variant, problem.steps, problem.dtype)
     checks.real("checkpoint_seconds", checkpoint_seconds, least=0)
     batch = min(chosen.batch_size, chosen.train_count)
-    row = (problem.steps + 1.0) * (problem.n_state + problem.n_control) + 4.0 * problem.controller.width
+    row = (problem.steps + 1.0) * (problem.n_state + problem.n_control) + 4.0 * tape_width(problem.controller)
     checks.memory(f"mini-batches of {batch}", np.dtype(problem.dtype).itemsize * batch * row)
     return opened
 
@@ -227,8 +230,11 @@ def load(path: str | FilePath, problem: Problem | None = None) -> Run:
     content = run_file.load(path)
     made = problem_of(content.config, path)
     if problem is not None:
-        if problem.task != made.task or not same_problem(problem.options, made.options):
-            raise ValueError(f"the problem is not the one of {path}: {problem.options} there, {made.options} here")
+        here = {name: value for name, value in problem.options.items() if name != "code"}  # new code may look at old runs
+        there = {"task": made.task, "options": made.options}
+        if found := descriptions.differences(there, {"task": problem.task, "options": here}):
+            what, advice = f"{path} is a run of another problem", "give the problem it was made with"
+            raise ValueError(descriptions.refusal(what, found, advice))
         made = problem
     problem = made
     theta, best = (np.asarray(values, problem.dtype) for values in (content.theta, content.best_theta))
@@ -246,6 +252,15 @@ def problem_of(config: dict[str, Any], path: Any) -> Problem:
         return TASKS[config["task"]](**config["options"])
     except (KeyError, TypeError, ValueError) as error:
         raise run_file.FileFormatError(f"{path}: the configuration makes no problem ({error})") from None
+
+
+def check_options(problem: Problem) -> None:
+    """Raise a ValueError if a problem was changed, so that its options would make another one from a file."""
+    options = problem.options
+    promised = custom_facts(options) if problem.task == CUSTOM else descriptions.facts(TASKS[problem.task](**options))
+    if found := descriptions.differences(promised, descriptions.facts(problem), ("as it was made", "now")):
+        advice = "make another with sb.problem(...), or train without a file"
+        raise ValueError(descriptions.refusal("the problem was changed, so that no file could make it again", found, advice))
 
 
 def settings_of(config: dict[str, Any]) -> Settings:
@@ -281,15 +296,11 @@ def _start(problem: Problem, settings: Settings) -> Progress:
 def _resumed(path: FilePath, problem: Problem, settings: Settings) -> Progress:
     """The checkpoint in a file, if it belongs to this training."""
     content = run_file.load(path)
-    wanted = _config(problem, settings)
-    keys = dict.fromkeys((*wanted, "backend"))
-    differing = [key for key in keys if key != "epochs" and content.config.get(key) != wanted.get(key)]
-    if differing:
-        key = differing[0]
-        raise ValueError(
-            f"{path} cannot be resumed: its {key} is {content.config.get(key)!r}, not {wanted.get(key)!r}; "
-            "give the options it was made with, or another file"
-        )
+    known = {**content.config, "options": problem_of(content.config, path).options}
+    wanted = {**_config(problem, settings), "epochs": known.get("epochs")}
+    if found := descriptions.differences(known, wanted):
+        advice = "give the options it was made with, or another file"
+        raise ValueError(descriptions.refusal(f"{path} cannot be resumed", found, advice))
     point = content.checkpoint
     columns = [content.history[name] for name in HISTORY]
     history = tuple(tuple(float(v) for v in row) for row in zip(*columns))

@@ -1,0 +1,130 @@
+"""Problems in words and numbers, as files hold them; and what differs between two of them.
+
+Everything is compared by content: arrays by type, shape and hash; so are the numbers that methods take from globals and closures.
+"""
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from stablebptt.kernels.fingerprints import describe, is_hashed
+from stablebptt.kernels.structs import Struct
+
+# Who made a problem does not matter for what it is.
+MAKERS_OWN = ("source", "arguments")
+MOST_NAMED = 3
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def of_part(part: Struct) -> dict[str, Any]:
+    """A struct by content: its class, its fields, and what its methods take from globals and closures.
+
+    Of a network of this package: its layers. How they lie in memory is no part of the problem.
+    """
+    kind = type(part)
+    if is_hashed(kind) and hasattr(part, "layout"):
+        return {"layers": {name: list(shape) for name, shape in part.layout().items()}}
+    fields = {name: _field(getattr(part, name)) for name in kind.fields}
+    return {"class": kind.__qualname__, "fields": fields, "constants": dict(sorted(kind.constants().items()))}
+
+
+def code(parts: Mapping[str, Struct]) -> dict[str, str]:
+    """Fingerprints of the code of the parts that are not ours; they compare within one version of Python."""
+    own = {name: type(part).fingerprint() for name, part in parts.items() if not is_hashed(type(part))}
+    return {"python": PYTHON, **own}
+
+
+def facts(problem: Any) -> dict[str, Any]:
+    """What decides the numbers that a problem computes."""
+    names = ("steps", "dt", "regularization", "output_init")
+    parts = {"system": problem.system, "controller": problem.controller, "loss": problem.loss_function}
+    return {
+        **{name: getattr(problem, name) for name in names},
+        "dtype": np.dtype(problem.dtype).name,
+        "time_weights": describe(problem.time_weights),
+        **{name: of_part(part) for name, part in parts.items()},
+    }
+
+
+def differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], words: tuple[str, str] = ("in the file", "given")
+) -> list[str]:
+    """What differs between two configurations, options or facts, one line each: "poles: 2 in the file, 3 given"."""
+    first, second = dict(_flat("", _comparable(there, here))), dict(_flat("", _comparable(here, there)))
+    names = dict.fromkeys((*first, *second))
+    if first.get("task") != second.get("task"):
+        names = {"task": None}  # all else differs with it
+    found = []
+    for name in names:
+        before, after = first.get(name), second.get(name)
+        if before != after:
+            found.append(f"{name}: {_short(before)} {words[0]}, {_short(after)} {words[1]}")
+    return found
+
+
+def refusal(what: str, found: list[str], advice: str) -> str:
+    """One line that names what differs."""
+    more = f" (and {len(found) - MOST_NAMED} more)" if len(found) > MOST_NAMED else ""
+    return f"{what}: {'; '.join(found[:MOST_NAMED])}{more}; {advice}"
+
+
+def _field(value: Any) -> Any:
+    return of_part(value) if isinstance(value, Struct) else describe(value)
+
+
+def _comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without what does not count, or what the other one cannot be compared with."""
+    options = one["options"] if isinstance(one.get("options"), Mapping) else one
+    others = other["options"] if isinstance(other.get("options"), Mapping) else other
+    kept = {name: value for name, value in options.items() if name not in MAKERS_OWN}
+    codes = [given.get("code") for given in (options, others)]
+    if not all(isinstance(given, Mapping) and given.get("python") == PYTHON for given in codes):
+        kept.pop("code", None)
+    parts = [given.get("parts") for given in (options, others)]
+    if any(isinstance(given, list) for given in parts):
+        kept["parts"] = _numbers(*parts)
+    kept.update(kept.pop("parts", None) or {})
+    if options is one:
+        return kept
+    return {"backend": "cpu", **{name: value for name, value in one.items() if name != "options"}, **kept}
+
+
+def _numbers(parts: Any, others: Any) -> dict[str, Any]:
+    """Numbers of system and loss that both know: version 0.1 noted how the parts print (and its networks printed otherwise)."""
+    found = {}
+    for place, name in ((0, "system"), (2, "loss")):
+        one, other = (_printed(given[place]) if isinstance(given, list) else _noted(given[name]) for given in (parts, others))
+        found[name] = {key: value for key, value in one.items() if key in other}
+    return found
+
+
+def _printed(part: str) -> dict[str, Any]:
+    """The class and the numbers in letters such as "Spring(stiffness=np.float32(2.0), dt=0.05)"."""
+    kind, _, fields = part.partition("(")
+    numbers = re.findall(r"(\w+)=(?:np\.\w+\()?(-?[\d.]+(?:e[+-]?\d+)?)(?=[,)])", fields)
+    return {"class": kind, **{name: float(np.float32(number)) for name, number in numbers}}
+
+
+def _noted(part: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = {name: value for name, value in part.get("fields", {}).items() if isinstance(value, int | float)}
+    return {"class": part.get("class"), **{name: float(np.float32(value)) for name, value in numbers.items()}}
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The leaves of nested tables, with dotted names."""
+    if isinstance(value, Mapping) and not {"dtype", "sha256"} <= set(value):
+        for name, item in value.items():
+            inner = prefix if name in ("fields", "constants", "layers") else f"{prefix}.{name}".lstrip(".")
+            yield from _flat(inner, item)
+    else:
+        yield prefix, list(value) if isinstance(value, tuple) else value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{value['dtype']} array of shape {tuple(value['shape'])} ({value['sha256']})"
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
