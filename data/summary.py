@@ -61,7 +61,7 @@ def summarize(path: str | Path, trajectory: int | None = None) -> dict[str, Any]
 def text(summary: dict[str, Any]) -> str:
     """A summary as lines for people."""
     config = summary["config"]
-    options = ", ".join(f"{key} {_word(value)}" for key, value in config.get("options", {}).items())
+    options = ", ".join(f"{key} {_word(value)}" for key, value in config.get("options", {}).items() if not isinstance(value, dict))
     settings = {key: value for key, value in config.items() if key not in ("task", "options", "optimizer")}
     optimizer = config.get("optimizer", {})
     lines = [f"{summary['file']}: {summary['format']}, version {summary['format_version']}"]
