@@ -156,7 +156,7 @@ class Problem:
     control_units: str = "1"
     regularization: float = 0.0
     tape_bytes: int = TAPE_BYTES
-    _spaces: _Spaces = field(default_factory=_Spaces, repr=False)
+    _spaces: _Spaces = field(default_factory=_Spaces, init=False, repr=False)  # a changed problem has arenas of its own
 
     def __post_init__(self) -> None:
         paths = (self.steps + 1.0) * EVALUATION_BATCH * (self.n_state + self.n_control)
@@ -344,7 +344,7 @@ class Problem:
     def _finite_until(self, theta: np.ndarray, x0: np.ndarray, step: int) -> bool:
         """Whether the costs of x_1 .. x_step and the controls before are finite together."""
         weights = np.where(np.arange(self.steps + 1) <= step, self.time_weights, 0.0)
-        part = replace(self, time_weights=weights, _spaces=_Spaces())._evaluate(theta, x0)
+        part = replace(self, time_weights=weights)._evaluate(theta, x0)
         efforts = np.square(part.controls[:step]).sum(axis=2).sum(axis=0) if self.regularization else np.zeros(1)
         return bool(np.all(np.isfinite(part.physics)) and np.all(np.isfinite(efforts)))
 
