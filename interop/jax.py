@@ -37,7 +37,8 @@ def as_step(problem: Problem) -> Callable[[Any, Any], Any]:
         return _step(problem, x, c)
 
     def backward(kept: Any, lam: Any) -> Any:
-        return tuple(bar[:, 0] for bar in _step_vjps(problem, *kept, lam[:, None]))
+        x, c = kept
+        return tuple(bar[:, 0] for bar in _step_vjps(problem, x, c, lam[:, None]))
 
     step.defvjp(lambda x, c: (step(x, c), (x, c)), backward)
 
