@@ -3,6 +3,7 @@
 The layout is part of the public interface; docs/files.md describes it. `storage` does the writing and the checking.
 """
 
+import contextlib
 import json
 import platform
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -114,8 +115,25 @@ def kind(path: str | Path) -> str:
     return str(read_any(path)[0]["format"])
 
 
-def load_trajectories(path: str | Path) -> tuple[dict[str, Any], tuple[str, ...], dict[str, np.ndarray]]:
-    """Configuration, names of the controllers, and time, states, controls and loss of a run file or a file of paths."""
+class Trajectories(NamedTuple):
+    """What a file holds of rollouts.
+
+    Attributes
+    ----------
+    config : of the run
+    phases : names of the controllers
+    arrays : time, states, controls, loss
+    axes : of the states and of the controls, for every axis its scale and the words or numbers of its places
+    """
+
+    config: dict[str, Any]
+    phases: tuple[str, ...]
+    arrays: dict[str, np.ndarray]
+    axes: dict[str, list[tuple[Variable, tuple[Any, ...]]]]
+
+
+def load_trajectories(path: str | Path) -> Trajectories:
+    """The rollouts in a run file or a file of paths."""
     attributes, groups = read_any(path)
     try:
         group = groups["trajectories"]
@@ -125,7 +143,25 @@ def load_trajectories(path: str | Path) -> tuple[dict[str, Any], tuple[str, ...]
         raise FileFormatError(f"{path} lacks {error}, so it shows no rollouts") from None
     if arrays["states"].ndim < 3 or len(words) != arrays["states"].shape[0]:
         raise FileFormatError(f"{path}: the rollouts do not belong together")
-    return config_of(attributes, path), tuple(word.replace("_", " ") for word in words), arrays
+    phases = tuple(word.replace("_", " ") for word in words)
+    axes = {name: _axes(group, name) for name in ("states", "controls")}
+    return Trajectories(config_of(attributes, path), phases, arrays, axes)
+
+
+def _axes(group: Group, name: str) -> list[tuple[Variable, tuple[Any, ...]]]:
+    """Scales and places of the axes after (phase, sample, time)."""
+    given = zip(group[name].dims[3:], group[name].values.shape[3:])
+    scales = [group.get(dim, Variable(np.arange(length), (dim,), "1", dim)) for dim, length in given]
+    return [(scale, _places(scale)) for scale in scales]
+
+
+def _places(scale: Variable) -> tuple[Any, ...]:
+    """The words that `_words` wrote (older files have only flag_meanings), or numbers."""
+    words: Any = [word.replace("_", " ") for word in str(scale.attributes.get("flag_meanings", "")).split()]
+    with contextlib.suppress(KeyError, TypeError, ValueError, RecursionError):
+        words = json.loads(scale.attributes["names"])
+    known = isinstance(words, list) and len(words) == len(scale.values) and all(isinstance(word, str) for word in words)
+    return tuple(words) if known else tuple(scale.values.tolist())
 
 
 def _none_skipped(epoch: Variable) -> Variable:
@@ -217,8 +253,9 @@ def _trajectories(problem: Any, given: Mapping[str, np.ndarray], phases: tuple[s
 
 def _words(name: str, long_name: str, words: Iterable[str]) -> Variable:
     """An axis whose places are words: numbers that an attribute explains, as the CF conventions do it."""
-    meanings = [word.replace(" ", "_") for word in words]
+    meanings = ["_".join(word.split()) for word in words]
     attributes = {"flag_values": list(range(len(meanings))), "flag_meanings": " ".join(meanings)}
+    attributes["names"] = json.dumps(list(words), ensure_ascii=False)  # as they were given
     return Variable(np.arange(len(meanings), dtype=np.int32), (name,), "1", long_name, attributes)
 
 

@@ -130,7 +130,7 @@ def text_plot(values: list[float], width: int = 60, height: int = 8) -> list[str
 
 def _trajectory(path: str | Path, number: int) -> dict[str, Any]:
     """The numbers of one trajectory, of every controller in the file."""
-    _, phases, arrays = run_file.load_trajectories(path)
+    _, phases, arrays, _ = run_file.load_trajectories(path)
     count = arrays["states"].shape[1]
     if not 0 <= number < count:
         raise ValueError(f"trajectory is {number}; {path} has {count}, counted from 0")

@@ -1,5 +1,7 @@
 """Steps and costs of a batch and their vjps, NumPy arrays in and out."""
 
+from typing import Any
+
 import numpy as np
 
 from stablebptt.adjoint import generics as backward
@@ -43,13 +45,19 @@ def step(problem: Problem, x: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 def step_vjp(problem: Problem, x: np.ndarray, c: np.ndarray, lam: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cotangents ``S_x^T lam`` and ``S_c^T lam`` of states and controls, for cotangents lam (B, *state_shape) of `step`."""
+    lam_x, lam_c = step_vjps(problem, x, c, np.asarray(lam)[:, None])
+    return lam_x[:, 0], lam_c[:, 0]
+
+
+def step_vjps(problem: Problem, x: np.ndarray, c: np.ndarray, lams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`step_vjp` for m cotangents at once: lams (B, m, *state_shape) to (B, m, *state_shape) and (B, m, *control_shape)."""
     x, c = _flat(problem, x, c)
-    lam = checks.array("lam", lam, (len(x), *problem.state_shape), problem.dtype, finite=False)
-    lam_x, lam_c = np.zeros((len(x), 1, problem.n_state), problem.dtype), np.zeros((len(x), 1, problem.n_control), problem.dtype)
-    scratch = aligned((forward.scratch_size(problem.system, len(x), 1),), problem.dtype)
-    lam = lam.reshape(len(x), 1, problem.n_state)
-    _steps_vjp(problem.system, x, c, np.empty_like(x), lam, lam_x, lam_c, scratch)
-    return lam_x.reshape(-1, *problem.state_shape), lam_c.reshape(-1, *problem.control_shape)
+    lams = checks.array("lam", lams, (len(x), "m", *problem.state_shape), problem.dtype, finite=False)
+    batch, m = lams.shape[:2]
+    lam_x, lam_c = np.zeros((batch, m, problem.n_state), problem.dtype), np.zeros((batch, m, problem.n_control), problem.dtype)
+    scratch = aligned((forward.scratch_size(problem.system, len(x), m),), problem.dtype)
+    _steps_vjp(problem.system, x, c, np.empty_like(x), lams.reshape(lam_x.shape), lam_x, lam_c, scratch)
+    return lam_x.reshape(lams.shape), lam_c.reshape(batch, m, *problem.control_shape)
 
 
 def cost(problem: Problem, x: np.ndarray) -> np.ndarray:
@@ -66,6 +74,20 @@ def cost_vjp(problem: Problem, x: np.ndarray, bars: np.ndarray) -> np.ndarray:
     x_bar = np.zeros_like(x)
     _costs_vjp(problem.loss_function, x, checks.array("bars", bars, (len(x),), problem.dtype, finite=False), x_bar)
     return x_bar.reshape(-1, *problem.state_shape)
+
+
+def expect(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> None:
+    """Raise if an array of another framework has not this shape or not the precision that the problem computes with.
+
+    A letter at the head of `shape` stands for any number of samples.
+    """
+    given = tuple(value.shape)
+    if len(given) != len(shape) or not given[0] or given[isinstance(shape[0], str) :] != shape[isinstance(shape[0], str) :]:
+        raise ValueError(f"{name} has shape {given}; it must be ({', '.join(map(str, shape))})")
+    found, wanted = str(value.dtype).removeprefix("torch."), np.dtype(problem.dtype).name
+    if found != wanted:
+        other = f", or make the problem with dtype={found!r}" if found in ("float32", "float64") else ""
+        raise TypeError(f"{name} is in {found} and the problem in {wanted}; convert it{other}")
 
 
 def _flat(problem: Problem, x: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

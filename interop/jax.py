@@ -2,6 +2,7 @@
 
 `as_step` is one simulator step as a differentiable JAX function, with our hand-written vjp behind it; `rollout_loss` is a whole
 rollout's loss whose gradient is R, M, S, N, C or a pair of gate schedules. M stops the gradient at the input of the JAX network.
+C carries the adjoints of R and M back together: the network and the simulator run forward once.
 """
 
 from collections.abc import Callable
@@ -12,14 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablebptt.interop import arrays
+from stablebptt.tasks import checks
 from stablebptt.tasks.problems import Problem
-from stablebptt.tasks.variants import gates
+from stablebptt.tasks.variants import Gates, gates
 
 Policy = Callable[[Any, Any], Any]
 
 
 def as_step(problem: Problem) -> Callable[[Any, Any], Any]:
     """The function (x (B, *state_shape), c (B, *control_shape)) -> next states, differentiable in both.
+
+    Arrays of JAX must have the problem's precision; those of NumPy are converted to it.
 
     Raises
     ------
@@ -28,21 +32,21 @@ def as_step(problem: Problem) -> Callable[[Any, Any], Any]:
     """
     _precision(problem)
 
-    def call(x: Any, c: Any) -> Any:
-        result = jax.ShapeDtypeStruct(x.shape, problem.dtype)
-        return jax.pure_callback(_host(lambda *v: arrays.step(problem, *v)), result, x, c, vmap_method="sequential")
-
-    step = jax.custom_vjp(call)
-
-    def forward(x: Any, c: Any) -> Any:
-        return call(x, c), (x, c)
+    @jax.custom_vjp
+    def step(x: Any, c: Any) -> Any:
+        return _step(problem, x, c)
 
     def backward(kept: Any, lam: Any) -> Any:
-        shapes = tuple(jax.ShapeDtypeStruct(value.shape, problem.dtype) for value in kept)
-        return jax.pure_callback(_host(lambda *v: arrays.step_vjp(problem, *v)), shapes, *kept, lam, vmap_method="sequential")
+        x, c = kept
+        return tuple(bar[:, 0] for bar in _step_vjps(problem, x, c, lam[:, None]))
 
-    step.defvjp(forward, backward)
-    return step
+    step.defvjp(lambda x, c: (step(x, c), (x, c)), backward)
+
+    def call(x: Any, c: Any) -> Any:
+        x = _array(problem, "x", x, ("B", *problem.state_shape))
+        return step(x, _array(problem, "c", c, (len(x), *problem.control_shape)))
+
+    return call
 
 
 def as_cost(problem: Problem) -> Callable[[Any], Any]:
@@ -61,67 +65,148 @@ def as_cost(problem: Problem) -> Callable[[Any], Any]:
         return (jax.pure_callback(call, result, x, bars, vmap_method="sequential"),)
 
     cost.defvjp(lambda x: (call(x), x), backward)
-    return cost
+    return lambda x: cost(_array(problem, "x", x, ("B", *problem.state_shape)))
 
 
 def rollout_loss(problem: Problem, policy: Policy, params: Any, x0: Any, variant: Any = "C") -> Any:
     """Mean loss of a rollout of a JAX controller; its gradient in `params` is that of the variant.
 
+    The gradient in x0 is the adjoint lam_0 of the variant; of C, that of R.
+
     Parameters
     ----------
-    policy : (params, states (B, *state_shape)) -> controls (B, *control_shape)
+    policy : (params, states (B, *state_shape)) -> controls (B, *control_shape), both in the problem's precision
     params : any tree of arrays
-    x0 : (B, *state_shape)
+    x0 : (B, *state_shape); an array of NumPy is converted to the problem's precision, one of JAX must have it
     variant : "R", "M", "S", "N", "C" or a pair of gate schedules (a, b)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes or precisions do not fit, or the problem is in float64 and JAX is not.
     """
+    _precision(problem)
     opened = gates(variant, problem.steps)
-    pairs = [(jnp.asarray(a, problem.dtype), jnp.asarray(b, problem.dtype)) for a, b in zip(opened.physics, opened.network)]
+    x0 = _array(problem, "x0", x0, ("B", *problem.state_shape))
+    # What the policy takes from around it is an argument like its parameters: it may be differentiated, too.
+    converted, around = jax.closure_convert(policy, params, x0)
+
+    def losses(*variables: Any) -> Any:
+        return _losses(problem, lambda every, x: converted(every[0], x, *every[1]), opened, variables)
+
     if not opened.joined:
-        return _gated(problem, policy, params, x0, *pairs[0])
+        return losses(((params, around), x0))[0]
 
     @jax.custom_vjp
-    def combined(params: Any, x0: Any) -> Any:
-        return _gated(problem, policy, params, x0, *pairs[0])
+    def combined(every: Any, x0: Any) -> Any:
+        return losses((every, x0))[0]
 
-    def backward(kept: Any, bar: Any) -> Any:
-        regular, modified = (jax.grad(lambda p, x: _gated(problem, policy, p, x, *pair), (0, 1))(*kept) for pair in pairs)  # noqa: B023
-        joined = jax.tree_util.tree_map(lambda r, m: bar * _combine(r, m), regular[0], modified[0])
-        return joined, bar * regular[1]
+    def forward(every: Any, x0: Any) -> Any:
+        (loss, _), pull = jax.vjp(losses, (every, x0), (every, x0))
+        return loss, pull
 
-    combined.defvjp(lambda params, x0: (combined(params, x0), (params, x0)), backward)
-    return combined(params, x0)
+    def backward(pull: Any, bar: Any) -> Any:
+        (regular, x_bar), (modified, _) = pull((jnp.ones_like(bar), jnp.ones_like(bar)))
+        return jax.tree_util.tree_map(lambda r, m: _combine(bar, r, m), regular, modified), bar * x_bar
 
-
-def _gated(problem: Problem, policy: Policy, params: Any, x0: Any, physics: Any, network: Any) -> Any:
-    step, cost = as_step(problem), as_cost(problem)
-
-    def advance(x: Any, gate: Any) -> Any:
-        a, b = gate
-        control = policy(params, _gate(x, b))
-        x_next = step(_gate(x, a), control)
-        return x_next, (cost(x_next), control)
-
-    _, (costs, controls) = jax.lax.scan(advance, jnp.asarray(x0, problem.dtype), (physics, network))
-    weights = jnp.asarray(problem.time_weights[1:], problem.dtype)
-    # A weight of 0 must hide a cost that is not finite, as in the sweep.
-    shares = jnp.where(weights[:, None] != 0, costs, 0) * weights[:, None]
-    return jnp.sum(jnp.mean(shares, axis=1)) + problem.regularization * jnp.mean(controls**2)
+    combined.defvjp(forward, backward)
+    return combined((params, around), x0)
 
 
-def _gate(x: Any, gate: Any) -> Any:
-    """x itself, whose cotangent passes in the proportion `gate`."""
-    constant = jax.lax.stop_gradient(x)
-    return constant + gate * (x - constant)
+def _losses(problem: Problem, policy: Policy, opened: Gates, variables: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The loss of one rollout, once for each adjoint that is to be carried back through it.
+
+    variables: for each adjoint (params, x0), all equal; the gradient in the v-th is that of the v-th gates.
+    """
+    m, cost, advance = len(variables), as_cost(problem), _advance(problem, policy)
+    every, starts = zip(*variables)
+    physics, network = (jnp.asarray(values[:m].T, problem.dtype) for values in (opened.physics, opened.network))
+
+    def body(xs: Any, gate: Any) -> Any:
+        xs, controls = advance(every, xs, gate)
+        return xs, (xs, controls)
+
+    _, (states, controls) = jax.lax.scan(body, starts, (physics, network))
+    # A weight of 0 hides a cost that is not finite, as in the sweep.
+    shown = np.flatnonzero(problem.time_weights[1:])
+    weights = jnp.asarray(problem.time_weights[1:][shown], problem.dtype)
+
+    def total(states: Any, controls: Any) -> Any:
+        effort = problem.regularization * jnp.mean(controls**2)
+        if not len(shown):
+            return effort
+        costs = cost(states[shown].reshape(-1, *problem.state_shape)).reshape(len(shown), -1)
+        return jnp.sum(weights * jnp.mean(costs, axis=1)) + effort
+
+    return tuple(map(total, states, controls))
 
 
-def _combine(regular: Any, modified: Any) -> Any:
-    """C of two gradients; NaN and Inf stay visible."""
+def _advance(problem: Problem, policy: Policy) -> Callable[[Any, Any, Any], Any]:
+    """One time step of the rollout with its m adjoints: (params, states, gates (a (m,), b (m,))) -> (next states, controls).
+
+    Params, states and controls are m-tuples of equal values, one for each adjoint, so that network and simulator run once.
+    Backwards, for each adjoint: ``lam_t = a S_x^T lam_{t+1} + b N_x^T g_t`` with ``g_t = S_c^T lam_{t+1}`` + regulariser.
+    """
+
+    def result(x: Any, control: Any, m: int) -> Any:
+        arrays.expect(problem, "what the policy returns", control, (len(x), *problem.control_shape))
+        return (_step(problem, x, control),) * m, (control,) * m
+
+    @jax.custom_vjp
+    def advance(every: Any, xs: Any, gate: Any) -> Any:
+        return result(xs[0], policy(every[0], xs[0]), len(xs))
+
+    def forward(every: Any, xs: Any, gate: Any) -> Any:
+        control, pull = jax.vjp(policy, every[0], xs[0])
+        return result(xs[0], control, len(xs)), (pull, xs[0], control, gate)
+
+    def backward(kept: Any, bars: Any) -> Any:
+        (pull, x, control, gate), (lams, control_bars) = kept, bars
+        lam_x, lam_c = _step_vjps(problem, x, control, jnp.stack(lams, axis=1))
+        every_bars, x_bars = [], []
+        for v, (a, b) in enumerate(zip(*gate)):
+            every_bar, through_network = pull(lam_c[:, v] + control_bars[v])
+            every_bars.append(every_bar)
+            x_bars.append(_opened(a, lam_x[:, v]) + _opened(b, through_network))
+        return tuple(every_bars), tuple(x_bars), jax.tree_util.tree_map(jnp.zeros_like, gate)
+
+    advance.defvjp(forward, backward)
+    return advance
+
+
+def _opened(gate: Any, bar: Any) -> Any:
+    """The share of a cotangent that a gate lets through; nothing of it, be it infinite, if the gate is closed."""
+    return jnp.where(gate != 0, gate * bar, 0)
+
+
+def _combine(bar: Any, regular: Any, modified: Any) -> Any:
+    """bar times C of two gradients; NaN and Inf stay visible. Whole numbers among the parameters have no gradient."""
+    if regular.dtype == jax.dtypes.float0:
+        return regular
     same = jnp.sign(regular) == jnp.sign(modified)
-    return jnp.where(same, modified, 0) + 0 * regular + 0 * modified
+    return (bar * (jnp.where(same, modified, 0) + 0 * regular + 0 * modified)).astype(regular.dtype)
+
+
+def _step(problem: Problem, x: Any, c: Any) -> Any:
+    result = jax.ShapeDtypeStruct(x.shape, problem.dtype)
+    return jax.pure_callback(_host(lambda *v: arrays.step(problem, *v)), result, x, c, vmap_method="sequential")
+
+
+def _step_vjps(problem: Problem, x: Any, c: Any, lams: Any) -> Any:
+    shapes = tuple(jax.ShapeDtypeStruct((*lams.shape[:2], *kept.shape[1:]), problem.dtype) for kept in (x, c))
+    return jax.pure_callback(_host(lambda *v: arrays.step_vjps(problem, *v)), shapes, x, c, lams, vmap_method="sequential")
 
 
 def _host(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *values: function(*(np.asarray(value) for value in values))
+
+
+def _array(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> Any:
+    """An array of NumPy in the problem's precision; one of JAX as it is, if it fits."""
+    if not isinstance(value, jax.Array):
+        value = jnp.asarray(checks.array(name, value, shape, problem.dtype, finite=False))
+    arrays.expect(problem, name, value, shape)
+    return value
 
 
 def _precision(problem: Problem) -> None:

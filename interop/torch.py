@@ -2,17 +2,20 @@
 
 `as_step` is one simulator step as a differentiable function, with our hand-written vjp behind it; `RolloutLoss` is a whole
 rollout's loss whose gradient is R, M, S, N, C or a pair of gate schedules. M stops the gradient at the input of the network.
+C goes back twice, with the gates of R and of M, through the graph of one forward pass: both see the same dropout masks.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
 from stablebptt.interop import arrays
+from stablebptt.tasks import checks
 from stablebptt.tasks.problems import Problem
-from stablebptt.tasks.variants import gates
+from stablebptt.tasks.variants import Gates, gates
 
 Policy = Callable[[torch.Tensor], torch.Tensor]
 
@@ -22,16 +25,18 @@ class Step(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, x: Any, c: Any) -> Any:
+        arrays.expect(problem, "x", x, ("B", *problem.state_shape))
+        arrays.expect(problem, "c", c, (len(x), *problem.control_shape))
         ctx.problem = problem
         ctx.save_for_backward(x, c)
-        return torch.as_tensor(arrays.step(problem, _numpy(x), _numpy(c)))
+        return _tensor(arrays.step(problem, _numpy(x), _numpy(c)), x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, lam: Any) -> Any:
         x, c = ctx.saved_tensors
         x_bar, c_bar = arrays.step_vjp(ctx.problem, _numpy(x), _numpy(c), _numpy(lam))
-        return None, torch.as_tensor(x_bar), torch.as_tensor(c_bar)
+        return None, _tensor(x_bar, x), _tensor(c_bar, c)
 
 
 class Cost(torch.autograd.Function):
@@ -39,81 +44,172 @@ class Cost(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, x: Any) -> Any:
+        arrays.expect(problem, "x", x, ("B", *problem.state_shape))
         ctx.problem = problem
         ctx.save_for_backward(x)
-        return torch.as_tensor(arrays.cost(problem, _numpy(x)))
+        return _tensor(arrays.cost(problem, _numpy(x)), x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, bars: Any) -> Any:
-        return None, torch.as_tensor(arrays.cost_vjp(ctx.problem, _numpy(ctx.saved_tensors[0]), _numpy(bars)))
+        (x,) = ctx.saved_tensors
+        return None, _tensor(arrays.cost_vjp(ctx.problem, _numpy(x), _numpy(bars)), x)
+
+
+class Gate(torch.autograd.Function):
+    """``Gate.apply(x, shares, sweep)``: x itself, whose cotangent passes in the share of the sweep that is under way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, shares: Sequence[float], sweep: "Sweep") -> Any:
+        ctx.shares, ctx.sweep = shares, sweep
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, bar: Any) -> Any:
+        share = ctx.shares[ctx.sweep.number]
+        return share * bar if share else None, None, None
+
+
+class Sweep:
+    """The sweeps that go back through one graph, one after the other; `number` is the one under way."""
+
+    def __init__(self, opened: Gates) -> None:
+        self.count, self.number = len(opened.physics), 0
+        self.physics, self.network = opened.physics.T.tolist(), opened.network.T.tolist()  # per time step, a share per sweep
+
+    def gate(self, x: Any, shares: Sequence[float]) -> Any:
+        if all(share == 1 for share in shares):
+            return x
+        return Gate.apply(x, shares, self) if any(shares) else x.detach()
+
+    def gradients(self, loss: Any, wanted: list[Any]) -> list[Any]:
+        """Of each sweep, the gradients (None where nothing leads to the loss)."""
+        if not loss.requires_grad:
+            return [(None,) * len(wanted)] * self.count
+        found = []
+        for number in range(self.count):
+            self.number, again = number, number + 1 < self.count
+            found.append(torch.autograd.grad(loss, wanted, retain_graph=again, allow_unused=True))
+        return found
 
 
 class RolloutLoss(torch.autograd.Function):
     """``RolloutLoss.apply(problem, policy, variant, x0, *parameters)``: mean loss of a rollout of a PyTorch controller.
 
     Its gradient in the parameters (those of the policy) is that of the variant: "R", "M", "S", "N", "C" or a pair of schedules.
+    That in x0 is the adjoint lam_0 of the variant; of C, that of R.
     """
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, policy: Policy, variant: Any, x0: Any, *parameters: Any) -> Any:
         opened = gates(variant, problem.steps)
-        wanted = [p for p in parameters if p.requires_grad]
-        gradients = []
+        x0 = _states(problem, x0)
+        start = x0.detach().requires_grad_(x0.requires_grad)
+        wanted = [value for value in (start, *parameters) if value.requires_grad]
+        sweep = Sweep(opened)
         with torch.enable_grad():
-            for a, b in zip(opened.physics, opened.network):
-                loss = _gated(problem, policy, x0.detach(), a, b)
-                if wanted:
-                    gradients.append(torch.autograd.grad(loss, wanted, allow_unused=True))
-        if wanted:
-            joined = [_combine(r, m) for r, m in zip(*gradients)] if opened.joined else gradients[0]
-            found = iter(joined)
-            ctx.gradients = [next(found) if p.requires_grad else None for p in parameters]
+            loss = _rollout(problem, policy, start, sweep)
+            gradients = sweep.gradients(loss, wanted)
+        values = [_combine(r, m) for r, m in zip(*gradients)] if opened.joined else list(gradients[0])
+        if start.requires_grad:
+            values[0] = torch.zeros_like(start) if gradients[0][0] is None else gradients[0][0]
+        found = iter(values)
+        ctx.gradients = [next(found) if value.requires_grad else None for value in (start, *parameters)]
         return loss.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, bar: Any) -> Any:
-        return (None, None, None, None, *(None if g is None else bar * g for g in ctx.gradients))
+        return (None, None, None, *(None if g is None else bar.to(g) * g for g in ctx.gradients))
 
 
 def as_step(problem: Problem) -> Callable[[Any, Any], Any]:
-    """The function (x (B, *state_shape), c (B, *control_shape)) -> next states, differentiable (once) in both."""
-    return lambda x, c: Step.apply(problem, x, c)
+    """The function (x (B, *state_shape), c (B, *control_shape)) -> next states, differentiable (once) in both.
+
+    Tensors must have the problem's precision and may lie on any device; arrays of NumPy are converted.
+    """
+
+    def step(x: Any, c: Any) -> Any:
+        x = _given(problem, "x", x, ("B", *problem.state_shape))
+        return Step.apply(problem, x, _given(problem, "c", c, (len(x), *problem.control_shape)))
+
+    return step
 
 
 def rollout_loss(problem: Problem, policy: torch.nn.Module, x0: Any, variant: Any = "C") -> Any:
-    """`RolloutLoss` of a module: ``rollout_loss(problem, policy, x0, "M").backward()`` fills its parameters' gradients."""
-    return RolloutLoss.apply(problem, policy, variant, x0, *policy.parameters())
+    """`RolloutLoss` of a module: ``rollout_loss(problem, policy, x0, "M").backward()`` fills its parameters' gradients.
+
+    Parameters
+    ----------
+    policy : module, states (B, *state_shape) -> controls (B, *control_shape), both in the problem's precision; it runs forward
+        once per time step, whatever the variant
+    x0 : (B, *state_shape), a tensor in the problem's precision on any device, or an array of NumPy, which is converted; if it
+        requires a gradient, ``x0.grad`` is the adjoint lam_0 of the variant, and of C that of R
+    variant : "R", "M", "S", "N", "C" or a pair of gate schedules (a, b)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes or precisions do not fit.
+    """
+    if not isinstance(policy, torch.nn.Module):
+        raise TypeError(
+            f"policy is {type(policy).__name__}; it must be a torch.nn.Module "
+            "(of a function, give the parameters, too: RolloutLoss.apply(problem, policy, variant, x0, *parameters))"
+        )
+    try:
+        if torch.is_grad_enabled():
+            return RolloutLoss.apply(problem, policy, variant, x0, *policy.parameters())
+        return _rollout(problem, policy, _states(problem, x0), Sweep(gates(variant, problem.steps)))
+    except RuntimeError as error:
+        found = {str(p.dtype).removeprefix("torch.") for p in policy.parameters() if p.is_floating_point()}
+        wanted = np.dtype(problem.dtype).name
+        if not found or wanted in found:
+            raise
+        raise TypeError(
+            f"the policy computes in {', '.join(sorted(found))} and the problem in {wanted}; convert the policy with .to(...), "
+            "or make the problem with another dtype"
+        ) from error
 
 
-def _gated(problem: Problem, policy: Policy, x: Any, physics: Sequence[float], network: Sequence[float]) -> Any:
-    total, squares = torch.zeros((), dtype=x.dtype), []
+def _rollout(problem: Problem, policy: Policy, x: Any, sweep: Sweep) -> Any:
+    physics, squares = 0.0, []
     for t in range(problem.steps):
-        control = policy(_gate(x, float(network[t])))
-        x = Step.apply(problem, _gate(x, float(physics[t])), control)
-        weight = float(problem.time_weights[t + 1])
-        if weight != 0:
-            total = total + weight * Cost.apply(problem, x).mean()
+        control = policy(sweep.gate(x, sweep.network[t]))
+        arrays.expect(problem, "what the policy returns", control, (len(x), *problem.control_shape))
+        x = Step.apply(problem, sweep.gate(x, sweep.physics[t]), control)
         squares.append(control.square().mean())
-    return total + problem.regularization * torch.stack(squares).mean()
-
-
-def _gate(x: Any, gate: float) -> Any:
-    """x itself, whose cotangent passes in the proportion `gate`."""
-    if gate in (0.0, 1.0):
-        return x if gate else x.detach()
-    constant = x.detach()
-    return constant + gate * (x - constant)
+        if problem.time_weights[t + 1] != 0:  # a weight of 0 hides a cost that is not finite, as in our own sweep
+            physics = physics + float(problem.time_weights[t + 1]) * Cost.apply(problem, x).mean()
+    return physics + problem.regularization * torch.stack(squares).mean().to(x.device)
 
 
 def _combine(regular: Any, modified: Any) -> Any:
-    """C of two gradients; NaN and Inf stay visible. A parameter that one of them never saw has no gradient."""
+    """C of two gradients; NaN and Inf stay visible. A parameter that neither of them saw has no gradient."""
     if regular is None or modified is None:
-        return None
+        seen = regular if modified is None else modified
+        return None if seen is None else 0 * seen
     same = torch.sign(regular) == torch.sign(modified)
     return torch.where(same, modified, torch.zeros_like(modified)) + 0 * regular + 0 * modified
 
 
+def _states(problem: Problem, x0: Any) -> Any:
+    return _given(problem, "x0", x0, ("B", *problem.state_shape))
+
+
+def _given(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> Any:
+    """A tensor as it is, if it fits; an array of NumPy in the problem's precision."""
+    if not isinstance(value, torch.Tensor):
+        value = torch.tensor(checks.array(name, value, shape, problem.dtype, finite=False))
+    arrays.expect(problem, name, value, shape)
+    return value
+
+
 def _numpy(values: Any) -> Any:
     return values.detach().cpu().numpy()
+
+
+def _tensor(values: np.ndarray, like: Any) -> Any:
+    """A result of ours on the device of the tensor it belongs to."""
+    return torch.as_tensor(values, device=like.device)

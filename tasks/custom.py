@@ -41,8 +41,8 @@ def custom_problem(
     dtype: Any = "float32",
     output_init: str = "glorot",
     title: str = "own system",
-    state_axes: Sequence[Axis] | None = None,
-    control_axes: Sequence[Axis] | None = None,
+    state_axes: Sequence[Any] | None = None,
+    control_axes: Sequence[Any] | None = None,
     state_units: str = "1",
     control_units: str = "1",
 ) -> Problem:
@@ -59,7 +59,9 @@ def custom_problem(
     when : "final" (cost of the last state) or "continuous" (mean over x_1 .. x_T)
     regularization : weight rho of the mean squared control
     title : a few words, for pictures and file names
-    state_axes, control_axes : names for files and pictures; state_units, control_units : their units
+    state_axes, control_axes : names for files and pictures: for every axis an `Axis` or a list of words; of one axis, the list
+        alone will do, such as ["place", "rate"]
+    state_units, control_units : their units
 
     Raises
     ------
@@ -263,12 +265,18 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
     return tuple(checks.size(f"{name}[{axis}]", length) for axis, length in enumerate(value))
 
 
-def _axes(what: str, given: Sequence[Axis] | None, shape: tuple[int, ...]) -> tuple[Axis, ...]:
-    """Axes as given, or numbered ones."""
-    if given is None:
-        return tuple(Axis(f"{what}_{k}", f"axis {k} of the {what}", tuple(range(n))) for k, n in enumerate(shape))
-    if tuple(len(axis.places) for axis in given) != shape:
-        raise ValueError(f"{what}_axes have {[len(axis.places) for axis in given]} places; the shape is {shape}")
-    return tuple(given)
+def _axes(what: str, given: Sequence[Any] | None, shape: tuple[int, ...]) -> tuple[Axis, ...]:
+    """Axes as given, with the words of plain lists, or numbered."""
+    if isinstance(given, str | Axis) or not isinstance(given, Sequence | np.ndarray | None):
+        raise TypeError(f"{what}_axes is {given!r}; give a list of words, or for every axis an Axis or a list of words")
+    places: list[Any] = [range(n) for n in shape] if given is None else list(given)
+    if all(isinstance(word, str) for word in places):
+        places = [places]
+    axes = tuple(
+        axis if isinstance(axis, Axis) else Axis(f"{what}_{k}", f"axis {k} of the {what}", axis) for k, axis in enumerate(places)
+    )
+    if tuple(len(axis.places) for axis in axes) != shape:
+        raise ValueError(f"{what}_axes have {[len(axis.places) for axis in axes]} places; the shape is {shape}")
+    return axes
 
 

@@ -31,6 +31,20 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def literally(text: Any) -> Any:
+    """A text of matplotlib that shows a user's words as they are: a $ begins no formula."""
+    text.set_parse_math(False)
+    return text
+
+
+def legend(axes: Any, names: list[str], **options: Any) -> Any:
+    """A legend of the lines of a panel, under any names (matplotlib leaves out those that begin with _)."""
+    drawn = axes.legend(axes.get_lines()[: len(names)], [str(k) for k in range(len(names))], **options)
+    for text, name in zip(drawn.get_texts(), names):
+        literally(text).set_text(name)
+    return drawn
+
+
 def learning_curves(runs: list[Run], curves: tuple[str, ...] = ("test", "update", "cosine"), smooth: int = 1) -> Any:
     """A panel per curve ("test", "train", "update", "cosine") over the epochs.
 
@@ -58,9 +72,10 @@ def learning_curves(runs: list[Run], curves: tuple[str, ...] = ("test", "update"
             log_axis(axes)
         axes.grid(True, alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize="small")
+    shown = figure.axes[0]
+    legend(shown, [line.get_label() for line in shown.get_lines()], frameon=False, fontsize="small")
     heading = "; ".join(sorted({run.problem.title for run in runs}))
-    figure.suptitle(heading + (f" (running means over {smooth} epochs)" if smooth > 1 else ""), fontsize="medium")
+    literally(figure.suptitle(heading + (f" (running means over {smooth} epochs)" if smooth > 1 else ""), fontsize="medium"))
     return figure
 
 

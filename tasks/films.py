@@ -10,11 +10,12 @@ import numpy as np
 from stablebptt.data.atomic import replacing
 from stablebptt.kernels.quantum import LENGTH
 from stablebptt.tasks import checks
-from stablebptt.tasks.figures import PALETTE, new_figure
+from stablebptt.tasks.figures import PALETTE, literally, new_figure
 from stablebptt.tasks.rollout_figures import (
-    MOST_LINES,
+    curves,
     density,
     herd_window,
+    look,
     overlap,
     plane_window,
     pole_tips,
@@ -38,7 +39,7 @@ def film(rollouts: Rollouts, sample: int) -> tuple[Any, Update]:
     for axes, phase in zip(panels, rollouts.phases):
         axes.set_title(phase)
     updates = stage(panels, rollouts, sample)
-    clock = figure.suptitle("", fontsize="medium", family="monospace")
+    clock = literally(figure.suptitle("", fontsize="medium", family="monospace"))
 
     def update(step: int) -> None:
         clock.set_text(f"{rollouts.problem.title}   t = {rollouts.time[step]:5.2f}")
@@ -151,20 +152,20 @@ def _quantum(panels: Any, rollouts: Rollouts, sample: int) -> list[Update]:
 
 def _anything(panels: Any, rollouts: Rollouts, sample: int) -> list[Update]:
     """Numbers of an unknown system's state, growing over time."""
-    phases, times = len(rollouts.phases), rollouts.time
-    states = rollouts.states[:, sample].reshape(phases, len(times), -1)[..., :MOST_LINES]
-    limits = window(states)
+    times, states = rollouts.time, curves(rollouts, "state", sample, 20, 1)
+    limits = window(states.values)
     updates: list[Update] = []
-    for axes, curves in zip(panels, states):
+    for axes, values in zip(panels, states.values):
         axes.set(xlabel="time", xlim=(0, times[-1]), ylim=limits)
-        lines = [axes.plot([], [], color=PALETTE[k % len(PALETTE)])[0] for k in range(curves.shape[1])]
+        lines = [axes.plot([], [], **look(k))[0] for k in range(values.shape[1])]
 
-        def move(step: int, curves: Any = curves, lines: Any = lines) -> None:
+        def move(step: int, values: Any = values, lines: Any = lines) -> None:
             for k, line in enumerate(lines):
-                line.set_data(times[: step + 1], curves[: step + 1, k])
+                line.set_data(times[: step + 1], values[: step + 1, k])
 
         updates.append(move)
-    panels[0].set_ylabel(f"state [{rollouts.problem.state_units}]")
+    literally(panels[0].set_ylabel(states.label))
+    states.legend(panels[-1], "x-small")
     return updates
 
 

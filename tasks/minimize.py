@@ -1,36 +1,56 @@
 """Training with the optimizers of SciPy (or anybody's): a function and its gradient."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from stablebptt.tasks import checks
+from stablebptt.tasks.custom import in_float64
+from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import Problem
+from stablebptt.tasks.variants import gates
 
 
 def minimize_fun(problem: Problem, x0: np.ndarray, variant: Any = "R") -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     """The loss of a batch as a function of the parameters, for ``scipy.optimize.minimize(fun, theta, jac=True)``.
 
+    All is computed in float64, also for a problem in float32: line searches and differences of gradients, as SciPy makes them,
+    ask for steps that float32 cannot see. SciPy goes on in the precision of its first point, and its methods TNC and SLSQP take
+    float64 only: start from ``problem.init().astype(float)``.
+
     Parameters
     ----------
+    problem : in float32 or float64
     x0 : (B, *state_shape) initial states
     variant : of the gradient; the variants other than "R" are no gradients of the loss, so line searches may refuse their steps
 
     Returns
     -------
-    function theta (n_parameters,) -> (loss, gradient (n_parameters,)), in float64; where the computation diverges the loss is
-    infinite and the gradient zero, so that a line search takes a smaller step
-    """
-    from stablebptt.tasks.errors import DivergedError
+    function theta (n_parameters,) -> (loss, gradient (n_parameters,)), a Python float and a new array in float64; where the
+    computation diverges, and at a theta that is not finite, the loss is infinite and the gradient zero, so that a line search
+    takes a smaller step
 
-    states = np.ascontiguousarray(x0, problem.dtype)
-    problem.losses(problem.init(), states)  # says what is wrong with x0 before an optimizer hides it
+    Raises
+    ------
+    TypeError, ValueError
+        If x0 or the variant does not fit the problem; of the function, if theta does not.
+    """
+    double = problem if problem.dtype is np.float64 else in_float64(problem)
+    states = checks.array("x0", x0, ("B", *problem.state_shape), np.float64).copy()
+    gates(variant, problem.steps)  # says what is wrong with the variant before an optimizer hides it
 
     def fun(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        if getattr(theta, "dtype", None) == np.float32:
+            warnings.warn("theta is in float32, and so would SciPy go on; start from problem.init().astype(float)", stacklevel=2)
+        theta = checks.array("theta", theta, (double.n_parameters,), np.float64, finite=False)
         try:
-            result = problem.gradient(np.asarray(theta).astype(problem.dtype), states, variant)
+            if np.all(np.isfinite(theta)):
+                result = double.gradient(theta, states, variant)
+                return float(result.loss.total), result.value.astype(np.float64)
         except DivergedError:
-            return float("inf"), np.zeros(problem.n_parameters)
-        return result.loss.total, result.value.astype(np.float64)
+            pass
+        return float("inf"), np.zeros(double.n_parameters)
 
     return fun

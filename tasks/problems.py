@@ -1,8 +1,9 @@
 """A problem: a system, a controller and a loss, ready to roll out and to differentiate."""
 
 import math
+import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,16 +27,54 @@ LARGEST_SEED = 2**63 - 1  # as files keep it
 EVALUATION_BATCH = 64
 OUTPUT_INITS = ("glorot", "zero")
 LOSSES = ("final", "continuous")
+# Names of the places of an axis: HDF5 keeps 64 KiB in an attribute.
+MOST_WORDS, MOST_LETTERS = 4000, 40_000
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a state or control, for files and pictures: a number or a word for every place."""
+    """Names of one axis of a state or control: files and pictures show them.
+
+    Attributes
+    ----------
+    name : of the dimension in files, such as "body"
+    long_name : what the axis counts, in a few words
+    places : for every place along the axis a word, or for every place a number; any sequence of them
+    units : of the numbers, such as "m"
+
+    Examples
+    --------
+    States of shape (2, 2), two masses with a place and a rate each:
+
+    >>> Axis("mass", "the masses on the chain", ("left", "right"))
+    >>> Axis("quantity", "place, then its rate", ("place", "rate"))
+    """
 
     name: str
     long_name: str
     places: tuple[Any, ...]
     units: str = "1"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise TypeError(f"the name of an axis is {self.name!r}; it must be a word, such as 'body'")
+        object.__setattr__(self, "places", _places(self.name, self.places))
+
+
+def _places(name: str, given: Any) -> tuple[Any, ...]:
+    """Words or finite numbers, as files can keep them."""
+    places = tuple(given.tolist() if isinstance(given, np.ndarray) else given) if isinstance(given, Iterable) else ()
+    if all(isinstance(place, str) for place in places):
+        fits = not isinstance(given, str) and all(place.strip() and place.isprintable() for place in places)
+        if fits and (len(places) > MOST_WORDS or sum(len(place.encode()) for place in places) > MOST_LETTERS):
+            raise ValueError(f"axis {name} has more words than a file keeps: {MOST_WORDS}, of {MOST_LETTERS} letters together")
+    else:
+        values = np.array(places, object)
+        fits = values.ndim == 1 and np.array(places).dtype.kind in "iuf" and bool(np.all(np.isfinite(values.astype(float))))
+    if not fits or not places:
+        shown = textwrap.shorten(repr(given), 60, placeholder=" ...")
+        raise ValueError(f"the places of axis {name} are {shown}; give printable words, or finite numbers, and do not mix them")
+    return places
 
 
 @dataclass(frozen=True)
@@ -156,7 +195,7 @@ class Problem:
     control_units: str = "1"
     regularization: float = 0.0
     tape_bytes: int = TAPE_BYTES
-    _spaces: _Spaces = field(default_factory=_Spaces, repr=False)
+    _spaces: _Spaces = field(default_factory=_Spaces, init=False, repr=False)  # a changed problem has arenas of its own
 
     def __post_init__(self) -> None:
         if np.shape(self.time_weights) != (self.steps + 1,):
@@ -350,7 +389,7 @@ class Problem:
     def _finite_until(self, theta: np.ndarray, x0: np.ndarray, step: int) -> bool:
         """Whether the costs of x_1 .. x_step and the controls before are finite together."""
         weights = np.where(np.arange(self.steps + 1) <= step, self.time_weights, 0.0)
-        part = replace(self, time_weights=weights, _spaces=_Spaces())._evaluate(theta, x0)
+        part = replace(self, time_weights=weights)._evaluate(theta, x0)
         efforts = np.square(part.controls[:step]).sum(axis=2).sum(axis=0) if self.regularization else np.zeros(1)
         return bool(np.all(np.isfinite(part.physics)) and np.all(np.isfinite(efforts)))
 

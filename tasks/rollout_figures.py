@@ -1,16 +1,22 @@
 """Pictures of rollouts, one column per controller (untrained, trained): what each system looks like on paper."""
 
+import itertools
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from stablebptt.kernels.quantum import LENGTH
 from stablebptt.tasks import checks
-from stablebptt.tasks.figures import PALETTE, new_figure
+from stablebptt.tasks.figures import PALETTE, STYLES, legend, literally, new_figure
+from stablebptt.tasks.problems import Axis
 from stablebptt.tasks.rollouts import Rollouts
 
 INSTANTS = 12  # carts that are drawn above each other
 MOST_LINES = 12  # numbers of an unknown system's state that are drawn
+ENTRY_HEIGHT, LINE_HEIGHT = 0.2, 0.14  # of a legend: an entry, and what a second line adds [inches]
 
 
 def draw(rollouts: Rollouts, sample: int) -> Any:
@@ -18,7 +24,7 @@ def draw(rollouts: Rollouts, sample: int) -> Any:
     checks.index("trajectory", sample, rollouts.count)
     picture = PICTURES.get(rollouts.problem.task, _anything)
     figure = picture(rollouts, sample)
-    figure.suptitle(f"{rollouts.problem.title}, initial state {sample}", fontsize="medium")
+    literally(figure.suptitle(f"{rollouts.problem.title}, initial state {sample}", fontsize="medium"))
     return figure
 
 
@@ -85,6 +91,69 @@ def herd_window(rollouts: Rollouts, sample: int) -> tuple[tuple[float, float], l
     return (low, high), [f"{n} driver{'s' if n > 1 else ''} left the picture" if n else "" for n in away.tolist()]
 
 
+@dataclass(frozen=True)
+class Curves:
+    """The states or controls of an unknown system, or the first of their numbers: what is drawn, and how it is called.
+
+    Attributes
+    ----------
+    values (phases, times, n) : the numbers
+    names : of the n numbers
+    label : of the axis
+    note : how many of them are drawn; empty if all are
+    """
+
+    values: np.ndarray
+    names: list[str]
+    label: str
+    note: str
+
+    def legend(self, axes: Any, fontsize: str) -> None:
+        """Beside a panel, what its lines are; nothing for a single one."""
+        if len(self.names) > 1:
+            options = {"loc": "upper left", "bbox_to_anchor": (1.04, 1.0), "borderaxespad": 0.0, "frameon": False}
+            legend(axes, self.names, fontsize=fontsize, title=self.note or None, title_fontsize=fontsize, **options)
+
+    @property
+    def height(self) -> float:
+        """That a panel beside the legend needs [inches]."""
+        return max(2.4, ENTRY_HEIGHT * (4 + len(self.names)) + LINE_HEIGHT * sum(name.count("\n") for name in self.names))
+
+
+def curves(rollouts: Rollouts, what: str, sample: int, letters: int = 30, lines: int = 2) -> Curves:
+    """The states (`what` "state") or controls ("control") of an unknown system from one initial state.
+
+    Names are cut to what fills so many lines of so many letters.
+    """
+    given = rollouts.states if what == "state" else rollouts.controls
+    axes, units = getattr(rollouts, f"{what}_axes"), getattr(rollouts.problem, f"{what}_units")
+    flat = given[:, sample].reshape(*given.shape[:1], given.shape[2], -1)
+    count = flat.shape[-1]
+    first = itertools.islice(_names(axes), MOST_LINES)
+    names = [textwrap.fill(_cut(name, letters * lines), letters) for name in first]
+    note = f"the first {MOST_LINES} of {count}" if count > MOST_LINES else ""
+    single = count == 1 and isinstance(axes[0].places[0], str)
+    label = f"{names[0] if single else what} [{units}]" + (f"\n({note} numbers)" if note else "")
+    return Curves(flat[..., :MOST_LINES], names, label, note)
+
+
+def _names(axes: tuple[Axis, ...]) -> Iterator[str]:
+    """Of every number of a state or control, in their order: its places along the axes."""
+    words = ([f"{place:g}" if isinstance(place, float) else str(place) for place in axis.places] for axis in axes)
+    return map(", ".join, itertools.product(*words))
+
+
+def _cut(name: str, most: int) -> str:
+    """A name without its middle, if it is longer than `most` letters: ends tell names apart."""
+    tail = (most - 1) // 2
+    return name if len(name) <= most else f"{name[: most - 1 - tail].rstrip()}…{name[-tail:].lstrip()}"
+
+
+def look(number: int) -> dict[str, str]:
+    """Colour and style of one of many lines."""
+    return {"color": PALETTE[number % len(PALETTE)], "linestyle": STYLES[number // len(PALETTE) % len(STYLES)]}
+
+
 def _columns(rollouts: Rollouts, sample: int, heights: list[float], width: float, height: float) -> tuple[Any, Any]:
     figure = new_figure(width * len(rollouts.phases), height)
     grid = figure.subplots(
@@ -99,12 +168,11 @@ def _columns(rollouts: Rollouts, sample: int, heights: list[float], width: float
 
 
 def _over_time(row: Any, rollouts: Rollouts, values: np.ndarray, label: str, names: list[str], step: bool = False) -> None:
-    """Curves of values (phases, times, n) over time in a row of panels."""
+    """Curves of values (phases, times, n) over time in a row of panels; without names, no legend."""
     for axes, curves in zip(row, values):
-        for number, (curve, name) in enumerate(zip(curves.T, names)):
-            colour = PALETTE[number % len(PALETTE)]
+        for number, (curve, name) in enumerate(zip(curves.T, names or itertools.repeat(None))):
             times = rollouts.time[: len(curve)]
-            axes.plot(times, curve, color=colour, label=name, linewidth=1.3, drawstyle="steps-post" if step else "default")
+            axes.plot(times, curve, label=name, linewidth=1.3, drawstyle="steps-post" if step else "default", **look(number))
         axes.set_xlim(0, rollouts.time[-1])
         axes.grid(True, alpha=0.3)
     row[0].set_ylabel(label)
@@ -179,14 +247,13 @@ def _quantum(rollouts: Rollouts, sample: int) -> Any:
 
 def _anything(rollouts: Rollouts, sample: int) -> Any:
     """States and controls of a system that is not ours."""
-    problem = rollouts.problem
-    phases = len(rollouts.phases)
-    states = rollouts.states[:, sample].reshape(phases, len(rollouts.time), -1)[..., :MOST_LINES]
-    controls = rollouts.controls[:, sample].reshape(phases, len(rollouts.time) - 1, -1)[..., :MOST_LINES]
-    figure, grid = _columns(rollouts, sample, [1.0, 1.0], 4.6, 5.2)
-    _over_time(grid[0], rollouts, states, f"state [{problem.state_units}]", [f"{k}" for k in range(states.shape[-1])])
-    names = [f"{k}" for k in range(controls.shape[-1])]
-    _over_time(grid[1], rollouts, controls, f"control [{problem.control_units}]", names, step=True)
+    parts = [curves(rollouts, what, sample) for what in ("state", "control")]
+    heights = [part.height for part in parts]
+    figure, grid = _columns(rollouts, sample, heights, 4.6 + 2.0 / len(rollouts.phases), sum(heights) + 0.6)
+    for row, part, step in zip(grid, parts, (False, True)):
+        _over_time(row, rollouts, part.values, "", [], step=step)
+        literally(row[0].set_ylabel(part.label))
+        part.legend(row[-1], "small")
     for axes in grid[1]:
         axes.set_xlabel("time")
     return figure

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from stablebptt.data import run_file
-from stablebptt.tasks.problems import Problem
+from stablebptt.tasks.problems import Axis, Problem
 from stablebptt.tasks.training import problem_of
 
 
@@ -20,6 +20,7 @@ class Rollouts:
     problem, config : what was rolled out
     phases : names of the controllers
     time (T+1,), states (phases, n, T+1, *state), controls (phases, n, T, *control), loss (phases, n)
+    state_axes, control_axes : their names as the file has them, also where the code of the system is not known
     """
 
     problem: Problem
@@ -29,6 +30,8 @@ class Rollouts:
     states: np.ndarray
     controls: np.ndarray
     loss: np.ndarray
+    state_axes: tuple[Axis, ...]
+    control_axes: tuple[Axis, ...]
 
     @property
     def count(self) -> int:
@@ -43,7 +46,7 @@ def load_rollouts(path: str | Path) -> Rollouts:
     FileFormatError
         If the file is damaged, not ours, or its rollouts do not fit its configuration.
     """
-    config, phases, arrays = run_file.load_trajectories(path)
+    config, phases, arrays, axes = run_file.load_trajectories(path)
     problem = problem_of(config, path)
     count, steps = arrays["states"].shape[1:2], problem.steps
     wanted = {
@@ -55,4 +58,8 @@ def load_rollouts(path: str | Path) -> Rollouts:
     for name, shape in wanted.items():
         if arrays[name].shape != shape:
             raise run_file.FileFormatError(f"{path}: {name} has shape {arrays[name].shape}; its configuration asks for {shape}")
-    return Rollouts(problem, config, phases, **arrays)
+    try:
+        named = {name: tuple(Axis(s.dims[0], s.long_name, places, s.units) for s, places in axes[name]) for name in axes}
+    except (TypeError, ValueError) as error:
+        raise run_file.FileFormatError(f"{path}: {error}") from None
+    return Rollouts(problem, config, phases, **arrays, state_axes=named["states"], control_axes=named["controls"])

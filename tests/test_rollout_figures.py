@@ -1,14 +1,22 @@
 """Pictures and films of rollouts: axes, labels, lines and data, not pixels."""
 
 import dataclasses
+import io
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import stablebptt as sb
-from stablebptt.tasks import films, rollout_figures
+from stablebptt.adjoint.generics import cost_vjp, step_vjp
+from stablebptt.data import run_file
+from stablebptt.data.storage import FileFormatError, Variable
+from stablebptt.kernels.compiler import implements
+from stablebptt.kernels.generics import System, cost, step
+from stablebptt.kernels.structs import Struct
+from stablebptt.tasks import figures, films, rollout_figures
 from stablebptt.tasks.rollouts import load_rollouts
 
 PROBLEMS = {
@@ -150,3 +158,191 @@ def test_mp4_needs_ffmpeg(rollouts, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="ffmpeg"):
         films.save_film(rollouts["guidance"], 0, tmp_path / "other.mp4")
     assert not (tmp_path / "other.mp4").exists()
+
+
+# --- names of one's own -------------------------------------------------------------------------------------------
+
+
+class Rest(System):
+    """Nothing moves."""
+
+
+class Nothing(Struct):
+    """Costs nothing."""
+
+
+@implements(step, Rest)
+def _rest(system, x, c, x_next):
+    for k in range(x.shape[0]):
+        x_next[k] = x[k]
+
+
+@implements(step_vjp, Rest)
+def _rest_vjp(system, x, c, lam, lam_x, lam_c):
+    for v in range(lam.shape[0]):
+        for k in range(lam.shape[1]):
+            lam_x[v, k] += lam[v, k]
+
+
+@implements(cost, Nothing)
+def _nothing(loss, x):
+    return 0 * x[0]
+
+
+@implements(cost_vjp, Nothing)
+def _nothing_vjp(loss, x, cost_bar, x_bar):
+    x_bar[0] += 0 * cost_bar
+
+
+def own(state_shape, control_shape=(1,), **more):
+    return sb.problem(
+        system=Rest(), controller=(2,), loss=Nothing(), sample=lambda random, count: random.random((count, *state_shape)),
+        steps=5, dt=0.1, state_shape=state_shape, control_shape=control_shape, **more,
+    )  # fmt: skip
+
+
+def from_file(folder, problem):
+    """Rollouts as a file gives them back, whose code is not known; nothing is computed."""
+    random, path = np.random.default_rng(0), folder / "paths.h5"
+    shapes = {"states": (6, *problem.state_shape), "controls": (5, *problem.control_shape), "loss": ()}
+    arrays = {name: random.random((1, 2, *shape)) for name, shape in shapes.items()}
+    run = SimpleNamespace(problem=problem, config={"task": "custom", "options": problem.options}, status="complete")
+    run_file.save_paths(path, run, {"time": problem.time, **arrays}, 0)
+    return load_rollouts(path)
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()] if axes.get_legend() else []
+
+
+def rendered(figure):
+    """Draw it as a file, where a formula that cannot be read would be found."""
+    figure.savefig(io.BytesIO(), dpi=40)
+    return figure
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "names"),
+    [
+        ((2,), ["place", "x_dot"], ["place", "x_dot"]),
+        ((2,), [("place", "rate")], ["place", "rate"]),
+        ((2,), np.array(["place", "rate"]), ["place", "rate"]),
+        ((2,), None, ["0", "1"]),
+        ((2, 2), [["left", "right"], ["place", "rate"]], ["left, place", "left, rate", "right, place", "right, rate"]),
+        ((2, 2), [sb.Axis("mass", "the masses", ["left", "right"]), ["place", "rate"]],
+         ["left, place", "left, rate", "right, place", "right, rate"]),
+        ((2, 1), [sb.Axis("depth", "depth", (0.5, 1.25), "m"), sb.Axis("what", "what", ("heat",))], ["0.5, heat", "1.25, heat"]),
+    ],
+)  # fmt: skip
+def test_names_reach_the_pictures(tmp_path, shape, axes, names):
+    """From the problem through the file into the picture and the film; for states and for controls."""
+    for problem in (own(shape, state_axes=axes), own((1,), shape, control_axes=axes)):
+        found = from_file(tmp_path, problem)
+        states, controls = rendered(rollout_figures.draw(found, 1)).axes
+        assert sorted(map(texts, (states, controls)), key=len) == [[], names]
+        assert states.get_ylabel() == "state [1]" and controls.get_ylabel() == "control [1]"
+        (film,) = rendered(films.film(found, 0)[0]).axes
+        assert texts(film) == texts(states)
+    if axes is not None and isinstance(axes[0], sb.Axis):
+        assert (found.control_axes[0].name, found.control_axes[0].units) == (axes[0].name, axes[0].units)
+
+
+def test_a_single_number_is_named_at_its_axis(tmp_path):
+    problem = own((1,), state_axes=["place"], control_axes=["force"], state_units="m", control_units="N")
+    found = from_file(tmp_path, problem)
+    assert [axes.get_ylabel() for axes in rollout_figures.draw(found, 0).axes] == ["place [m]", "force [N]"]
+    assert films.film(found, 0)[0].axes[0].get_ylabel() == "place [m]"
+
+
+@pytest.mark.parametrize(("shape", "count"), [((12,), 12), ((13,), 13), ((65,), 65), ((13, 5), 65)])
+def test_a_picture_of_the_first_numbers_says_so(tmp_path, shape, count):
+    found = from_file(tmp_path, own(shape, shape))
+    note = f"the first 12 of {count}" if count > 12 else None
+    for axes in (*rendered(rollout_figures.draw(found, 0)).axes, *rendered(films.film(found, 0)[0]).axes):
+        assert len(axes.get_lines()) == len(texts(axes)) == 12
+        assert ((note or "of") in axes.get_ylabel()) == (count > 12)
+        assert axes.get_legend().get_title().get_text() == (note or "")
+        looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
+        assert len(looks) == 12
+    lines = rollout_figures.draw(found, 0).axes[0].get_lines()
+    assert np.array_equal([line.get_ydata() for line in lines], found.states[0, 0].reshape(6, -1).T[:12])
+
+
+ODD = ["_x", "$", "$\\frac{", "a$b$c", "$\\theta$", "θ̇ é", "100 %", "#&{}^_~", "\\", "a_b", "two  spaces"]
+
+
+def test_odd_names_are_shown_as_they_are(tmp_path):
+    found = from_file(tmp_path, own((len(ODD),), state_axes=ODD, title="a $\\bad{ title_", state_units="$^", control_units="$_{"))
+    figure, (film, update) = rollout_figures.draw(found, 0), films.film(found, 0)
+    update(3)
+    assert texts(rendered(figure).axes[0]) == ODD == texts(rendered(film).axes[0])
+    assert figure.get_suptitle().startswith("a $\\bad{ title_") and film.get_suptitle().startswith("a $\\bad{ title_")
+    assert figure.axes[0].get_ylabel() == "state [$^]"
+
+
+def test_long_names_stay_within_the_picture(tmp_path):
+    names = [f"the temperature of room {k}, which lies on the upper floor of house {k}" for k in range(12)]
+    names[3] = "w" * 300
+    found = from_file(tmp_path, own((12,), state_axes=names))
+    for figure, letters, lines in ((rollout_figures.draw(found, 0), 30, 3), (films.film(found, 0)[0], 20, 1)):
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        shown = [text.split("\n") for text in texts(axes)]
+        assert all(len(text) <= lines and max(map(len, text)) <= letters for text in shown)
+        assert len({tuple(text) for text in shown}) == 12 and shown[3][0].startswith("www")
+        outer, inner = figure.bbox, axes.get_legend().get_window_extent()
+        assert inner.y0 >= outer.y0 and inner.x1 <= outer.x1 and axes.bbox.height > 0.3 * outer.height
+
+
+@pytest.mark.parametrize(
+    ("axes", "error", "words"),
+    [
+        ("ab", TypeError, "state_axes is 'ab'; give a list of words"),
+        (sb.Axis("a", "a", ("b", "c")), TypeError, r"state_axes is Axis\(name='a'.*for every axis an Axis"),
+        (2, TypeError, "state_axes is 2"),
+        (["a", "b", "c"], ValueError, r"state_axes have \[3\] places; the shape is \(2,\)"),
+        ([["a", "b"], ["c"]], ValueError, r"state_axes have \[2, 1\] places"),
+        ([["a", 1]], ValueError, "places of axis state_0 are .*do not mix them"),
+        ([[1, 2j]], ValueError, "places of axis state_0 are"),
+        ([[1, np.nan]], ValueError, "places of axis state_0 are"),
+        ([[True, False]], ValueError, "places of axis state_0 are"),
+        ([[10**30, 1]], ValueError, "places of axis state_0 are"),
+        ([[[1], [2]]], ValueError, "places of axis state_0 are"),
+        (["a", " "], ValueError, "places of axis state_0 are"),
+        (["a", "b\0"], ValueError, "places of axis state_0 are"),
+        (["a", "\ud800"], ValueError, "places of axis state_0 are"),
+        ([7], ValueError, "places of axis state_0 are 7"),
+        (["a" * 30_000, "b" * 30_000], ValueError, "more words than a file keeps"),
+    ],
+)
+def test_axes_that_do_not_fit(axes, error, words):
+    with pytest.raises(error, match=words):
+        own((2,), state_axes=axes)
+
+
+def test_the_largest_axes_can_be_kept(tmp_path):
+    names = [f"名{k:04d}ab" for k in range(4000)]
+    found = from_file(tmp_path, own((4000,), state_axes=names))
+    assert found.state_axes[0].places == tuple(names)
+
+
+def test_names_of_older_and_of_foreign_files(tmp_path, monkeypatch):
+    def places(**attributes):
+        return run_file._places(Variable(np.arange(2), ("a",), "1", "a", {"flag_values": [0, 1], **attributes}))
+
+    assert places(flag_meanings="place angle_rate") == ("place", "angle rate")
+    assert places(flag_meanings="a_b c", names='["a_b", "c"]') == ("a_b", "c")
+    for names in ("[", "3", '["a"]', "[1, 2]", "[" * 60_000, 5):
+        assert places(flag_meanings="x y z", names=names) == (0, 1)
+    bad = Variable(np.array([np.nan]), ("a",), "1", "a")
+    monkeypatch.setattr(run_file, "_axes", lambda group, name: [(bad, (np.nan,))])
+    with pytest.raises(FileFormatError, match="places of axis a are"):
+        from_file(tmp_path, own((1,)))
+
+
+def test_odd_titles_of_learning_curves(rollouts):
+    run = sb.train(rollouts["guidance"].problem, "C", 1, train_count=4, test_count=4)
+    problem = dataclasses.replace(run.problem, title="$\\bad{")
+    odd = dataclasses.replace(run, problem=problem, config={**run.config, "note": "$_{"})
+    figure = rendered(figures.learning_curves([run, odd], ("test",)))
+    assert "$\\bad{" in figure.get_suptitle() and "C, note $_{" in texts(figure.axes[0])
