@@ -137,7 +137,7 @@ def train(
     """
     chosen = make_settings(variant=variant, epochs=epochs, seed=seed, **settings)
     opened = check_training(problem, chosen, checkpoint_seconds)
-    path = None if out is None else usable(FilePath(out), resume, force)
+    path = None if out is None else usable(atomic.expanded(out), resume, force)
     return drive(problem, opened, begin(problem, chosen, opened, path, resume, checkpoint_seconds, report))
 
 
