@@ -82,6 +82,8 @@ def custom_problem(
         _needs("controller", controller, Controller, CONTROLLER)
     if not callable(sample):
         raise TypeError(f"sample is {sample!r}; it must be a function (random generator, count) -> states")
+    for part in (system, controller, loss):
+        _check_fields(part)
     parts = [cast(part, kind) for part in (system, controller, loss)]
     steps, dt = checks.whole("steps", steps, 1), checks.real("dt", dt, above=0)
     rho = checks.real("regularization", regularization, least=0)
@@ -307,6 +309,24 @@ def _needs(name: str, part: Any, base: type, functions: tuple[Any, ...]) -> None
                 f"{type(part).__name__} has no method for {function.__name__}({signature}); "
                 f"write one and mark it with @implements({function.__name__}, {type(part).__name__})"
             )
+
+
+def _check_fields(part: Struct) -> None:
+    """Refuse fields that machine code cannot hold, before the compiler does in its own words."""
+    for name in part.fields:
+        value = getattr(part, name)
+        if not _is_held(value):
+            raise TypeError(f"{type(part).__name__}.{name} is {value!r:.100}; it must be a number or an array of numbers")
+
+
+def _is_held(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_held, value))
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in "biufc"
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    return isinstance(value, float | complex | Struct)
 
 
 def _shape(name: str, value: Any) -> tuple[int, ...]:
