@@ -176,8 +176,8 @@ def test_what_matches_nothing_in_a_config_file_is_refused(run, tmp_path, content
 
 
 def test_tables_of_other_commands_are_fine(run, tmp_path):
-    content = "[cartpole.train]\nepochs = 2\nbatch-size = 3\n[custom.train.set]\nplace = 0.5\n[sweep]\njobs = 2\n[info]\njson = true\n"
-    (tmp_path / "c.toml").write_text("\ufeff" + content, encoding="utf-8")  # with a byte order mark
+    others = "[cartpole.train]\nepochs = 2\nbatch-size = 3\n[custom.train.set]\nplace = 0.5\n[sweep]\njobs = 2\n"
+    (tmp_path / "c.toml").write_text(f"\ufeff{others}[info]\njson = true\n", encoding="utf-8")  # with a byte order mark
     code, out, err = run("info", "--config", "c.toml")
     assert code == 0 and err == "" and json.loads(out)
 
@@ -198,9 +198,8 @@ def test_a_tilde_is_the_home_folder(run, monkeypatch, tmp_path):
     made, counts = sb.load("~/a.h5").problem, {"train_count": 4, "test_count": 4, "epochs": 1}
     sb.train(made, out="~/c.h5", **counts)
     sb.train_seeds(made, [3], out="~/seeds", **counts)
-    (home / "plan.toml").write_text(
-        '\ufefftask = "cartpole"\n[options]\nsteps = 4\nhidden = [4]\n[train]\nepochs = 1\ntrain_count = 4\ntest_count = 4\n', "utf-8"
-    )
+    plan = 'task = "cartpole"\n[options]\nsteps = 4\nhidden = [4]\n[train]\nepochs = 1\ntrain_count = 4\ntest_count = 4\n'
+    (home / "plan.toml").write_text(f"\ufeff{plan}", encoding="utf-8")
     (planned,) = sweeps.read_plan("~/plan.toml")
     assert sweeps.run_one(planned, "~/sweep").status == "complete"
     assert [o.status for o in sb.sweep("~/plan.toml", "~/sweep", resume=True)] == ["complete"]
@@ -232,8 +231,8 @@ def test_values_of_arguments(text, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "nan", "inf", "-inf", "1e999", "[1, nan]", "[1e999]", "1j", "b'x'", "{1, 2}", "{1: 2}", "...", "1..5", "0.5.1", "1/2", "2*3", "'open",
-     "[1, 2", "2020-01-01", "12:30", "0123", "+", "-x", "[range]",
+    ["", "nan", "inf", "-inf", "1e999", "[1, nan]", "[1e999]", "1j", "b'x'", "{1, 2}", "{1: 2}", "...", "1..5", "0.5.1", "1/2",
+     "2*3", "'open", "[1, 2", "2020-01-01", "12:30", "0123", "+", "-x", "[range]",
      pytest.param("(" * 5000, id="nested"), pytest.param("9" * 5000, id="long")],
 )  # fmt: skip
 def test_values_that_cannot_be_used_are_refused(run, text, recwarn):

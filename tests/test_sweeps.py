@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -347,6 +348,79 @@ def test_a_cluster_that_is_not_there(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"stablebptt\[dask\]"):
         with sweeps.dask_executor("tcp://127.0.0.1:9"):
             pass
+
+
+# --- where scripts come from, and executors that break -----------------------------------------------------------
+
+SCRIPT = """
+import json, sys
+import stablebptt as sb
+from stablebptt.tasks.sweeps import make_plan
+
+outcomes = sb.sweep(make_plan(json.loads(PLAN)), "out", jobs=2)
+print([outcome.status for outcome in outcomes])
+"""
+
+
+@pytest.mark.parametrize("source", ["script", "standard input"])
+def test_a_script_needs_no_main_guard(tmp_path, source):
+    counts = {"train_count": 4, "test_count": 4, "epochs": 1, "seed": "0:2"}
+    plan = {"task": "cartpole", "options": {"steps": 4, "hidden": [4]}, "train": counts}
+    text = SCRIPT.replace("PLAN", repr(json.dumps(plan)))
+    (tmp_path / "script.py").write_text(text)
+    words, given = (["script.py"], None) if source == "script" else (["-"], text)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, input=given, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "['complete', 'complete']\n", "")
+
+
+class Breaking(Executor):
+    """Does its work at once, and breaks at its n-th submit."""
+
+    def __init__(self, good):
+        self.good, self.sent = good, []
+
+    def submit(self, function, *arguments):
+        if len(self.sent) == self.good:
+            raise BrokenProcessPool("a worker died")
+        self.sent.append(arguments)
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+def works(config, path):
+    return sweeps.Outcome(os.path.basename(path), "complete")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 8])
+@pytest.mark.parametrize("good", [0, 1, 3])
+def test_a_worker_that_dies_between_a_completion_and_the_next_submit(tmp_path, good, limit):
+    runs, made, told = make_plan(PLAN), [], []
+
+    def make():
+        made.append(Breaking(good if len(made) < 3 else 100))
+        return made[-1]
+
+    drive = sweeps._Drive(tmp_path, works, len(runs), {}, told.append)
+    drive.run(runs, make, limit, attempts=4)
+    assert {name: outcome.status for name, outcome in drive.ended.items()} == {run.name: "complete" for run in runs}
+    assert len(made) == (3 if good == 3 else 4) and told[-1].count("complete") == 8  # of 8 runs, 2 x 3 before the third
+    assert sum(progress.ended is not None for progress in told) == 8
+
+
+def test_an_executor_that_stays_broken_ends_a_sweep_with_its_runs_failed(tmp_path, monkeypatch):
+    runs = make_plan(PLAN)
+    monkeypatch.setattr(sweeps, "_trained", works)
+    outcomes = sb.sweep(runs, tmp_path, executor=Breaking(3))
+    assert [outcome.status for outcome in outcomes].count("complete") == 3
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    assert len(failed) == 5 and all("a worker died" in outcome.message for outcome in failed)
+    drive = sweeps._Drive(tmp_path, works, len(runs), {}, None)
+    made = []
+    drive.run(runs, lambda: made.append(Breaking(0)) or made[-1], 2, attempts=3)
+    assert {outcome.status for outcome in drive.ended.values()} == {"failed"} and len(made) <= 1 + 3 * len(runs)
 
 
 # --- the command --------------------------------------------------------------------------------------------------
