@@ -423,20 +423,51 @@ def test_an_executor_that_stays_broken_ends_a_sweep_with_its_runs_failed(tmp_pat
     assert {outcome.status for outcome in drive.ended.values()} == {"failed"} and len(made) <= 1 + 3 * len(runs)
 
 
+def test_a_new_pool_waits_until_the_workers_of_a_broken_one_have_left(monkeypatch):
+    done = []
+
+    class Pool:
+        def __init__(self, *arguments):
+            done.append("made")
+
+        def shutdown(self, wait, cancel_futures=False):
+            done.append("left" if wait else "abandoned")
+
+    monkeypatch.setattr(sweeps, "_Pool", Pool)
+    with sweeps._local_workers(1) as make:
+        make(), make()
+    assert done[:3] == ["made", "left", "made"]
+
+
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-def run(folder, *words):
-    command = [sys.executable, "-m", "stablebptt", *map(str, words)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """A command in this process, in a folder of its own."""
+    from stablebptt import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        code, previous = 0, signal.getsignal(signal.SIGTERM)
+        try:
+            cli.main([str(word) for word in words])
+        except SystemExit as leave:
+            code = leave.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
+
+    return call
 
 
-def test_the_command(tmp_path):
+def test_the_command(run, tmp_path):
     plan = write_plan(tmp_path / "plan.toml", PLAN)
-    listed = run(tmp_path, "sweep", plan, "--out", "s", "--dry-run")
+    listed = run("sweep", plan, "--out", "s", "--dry-run")
     assert listed.returncode == 0 and "8 runs, about" in listed.stdout and not (tmp_path / "s").exists()
     assert listed.stdout.count("cartpole-") == 8
-    one = run(tmp_path, "sweep", plan, "--out", "s", "--task-index", 3, "--json")
+    one = run("sweep", plan, "--out", "s", "--task-index", 3, "--json")
     assert json.loads(one.stdout)["name"] == make_plan(PLAN)[3].name and len(list((tmp_path / "s").iterdir())) == 1
     for words, code, message in (
         ([plan, "--out", "s"], 5, "holds 1 runs"),
@@ -450,17 +481,17 @@ def test_the_command(tmp_path):
         ([plan, "--out", plan], 5, "is not a folder"),
         (["--paper", "fusion", "--out", "s"], 2, "unknown paper"),
     ):
-        result = run(tmp_path, "sweep", *words)
+        result = run("sweep", *words)
         assert result.returncode == code and result.stderr.count("\n") == 1 and message in result.stderr, (words, result)
-    whole = run(tmp_path, "sweep", plan, "--out", "s", "--resume", "--seeds", "0", "--jobs", 1)
+    whole = run("sweep", plan, "--out", "s", "--resume", "--seeds", "0", "--jobs", 1)
     assert whole.returncode == 0, whole
     assert "4 of 4 runs done" in whole.stderr and whole.stdout.count("complete") == 4
 
 
-def test_the_command_says_what_diverged(tmp_path):
+def test_the_command_says_what_diverged(run, tmp_path):
     plan = write_plan(tmp_path / "plan.toml", WILD)
-    result = run(tmp_path, "sweep", plan, "--out", "s", "--quiet", "--jobs", 1)
+    result = run("sweep", plan, "--out", "s", "--quiet", "--jobs", 1)
     assert result.returncode == 3 and result.stderr == "stablebptt: 1 of 2 runs diverged\n", result
     shutil.rmtree(tmp_path / "s")
-    result = run(tmp_path, "sweep", plan, "--out", "s", "--quiet", "--task-index", 0)
+    result = run("sweep", plan, "--out", "s", "--quiet", "--task-index", 0)
     assert result.returncode == 3 and "status: diverged" in result.stdout
