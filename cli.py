@@ -4,9 +4,11 @@ Data goes to stdout, messages and progress to stderr. Exit codes: 0 done, 1 othe
 or foreign file, 5 cannot read or write, 130 interrupted.
 """
 
+import ast
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -24,7 +26,21 @@ from stablebptt.version import __version__
 
 PREFIX = "STABLEBPTT"
 WRONG_USAGE, DIVERGED, BAD_FILE, NO_ACCESS, INTERRUPTED = 2, 3, 4, 5, 130
-FILE = click.Path(path_type=Path)
+
+
+class Place(click.Path):
+    """A file or folder; a ~ at its beginning is the home folder, also where no shell reads it."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        from stablebptt.data.atomic import expanded
+
+        try:
+            return expanded(str(super().convert(value, param, ctx)))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+FILE = Place(path_type=Path)
 
 
 class Numbers(click.ParamType):
@@ -42,49 +58,114 @@ class Numbers(click.ParamType):
             self.fail(f"{value!r} is not a list of numbers such as {self.example}", param, ctx)
 
 
-def _read_config(ctx: click.Context, param: Any, path: Path | None) -> Path | None:
-    """Take defaults from a TOML file whose tables are named like the commands."""
-    if path is None:
-        return None
+def _names(command: click.Command) -> dict[str, tuple[click.Parameter, bool]]:
+    """What can be set, by the name it has on the command line; False stands with the other name of a flag (fixed_order)."""
+    found: dict[str, tuple[click.Parameter, bool]] = {}
+    for parameter in command.params:
+        if isinstance(parameter, click.Argument):
+            found[str(parameter.name)] = parameter, True
+        else:
+            found |= {_key(name): (parameter, True) for name in parameter.opts}
+            found |= {_key(name): (parameter, False) for name in parameter.secondary_opts}
+    return found
+
+
+def _key(name: str) -> str:
+    return name.lstrip("-").replace("-", "_")
+
+
+def _several(parameter: click.Parameter) -> bool:
+    """Whether a parameter takes more than one value."""
+    return parameter.nargs != 1 or bool(getattr(parameter, "multiple", False))
+
+
+def _read_settings(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Take defaults from the environment, and below it from a TOML file whose tables are named like the commands."""
+    words = ctx.command_path.split()[1:]
+    content = {} if path is None else _read_config(path)
+    _check_tables(ctx.find_root().command, content, path)
+    for word in words:
+        content = content.get(word, {})
+    variables = {}
+    for name, (parameter, _) in _names(ctx.command).items():
+        text = os.environ.get("_".join([PREFIX, *words, name]).upper())
+        if text and name != "config":
+            variables[name] = parameter.type.split_envvar_value(text) if _several(parameter) else text
+    ctx.default_map = _defaults(ctx, path, content) | _defaults(ctx, "the environment", variables)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.UsageError(f"{path} is not a TOML file: {error}") from None
-    names = ctx.command_path.split()[1:]
-    for depth, name in enumerate(names):
-        content = content.get(name, {})
-        if not isinstance(content, dict):
-            raise click.UsageError(f"{path}: [{'.'.join(names[: depth + 1])}] must be a table")
-    known = {p.name for p in ctx.command.params}
-    given = {key.replace("-", "_"): value for key, value in content.items() if not isinstance(value, dict)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        allowed = ", ".join(sorted(name for name in known if name))
-        raise click.UsageError(f"{path}: {' '.join(names)} has no option {unknown[0]!r}; choose from {allowed}")
-    parameters = {p.name: p for p in ctx.command.params}
-    given = {name: value if _is_list(parameters[name], value) else str(value) for name, value in given.items()}
-    ctx.default_map = {**(ctx.default_map or {}), **given}
-    return path
 
 
-def _is_list(parameter: click.Parameter, value: Any) -> bool:
-    """Whether a list may stay one; everything else is read as if it had been typed."""
-    return isinstance(value, list) and (isinstance(parameter.type, Numbers) or getattr(parameter, "multiple", False))
+def _check_tables(command: click.Command, content: dict[str, Any], path: Path | None, above: tuple[str, ...] = ()) -> None:
+    """Refuse every table and key of a config file that belongs to no command or option, whatever command runs."""
+    if not isinstance(command, click.Group):
+        known = set(_names(command)) - {"config"}
+        unknown = next((name for name in content if _key(name) not in known), None)
+        if unknown is not None:
+            raise click.UsageError(f"{path}: {' '.join(above)} has no option {unknown!r}; choose from {', '.join(sorted(known))}")
+        return
+    for name, value in content.items():
+        table = ".".join((*above, name))
+        if name not in command.commands:
+            what, allowed = f"[{table}]" if isinstance(value, dict) else repr(table), ", ".join(command.commands)
+            raise click.UsageError(f"{path}: {what} belongs to no command; tables are named like the commands: {allowed}")
+        if not isinstance(value, dict):
+            raise click.UsageError(f"{path}: [{table}] must be a table")
+        _check_tables(command.commands[name], value, path, (*above, name))
+
+
+def _defaults(ctx: click.Context, place: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """What was given by name, as values that click takes for typed ones."""
+    names, found = _names(ctx.command), dict[str, Any]()
+    for name, value in given.items():
+        parameter, straight = names[_key(name)]
+        if parameter.name in found:
+            raise click.UsageError(f"{place}: {name} is given twice, or its opposite is given, too")
+        found[str(parameter.name)] = _as_typed(f"{place}: {name}", parameter, value)
+        if not straight:
+            found[str(parameter.name)] = not click.BOOL.convert(str(value), parameter, ctx)
+    return found
+
+
+def _as_typed(name: str, parameter: click.Parameter, value: Any) -> Any:
+    if isinstance(value, dict) and isinstance(parameter.type, Setting):
+        return list(value.items())
+    if isinstance(value, list) and (_several(parameter) or isinstance(parameter.type, Numbers)):
+        return value
+    if isinstance(value, dict | list):
+        raise click.UsageError(f"{name} is {value!r}; it must be one value")
+    return [str(value)] if _several(parameter) else str(value)
+
+
+def _note_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.ensure_object(dict)["debug"] = value
 
 
 def command(group: click.Group, name: str) -> Callable[[Callable], click.Command]:
     """A command with the options that all commands share."""
+    words = [PREFIX, *([] if group is stablebptt else [str(group.name)]), name, "config"]
 
     def decorate(function: Callable) -> click.Command:
-        function = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(
-            function
-        )
+        function = click.option(
+            "--debug",
+            is_flag=True,
+            callback=_note_debug,
+            is_eager=True,
+            expose_value=False,
+            help="Show the traceback of an error.",
+        )(function)
         function = click.option(
             "--config",
             type=FILE,
-            callback=_read_config,
+            callback=_read_settings,
             is_eager=True,
             expose_value=False,
+            envvar="_".join(words).upper(),
             help="TOML file with defaults, in tables named like the commands ([cartpole.train]).",
         )(function)
         return group.command(name, context_settings={"show_default": True})(function)
@@ -101,7 +182,7 @@ def _usage() -> Iterator[None]:
         raise click.UsageError(str(error)) from error
 
 
-@click.group(context_settings={"auto_envvar_prefix": PREFIX, "help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="stablebptt")
 def stablebptt() -> None:
     """Train neural controllers through physics simulators with stabilised backpropagation through time.
@@ -434,34 +515,84 @@ for _task in PROBLEMS:
 
 
 class Setting(click.ParamType):
-    """An argument such as poles=3; the value is read as TOML, and as a word if it is none."""
+    """An argument such as poles=3; the value is written as in Python (or true, false), or is a word."""
 
     name = "name=value"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
-        if isinstance(value, tuple):
-            return value
-        name, sign, text = str(value).partition("=")
+        typed = not isinstance(value, tuple)  # else it is an entry of a table [custom.train.set]
+        name, sign, text = str(value).partition("=") if typed else (value[0], "=", value[1])
         if not sign or not name.isidentifier():
             self.fail(f"{value!r} is not of the form name=value", param, ctx)
         try:
-            return name, tomllib.loads(f"x = {text}")["x"]
-        except tomllib.TOMLDecodeError:
-            return name, text
+            return name, _value(text.strip()) if typed else _plain(text)
+        except ValueError as error:
+            self.fail(f"{name}={text}: {error}", param, ctx)
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """Several arguments in one text: each begins after a space, with its name."""
+        return re.split(r"\s+(?=[^\W\d]\w*=)", rv.strip())
+
+
+def _value(text: str) -> Any:
+    """What a text says in Python's spelling: a number, word, truth value, None or a list; raises a ValueError if it is none."""
+    if text in ("true", "false"):
+        return text == "true"
+    if text in ("nan", "inf"):
+        return _plain(float(text))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd spellings, about a file that does not exist
+            value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        if not re.match(r"[^\W\d]|~?\.{,2}[/\\]", text):
+            raise ValueError("give a number, a list, a word, 'text in quotes', True, False or None") from None
+        value = text
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value as a run file keeps it: tuples become lists."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number must be finite")
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise ValueError(f"a run file cannot keep {type(value).__name__}")
+    return value
+
+
+def _once(ctx: click.Context, param: click.Parameter, settings: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """Arguments by name; none may be given twice."""
+    found: dict[str, Any] = {}
+    for name, value in settings:
+        if name in found:
+            raise click.BadParameter(f"{name} is given twice", ctx, param)
+        found[name] = value
+    return found
 
 
 OWN: list[Option] = [
     click.argument("source", metavar="MODULE:FUNCTION"),
-    click.option("--set", "arguments", type=Setting(), multiple=True, help="Argument name=value of the function; repeatable."),
+    click.option(
+        "--set",
+        "arguments",
+        type=Setting(),
+        multiple=True,
+        callback=_once,
+        help="Argument name=value of the function, written as in Python; repeatable.",
+    ),
 ]
 
 
-def _own(source: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
+def _own(source: str, arguments: dict[str, Any]) -> Any:
     """The problem that a function of the user's makes."""
     from stablebptt.tasks.custom import from_source
 
     with _usage():
-        return from_source(source, **dict(arguments))
+        return from_source(source, **arguments)
 
 
 @stablebptt.group("custom")
@@ -507,7 +638,7 @@ def check(source: str, seed: int, as_json: bool, quiet: bool) -> None:
             found = found()
         results = checking.check_system(found, seed) if isinstance(found, System) else None
     if results is None:
-        _check(in_float64(_own(source, ())), seed, as_json)
+        _check(in_float64(_own(source, {})), seed, as_json)
     else:
         _findings(results, as_json)
 
@@ -777,14 +908,15 @@ def info(as_json: bool, quiet: bool) -> None:
     from llvmlite import binding
 
     from stablebptt.data.run_file import versions
-    from stablebptt.kernels.cache import cache_folder
+    from stablebptt.kernels.cache import usable_folder
     from stablebptt.kernels.simd import VECTOR_BYTES
+
     facts = versions() | {
         "processor": binding.get_host_cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "vector_bits": 8 * VECTOR_BYTES,
         "gpu": _gpu(),
-        "cache_folder": str(cache_folder()),
+        "cache_folder": str(usable_folder() or "none"),
     }
     _print(facts, as_json)
 
@@ -806,7 +938,7 @@ def _gpu() -> str:
 def _explain(error: BaseException) -> tuple[str, int]:
     """One line and an exit code for an error."""
     from stablebptt.data.storage import FileFormatError
-    from stablebptt.tasks.errors import BackendError, DivergedError
+    from stablebptt.tasks.errors import BackendError, DivergedError, OwnCodeError
 
     if isinstance(error, click.UsageError):
         where = f"; see '{error.ctx.command_path} --help'" if error.ctx is not None else ""
@@ -822,7 +954,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{reason}: {error.filename}" if error.filename else reason, NO_ACCESS
-    if isinstance(error, BackendError):
+    if isinstance(error, BackendError | OwnCodeError):
         return str(error), 1
     if isinstance(error, MemoryError):
         return f"not enough memory: {error}", 1
@@ -842,17 +974,17 @@ def _warning_line(message: Any, *unused: Any, **more: Any) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and leave with its exit code."""
     warnings.formatwarning = _warning_line
-    debug = "--debug" in (sys.argv if arguments is None else arguments)
+    given = {"debug": "--debug" in (sys.argv[1:] if arguments is None else arguments)}
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        stablebptt.main(arguments, prog_name="stablebptt", standalone_mode=False)
+        stablebptt.main(arguments, prog_name="stablebptt", standalone_mode=False, obj=given)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(NO_ACCESS)
     except (Exception, KeyboardInterrupt) as error:
-        if debug:
+        if given["debug"]:
             traceback.print_exc()
         message, code = _explain(error)
         click.echo(f"stablebptt: {' '.join(message.split())}", err=True)

@@ -18,6 +18,14 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+def expanded(path: str | Path) -> Path:
+    """A path as users give it; a ~ at its beginning is the home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path} begins with a home folder that is not known here; give the folder's full name") from None
+
+
 def check_folder(path: Path) -> None:
     """Raise an OSError with a clear message if no file can be made where `path` lies."""
     folder = path.parent

@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from stablebptt.data.atomic import replacing
+from stablebptt.data.atomic import expanded, replacing
 
 TRAILER = b"stablebptt-sha2\n"
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -122,7 +122,7 @@ def write(path: str | Path, content: bytes) -> None:
     OSError
         If it cannot be written.
     """
-    with replacing(Path(path)) as beside:
+    with replacing(expanded(path)) as beside:
         beside.write_bytes(content)
 
 
@@ -140,7 +140,7 @@ def read(path: str | Path, formats: Collection[str]) -> tuple[dict[str, Any], di
     OSError
         If it is absent or may not be read.
     """
-    content = _content(path)
+    content = _content(expanded(path))
     if not content.startswith(SIGNATURE):
         raise FileFormatError(f"{path} is not an HDF5 file")
     try:

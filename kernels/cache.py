@@ -55,11 +55,11 @@ def environment() -> str:
 
 
 def cache_root() -> Path:
-    """The per-user folder: ``STABLEBPTT_CACHE_DIR``, or where this system keeps caches."""
+    """The per-user folder: ``STABLEBPTT_CACHE_DIR``, or where this system keeps caches; a RuntimeError if there is no home."""
     if given := os.environ.get("STABLEBPTT_CACHE_DIR"):
-        return Path(given)
+        return Path(given).expanduser()
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "stablebptt"
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "stablebptt"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "stablebptt"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stablebptt"

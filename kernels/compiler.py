@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit, types
+from numba.core import config
 from numba.core.errors import TypingError
 from numba.core.target_extension import current_target
 from numba.core.typing.templates import builtin_registry
@@ -21,9 +22,19 @@ OPTIONS: Any = {"fastmath": FASTMATH, "error_model": "numpy"}
 
 def kernel(function: Callable) -> Any:
     """Compile an entry point: its machine code, with all it calls, is kept on disk."""
+    if vars(config)["DISABLE_JIT"]:
+        return _uncompiled(function)
     dispatcher = njit(nogil=True, **OPTIONS)(function)
     dispatcher._cache = KernelCache(function)
     return dispatcher
+
+
+def _uncompiled(function: Callable) -> Callable:
+    @functools.wraps(function)
+    def refuse(*arguments: Any) -> Any:
+        raise RuntimeError("the kernels need Numba's compiler, which NUMBA_DISABLE_JIT switches off; unset that variable")
+
+    return refuse
 
 
 def inline(function: Callable) -> Callable:

@@ -1,29 +1,36 @@
 """Problems made of a system, controller and loss of one's own; docs/adding_a_system.md."""
 
 import dataclasses
-import importlib
+import importlib.util
 import inspect
 import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from stablebptt.adjoint import generics as backward
 from stablebptt.adjoint import mlp as _network_rules  # noqa: F401  (registers the methods)
+from stablebptt.data.atomic import expanded
 from stablebptt.kernels import generics as forward
 from stablebptt.kernels.fingerprints import describe
 from stablebptt.kernels.generics import Controller, System
 from stablebptt.kernels.mlp import mlp
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import checks, descriptions
+from stablebptt.tasks.errors import BackendError, DivergedError, OwnCodeError
 from stablebptt.tasks.problems import LOSSES, OUTPUT_INITS, Axis, Problem, mean_weights
 
 TASK = "custom"
 SYSTEM, LOSS = (forward.step, backward.step_vjp), (forward.cost, backward.cost_vjp)
 CONTROLLER = (forward.control, backward.control_vjp)
 PARTS = ("system", "controller", "loss")
+LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+importing: list[str] = []  # modules of the user's that run for the first time just now
 
 
 def custom_problem(
@@ -80,6 +87,8 @@ def custom_problem(
     if not callable(sample):
         raise TypeError(f"sample is {sample!r}; it must be a function (random generator, count) -> states")
     parts = [cast(part, kind) for part in (system, controller, loss)]
+    for part in parts:
+        _check_fields(part)
     named = dict(zip(PARTS, parts))
     steps, dt = checks.whole("steps", steps, 1), checks.real("dt", dt, above=0)
     rho = checks.real("regularization", regularization, least=0)
@@ -116,23 +125,44 @@ def custom_problem(
 
 
 def from_source(source: str, **arguments: Any) -> Problem:
-    """The problem that a function makes: `source` is "module:function", looked for in the current folder, too.
+    """The problem that a function makes: `source` is what `find` takes.
 
     Raises
     ------
-    ValueError
-        If there is no such module or function, or it makes no problem.
+    ValueError, TypeError
+        If there is no such function, it does not take the arguments or refuses them, or it makes no problem.
+    OwnCodeError
+        If it fails in another way.
     """
     made = find(source)
     if not callable(made):
         raise ValueError(f"{source} is {type(made).__name__}, not a function that makes a problem")
-    problem = made(**arguments)
+    _takes(source, made, arguments)
+    try:
+        problem = made(**arguments)
+    except (BackendError, DivergedError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise _explained(source, error, (ValueError, TypeError)) from error
     if not isinstance(problem, Problem):
         raise ValueError(f"{source} made {type(problem).__name__}, not a problem; return sb.problem(system=..., ...)")
     if problem.task != TASK:
         return problem
     options = {**problem.options, "source": source, "arguments": arguments}
     return dataclasses.replace(problem, options=options)
+
+
+def _takes(source: str, made: Callable, arguments: dict[str, Any]) -> None:
+    """Find out before the call that a function does not take its arguments."""
+    try:
+        signature = inspect.signature(made)
+    except ValueError:  # some functions that are written in C do not say
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        allowed = ", ".join(signature.parameters) or "none"
+        raise ValueError(f"{source}: {error}; the arguments it takes: {allowed}") from None
 
 
 def remake(options: dict[str, Any]) -> Problem:
@@ -147,22 +177,87 @@ def remake(options: dict[str, Any]) -> Problem:
 
 
 def find(source: str) -> Any:
-    """What "module:name" names."""
-    module, _, name = source.partition(":")
+    """What "module:name" or "folder/file.py:name" names; modules are looked for in the current folder, too.
+
+    Raises
+    ------
+    ValueError
+        If there is no such module, file or name.
+    OwnCodeError
+        If the module itself fails.
+    """
+    module, _, name = source.rpartition(":")
     if not module or not name:
-        raise ValueError(f"{source!r} names nothing; give module:name, such as my_module:make_problem")
+        raise ValueError(f"{source!r} names nothing; give module:name or file.py:name, such as my_module:make_problem")
+    importing.append(module)
+    try:
+        found: Any = _imported_file(module) if module.endswith(".py") else _imported(module)
+    except (Exception, SystemExit) as error:
+        raise _explained(source, error, ()) from error
+    finally:
+        importing.pop()
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ValueError(f"{source}: the module {module} has no {name}") from None
+    return found
+
+
+def _imported(module: str) -> ModuleType:
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    return importlib.import_module(module)
+
+
+def _imported_file(text: str) -> ModuleType:
+    """The module in a file, as if its folder were on the path: its name is the file's, in every process."""
+    path = expanded(text).resolve()
+    name = path.stem.replace(".", "_")
+    if not path.is_file():
+        raise ValueError(f"there is no file {text}")
+    known = sys.modules.get(name) or importlib.util.find_spec(name)
+    place = getattr(known, "__file__", None) or getattr(known, "origin", None)
+    if known is not None and (place is None or not os.path.exists(place) or not path.samefile(place)):
+        raise ValueError(f"a file {path.name} cannot be used beside the module {name} ({place or 'built in'}); rename the file")
+    if isinstance(known, ModuleType):
+        return known
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    specification = importlib.util.spec_from_file_location(name, path)
+    assert specification is not None and specification.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(specification)
     try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except ImportError as error:
-        raise ValueError(f"{source}: {error}") from error
-    except AttributeError:
-        raise ValueError(f"{source}: the module {module} has no {name}") from None
-    return found
+        specification.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _explained(source: str, error: BaseException, usage: tuple[type[Exception], ...]) -> Exception:
+    """What went wrong in somebody's code, and where; a ValueError if nothing of it ran, or the error is one of `usage`."""
+    place = _place(error)
+    if place is None:
+        return ValueError(f"{source}: {error}")
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    for kind in usage:
+        if isinstance(error, kind):
+            return kind(f"{message} ({place})")
+    return OwnCodeError(f"{type(error).__name__}: {message} ({place})")
+
+
+def _place(error: BaseException) -> str | None:
+    """File and line of the user's in which an error arose."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    places = []
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("stablebptt", "importlib"):
+            places.append(f"{frame.f_code.co_filename}:{line}")
+    own = [place for place in places if not place.startswith(LIBRARIES)] or places
+    return own[-1] if own else None
 
 
 def cast(part: Any, kind: Any) -> Any:
@@ -253,6 +348,24 @@ def _needs(name: str, part: Any, base: type, functions: tuple[Any, ...]) -> None
                 f"{type(part).__name__} has no method for {function.__name__}({signature}); "
                 f"write one and mark it with @implements({function.__name__}, {type(part).__name__})"
             )
+
+
+def _check_fields(part: Struct) -> None:
+    """Refuse fields that machine code cannot hold, before the compiler does in its own words."""
+    for name in type(part).fields:
+        value = getattr(part, name)
+        if not _is_held(value):
+            raise TypeError(f"{type(part).__name__}.{name} is {value!r:.100}; it must be a number or an array of numbers")
+
+
+def _is_held(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_held, value))
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in "biufc"
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    return isinstance(value, float | complex | Struct)
 
 
 def _shape(name: str, value: Any) -> tuple[int, ...]:

@@ -19,3 +19,7 @@ class DivergedError(ArithmeticError):
 
 class BackendError(RuntimeError):
     """What was asked for cannot be computed on this machine in the way that was asked for."""
+
+
+class OwnCodeError(Exception):
+    """A module or function of the user's own failed; the message says how, in which file and line."""

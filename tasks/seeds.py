@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stablebptt.data.atomic import expanded
 from stablebptt.tasks import checks
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import LARGEST_SEED, Problem
@@ -118,7 +119,7 @@ def _paths(out: str | Path | None, seeds: list[int], resume: bool, force: bool) 
     """A file for every seed."""
     if out is None:
         return dict.fromkeys(seeds)
-    folder = Path(out)
+    folder = expanded(out)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; several seeds need a folder, for a run file each")
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import tempfile
 import time
 import tomllib
@@ -17,12 +18,13 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from stablebptt.data import run_file, storage
-from stablebptt.data.atomic import check_folder
+from stablebptt.data.atomic import check_folder, expanded
 from stablebptt.data.storage import FileFormatError
 from stablebptt.tasks import checks, custom, optimizers, problem, training
 from stablebptt.tasks.errors import DivergedError
@@ -88,7 +90,7 @@ class SweepProgress:
 def read_plan(path: str | Path, seeds: Any = None, epochs: int | None = None) -> list[Planned]:
     """The runs of a plan, a TOML file with `task` and the tables [options] and [train], seeds outermost.
 
-    A task "module:function" is a function of one's own that makes a problem from the [options].
+    A task "module:function" or "file.py:function" is a function of one's own that makes a problem from the [options].
 
     Where a list is given for one value, all its values are run; "0:10" is the list 0 .. 9. `seeds` and `epochs` replace those
     of the plan.
@@ -99,7 +101,7 @@ def read_plan(path: str | Path, seeds: Any = None, epochs: int | None = None) ->
         With what was given and what is allowed.
     """
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        content = tomllib.loads(expanded(path).read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from None
     try:
@@ -171,9 +173,15 @@ def sweep(
     ------
     FileExistsError
         If `out` holds runs of this plan and `resume` is not given.
+    RuntimeError
+        If it is called by a module that is just imported for a sweep: a sweep would start a sweep.
     """
+    if custom.importing:
+        raise RuntimeError(
+            f"sb.sweep is called while {custom.importing[-1]} is imported; put the call under: if __name__ == \"__main__\":"
+        )
     runs = read_plan(plan) if isinstance(plan, str | Path) else list(plan)
-    folder = Path(out)
+    folder = expanded(out)
     _make_folder(folder)
     known = {planned.name: outcome_of(folder / planned.name) for planned in runs}
     started = [name for name, outcome in known.items() if outcome.status != ABSENT]
@@ -188,6 +196,7 @@ def sweep(
         drive.run(todo, lambda: executor, len(todo), 1)
     elif todo:
         count = min(checks.whole("jobs", jobs or cores(), 1), len(todo))
+        _check_sources(todo)
         _compile(todo)
         with _local_workers(count) as make:
             drive.run(todo, make, count, ATTEMPTS)
@@ -196,7 +205,7 @@ def sweep(
 
 def run_one(planned: Planned, out: str | Path, retry_failed: bool = False) -> Outcome:
     """Train one run of a plan in this process; what is complete, or has failed before, is left alone."""
-    folder = Path(out)
+    folder = expanded(out)
     _make_folder(folder)
     known = outcome_of(folder / planned.name)
     if known.status == COMPLETE or (known.status in (DIVERGED, FAILED) and not retry_failed):
@@ -389,44 +398,60 @@ class _Drive:
     ended: dict[str, Outcome]
     report: Callable[[SweepProgress], None] | None
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    waiting: deque[tuple[Planned, int]] = field(default_factory=deque)  # with the attempts that are left
+    flying: dict[Future, tuple[Planned, int]] = field(default_factory=dict)
 
     def run(self, todo: list[Planned], make: Callable[[], Executor], limit: int, attempts: int) -> None:
         """Run all, at most `limit` at a time; a run whose executor broke is tried again with a new one."""
-        waiting = deque((planned, attempts) for planned in todo)
-        flying: dict[Future, tuple[Planned, int]] = {}
+        self.waiting.extend((planned, attempts) for planned in todo)
         executor = make()
         try:
-            while waiting or flying:
-                while waiting and len(flying) < limit:
-                    planned, left = waiting.popleft()
-                    future = executor.submit(self.work, planned.config, str(self.folder / planned.name))
-                    flying[future] = (planned, left)
-                done, _ = wait(flying, timeout=1.0, return_when=FIRST_COMPLETED)
-                broken = False
+            while self.waiting or self.flying:
+                broken = self._send(executor, limit)
+                done, _ = wait(self.flying, timeout=0.0 if broken else 1.0, return_when=FIRST_COMPLETED)
                 for future in done:
-                    planned, left = flying.pop(future)
-                    try:
-                        self._end(planned, self._kept(planned, future.result()), flying, waiting)
-                    except BrokenExecutor as error:
-                        broken = True
-                        if left > 1:
-                            waiting.append((planned, left - 1))
-                        else:
-                            lost = Outcome(planned.name, FAILED, message=f"the worker died {attempts} times ({error})")
-                            self._end(planned, lost, flying, waiting)
-                    except Exception as error:  # of the executor: `_trained` itself reports what goes wrong
-                        lost = Outcome(planned.name, FAILED, message=f"{type(error).__name__}: {error}")
-                        self._end(planned, lost, flying, waiting)
-                if broken and waiting:
-                    waiting.extend(flying.values())
-                    flying.clear()
+                    broken |= self._receive(future)
+                if broken and self.waiting:
+                    self.waiting.extend(self.flying.values())
+                    self.flying.clear()
                     executor = make()
                 if not done:
-                    self._tell(flying, waiting)
+                    self._tell()
         except BaseException:
-            for future in flying:
+            for future in self.flying:
                 future.cancel()
             raise
+
+    def _send(self, executor: Executor, limit: int) -> bool:
+        """Submit what may fly; whether the executor was found broken."""
+        while self.waiting and len(self.flying) < limit:
+            planned, left = self.waiting.popleft()
+            try:
+                future = executor.submit(self.work, planned.config, str(self.folder / planned.name))
+            except BrokenExecutor as error:
+                self._lose(planned, left, error)
+                return True
+            self.flying[future] = (planned, left)
+        return False
+
+    def _receive(self, future: Future) -> bool:
+        """Note how a run ended; whether its executor broke."""
+        planned, left = self.flying.pop(future)
+        try:
+            self._end(planned, self._kept(planned, future.result()))
+        except BrokenExecutor as error:
+            self._lose(planned, left, error)
+            return True
+        except Exception as error:  # of the executor: `_trained` itself reports what goes wrong
+            self._end(planned, Outcome(planned.name, FAILED, message=f"{type(error).__name__}: {error}"))
+        return False
+
+    def _lose(self, planned: Planned, left: int, error: BrokenExecutor) -> None:
+        """A run whose executor broke waits for its next attempt, if it has one."""
+        if left > 1:
+            self.waiting.append((planned, left - 1))
+        else:
+            self._end(planned, Outcome(planned.name, FAILED, message=f"its worker died, at the last attempt, too ({error})"))
 
     def _kept(self, planned: Planned, result: Any) -> Outcome:
         if isinstance(result, Outcome):
@@ -436,17 +461,17 @@ class _Drive:
             storage.write(self.folder / planned.name, content)
         return outcome
 
-    def _end(self, planned: Planned, outcome: Outcome, flying: Any, waiting: Any) -> None:
+    def _end(self, planned: Planned, outcome: Outcome) -> None:
         self.ended[planned.name] = outcome
         if outcome.status == COMPLETE:
             self.seconds.setdefault(planned.config["task"], []).append(outcome.seconds)
-        self._tell(flying, waiting, outcome)
+        self._tell(outcome)
 
-    def _tell(self, flying: dict[Future, Any], waiting: Any, outcome: Outcome | None = None) -> None:
+    def _tell(self, outcome: Outcome | None = None) -> None:
         if self.report is None:
             return
-        running = sum(future.running() for future in flying)
-        remaining = [planned for planned, _ in (*flying.values(), *waiting)]
+        running = sum(future.running() for future in self.flying)
+        remaining = [planned for planned, _ in (*self.flying.values(), *self.waiting)]
         left = sum(self._expected(planned) for planned in remaining) / max(running, 1)
         self.report(SweepProgress(self.total, tuple(self.ended.values()), running, left, outcome))
 
@@ -454,6 +479,18 @@ class _Drive:
         """Seconds of a run, from those of its task (or of all) that are done; NaN at first."""
         known = self.seconds.get(planned.config["task"]) or [s for each in self.seconds.values() for s in each]
         return float(np.mean(known)) if known else float("nan")
+
+
+class _Pool(ProcessPoolExecutor):
+    """Processes that do not run the user's script again: it may have no main guard, or be the standard input."""
+
+    def submit(self, *arguments: Any, **more: Any) -> Future:  # starts processes, which would run what is called __main__
+        script = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return super().submit(*arguments, **more)
+        finally:
+            sys.modules["__main__"] = script
 
 
 @contextmanager
@@ -466,7 +503,9 @@ def _local_workers(count: int) -> Iterator[Callable[[], Executor]]:
     os.environ.update(SINGLE_THREAD)
 
     def make() -> Executor:
-        pools.append(ProcessPoolExecutor(count, context, _begin_worker, (stop, os.getpid())))
+        for broken in pools:
+            broken.shutdown(wait=True)  # those of its workers that live save their runs and leave them to others
+        pools.append(_Pool(count, context, _begin_worker, (stop, os.getpid())))
         return pools[-1]
 
     try:
@@ -484,6 +523,13 @@ def _local_workers(count: int) -> Iterator[Callable[[], Executor]]:
 
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_sources(runs: list[Planned]) -> None:
+    """Refuse functions that other processes cannot find."""
+    source = next((s for run in runs if str(s := run.config["options"].get("source")).startswith("__main__:")), None)
+    if source is not None:
+        raise ValueError(f"{source} is in the running script, where worker processes do not look; put it into a file of its own")
 
 
 def _compile(runs: list[Planned]) -> None:
@@ -512,7 +558,8 @@ def dask_executor(address: str) -> Iterator[Executor]:
     except ImportError:
         raise ValueError("--dask needs the package distributed; install stablebptt[dask]") from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters comes back as an error
-    where = {"scheduler_file": address} if Path(address).exists() else {"address": address}
+    file = expanded(address)
+    where = {"scheduler_file": str(file)} if file.exists() else {"address": address}
     with Client(**where, timeout="5s") as client:
         yield client.get_executor(pure=False)
 

@@ -138,7 +138,7 @@ def train(
     """
     chosen = make_settings(variant=variant, epochs=epochs, seed=seed, **settings)
     opened = check_training(problem, chosen, checkpoint_seconds)
-    path = None if out is None else usable(FilePath(out), resume, force)
+    path = None if out is None else usable(atomic.expanded(out), resume, force)
     if path is not None:
         check_options(problem)
     return drive(problem, opened, begin(problem, chosen, opened, path, resume, checkpoint_seconds, report))

@@ -1,5 +1,6 @@
 """Compiled kernels on disk: warm starts, damage, folders that cannot be used."""
 
+import json
 import os
 import stat
 import subprocess
@@ -73,6 +74,58 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path):
     folder.chmod(0o777)
     done = run(tmp_path)
     assert done.stdout == "0 1\n" and "others can write" in done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="homes are those of Linux")
+def test_without_a_home_folder_and_with_a_foreign_user_id(monkeypatch, capsys, recwarn):
+    from stablebptt import cli
+
+    for name in ("HOME", "STABLEBPTT_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_242_424)  # nobody's
+    cache.usable_folder.cache_clear()
+    try:
+        for _ in range(2):
+            cli.stablebptt.main(["info", "--json"], standalone_mode=False)
+            assert json.loads(capsys.readouterr().out)["cache_folder"] == "none"
+        warned = [str(w.message) for w in recwarn.list if "compiled kernels are not kept" in str(w.message)]
+        assert len(warned) == 1 and "STABLEBPTT_CACHE_DIR" in warned[0]
+    finally:
+        cache.usable_folder.cache_clear()
+
+
+def test_a_tilde_in_the_name_of_the_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("STABLEBPTT_CACHE_DIR", "~/kernels")
+    assert cache.cache_root() == tmp_path / "kernels"
+
+
+def test_kernels_say_that_they_need_the_compiler(tmp_path):
+    script = """
+import numpy as np
+import stablebptt as sb
+from stablebptt.kernels.generics import step
+
+problem = sb.problem("cartpole", steps=4, hidden=(4,))
+after = np.zeros(4)
+step(problem.system, np.ones(4), np.ones(1), after)  # plain Python
+assert after.any()
+try:
+    problem.loss(problem.init(), problem.sample(2))
+except RuntimeError as error:
+    print(error)
+from stablebptt.cli import main
+
+main("cartpole train --steps 4 --hidden 4 --epochs 1 --out run.h5".split())
+"""
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    line = "the kernels need Numba's compiler, which NUMBA_DISABLE_JIT switches off; unset that variable\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, line, f"stablebptt: RuntimeError: {line}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_folder_is_named_by_version_and_sources(monkeypatch, tmp_path):

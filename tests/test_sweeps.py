@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -349,20 +350,124 @@ def test_a_cluster_that_is_not_there(tmp_path, monkeypatch):
             pass
 
 
+# --- where scripts come from, and executors that break -----------------------------------------------------------
+
+SCRIPT = """
+import json, sys
+import stablebptt as sb
+from stablebptt.tasks.sweeps import make_plan
+
+outcomes = sb.sweep(make_plan(json.loads(PLAN)), "out", jobs=2)
+print([outcome.status for outcome in outcomes])
+"""
+
+
+@pytest.mark.parametrize("source", ["script", "standard input"])
+def test_a_script_needs_no_main_guard(tmp_path, source):
+    counts = {"train_count": 4, "test_count": 4, "epochs": 1, "seed": "0:2"}
+    plan = {"task": "cartpole", "options": {"steps": 4, "hidden": [4]}, "train": counts}
+    text = SCRIPT.replace("PLAN", repr(json.dumps(plan)))
+    (tmp_path / "script.py").write_text(text)
+    words, given = (["script.py"], None) if source == "script" else (["-"], text)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, input=given, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "['complete', 'complete']\n", "")
+
+
+class Breaking(Executor):
+    """Does its work at once, and breaks at its n-th submit."""
+
+    def __init__(self, good):
+        self.good, self.sent = good, []
+
+    def submit(self, function, *arguments):
+        if len(self.sent) == self.good:
+            raise BrokenProcessPool("a worker died")
+        self.sent.append(arguments)
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+def works(config, path):
+    return sweeps.Outcome(os.path.basename(path), "complete")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 8])
+@pytest.mark.parametrize("good", [0, 1, 3])
+def test_a_worker_that_dies_between_a_completion_and_the_next_submit(tmp_path, good, limit):
+    runs, made, told = make_plan(PLAN), [], []
+
+    def make():
+        made.append(Breaking(good if len(made) < 3 else 100))
+        return made[-1]
+
+    drive = sweeps._Drive(tmp_path, works, len(runs), {}, told.append)
+    drive.run(runs, make, limit, attempts=4)
+    assert {name: outcome.status for name, outcome in drive.ended.items()} == {run.name: "complete" for run in runs}
+    assert len(made) == (3 if good == 3 else 4) and told[-1].count("complete") == 8  # of 8 runs, 2 x 3 before the third
+    assert sum(progress.ended is not None for progress in told) == 8
+
+
+def test_an_executor_that_stays_broken_ends_a_sweep_with_its_runs_failed(tmp_path, monkeypatch):
+    runs = make_plan(PLAN)
+    monkeypatch.setattr(sweeps, "_trained", works)
+    outcomes = sb.sweep(runs, tmp_path, executor=Breaking(3))
+    assert [outcome.status for outcome in outcomes].count("complete") == 3
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    assert len(failed) == 5 and all("a worker died" in outcome.message for outcome in failed)
+    drive = sweeps._Drive(tmp_path, works, len(runs), {}, None)
+    made = []
+    drive.run(runs, lambda: made.append(Breaking(0)) or made[-1], 2, attempts=3)
+    assert {outcome.status for outcome in drive.ended.values()} == {"failed"} and len(made) <= 1 + 3 * len(runs)
+
+
+def test_a_new_pool_waits_until_the_workers_of_a_broken_one_have_left(monkeypatch):
+    done = []
+
+    class Pool:
+        def __init__(self, *arguments):
+            done.append("made")
+
+        def shutdown(self, wait, cancel_futures=False):
+            done.append("left" if wait else "abandoned")
+
+    monkeypatch.setattr(sweeps, "_Pool", Pool)
+    with sweeps._local_workers(1) as make:
+        make(), make()
+    assert done[:3] == ["made", "left", "made"]
+
+
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-def run(folder, *words):
-    command = [sys.executable, "-m", "stablebptt", *map(str, words)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """A command in this process, in a folder of its own."""
+    from stablebptt import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        code, previous = 0, signal.getsignal(signal.SIGTERM)
+        try:
+            cli.main([str(word) for word in words])
+        except SystemExit as leave:
+            code = leave.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
+
+    return call
 
 
-def test_the_command(tmp_path):
+def test_the_command(run, tmp_path):
     plan = write_plan(tmp_path / "plan.toml", PLAN)
-    listed = run(tmp_path, "sweep", plan, "--out", "s", "--dry-run")
+    listed = run("sweep", plan, "--out", "s", "--dry-run")
     assert listed.returncode == 0 and "8 runs, about" in listed.stdout and not (tmp_path / "s").exists()
     assert listed.stdout.count("cartpole-") == 8
-    one = run(tmp_path, "sweep", plan, "--out", "s", "--task-index", 3, "--json")
+    one = run("sweep", plan, "--out", "s", "--task-index", 3, "--json")
     assert json.loads(one.stdout)["name"] == make_plan(PLAN)[3].name and len(list((tmp_path / "s").iterdir())) == 1
     for words, code, message in (
         ([plan, "--out", "s"], 5, "holds 1 runs"),
@@ -376,17 +481,17 @@ def test_the_command(tmp_path):
         ([plan, "--out", plan], 5, "is not a folder"),
         (["--paper", "fusion", "--out", "s"], 2, "unknown paper"),
     ):
-        result = run(tmp_path, "sweep", *words)
+        result = run("sweep", *words)
         assert result.returncode == code and result.stderr.count("\n") == 1 and message in result.stderr, (words, result)
-    whole = run(tmp_path, "sweep", plan, "--out", "s", "--resume", "--seeds", "0", "--jobs", 1)
+    whole = run("sweep", plan, "--out", "s", "--resume", "--seeds", "0", "--jobs", 1)
     assert whole.returncode == 0, whole
     assert "4 of 4 runs done" in whole.stderr and whole.stdout.count("complete") == 4
 
 
-def test_the_command_says_what_diverged(tmp_path):
+def test_the_command_says_what_diverged(run, tmp_path):
     plan = write_plan(tmp_path / "plan.toml", WILD)
-    result = run(tmp_path, "sweep", plan, "--out", "s", "--quiet", "--jobs", 1)
+    result = run("sweep", plan, "--out", "s", "--quiet", "--jobs", 1)
     assert result.returncode == 3 and result.stderr == "stablebptt: 1 of 2 runs diverged\n", result
     shutil.rmtree(tmp_path / "s")
-    result = run(tmp_path, "sweep", plan, "--out", "s", "--quiet", "--task-index", 0)
+    result = run("sweep", plan, "--out", "s", "--quiet", "--task-index", 0)
     assert result.returncode == 3 and "status: diverged" in result.stdout
