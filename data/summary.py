@@ -84,11 +84,12 @@ def text(summary: dict[str, Any]) -> str:
         lines.append(f"  note        {summary['note']}")
     if losses := summary.get("losses"):
         if losses["epochs"]:
+            found = f"lowest {_number(losses['best_test_loss'], '.6g')} (epoch {losses['best_epoch']})"
+            lowest = found if losses["best_epoch"] else "none of them finite"
             lines += [
-                f"  epochs      {losses['epochs']} in {losses['seconds']:.1f} s",
-                f"  test loss   last {losses['last_test_loss']:.6g}, lowest {losses['best_test_loss']:.6g} "
-                f"(epoch {losses['best_epoch']})",
-                f"  train loss  last {losses['last_train_loss']:.6g}",
+                f"  epochs      {losses['epochs']} in {_number(losses['seconds'], '.1f')} s",
+                f"  test loss   last {_number(losses['last_test_loss'], '.6g')}, {lowest}",
+                f"  train loss  last {_number(losses['last_train_loss'], '.6g')}",
             ]
             lines += [f"    {line}" for line in text_plot(summary["test_loss"])]
         else:
@@ -153,21 +154,21 @@ def _trajectory_lines(trajectory: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _number(value: float | None) -> str:
-    return "nan" if value is None else f"{value:.7g}"
+def _number(value: float | None, form: str = ".7g") -> str:
+    return "nan" if value is None else format(value, form)
 
 
 def _losses(history: dict[str, np.ndarray]) -> dict[str, Any]:
     epochs = len(history.get("epoch", ()))
-    if not epochs or "test_loss" not in history:
-        return {"epochs": epochs}
-    best = int(np.argmin(history["test_loss"]))
+    if not epochs or any(len(history.get(name, ())) != epochs for name in ("test_loss", "train_loss", "seconds")):
+        return {"epochs": 0}
+    epoch, lowest = run_file.best(history)
     return {
         "epochs": epochs,
         "seconds": float(history["seconds"].sum()),
         "last_test_loss": float(history["test_loss"][-1]),
-        "best_test_loss": float(history["test_loss"][best]),
-        "best_epoch": int(history["epoch"][best]),
+        "best_test_loss": lowest,
+        "best_epoch": epoch,
         "last_train_loss": float(history["train_loss"][-1]),
     }
 

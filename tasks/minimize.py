@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from stablebptt.tasks import checks
 from stablebptt.tasks.problems import Problem
 
 
@@ -23,7 +24,7 @@ def minimize_fun(problem: Problem, x0: np.ndarray, variant: Any = "R") -> Callab
     """
     from stablebptt.tasks.errors import DivergedError
 
-    states = np.ascontiguousarray(x0, problem.dtype)
+    states = checks.array("x0", x0, ("B", *problem.state_shape), problem.dtype)
     problem.losses(problem.init(), states)  # says what is wrong with x0 before an optimizer hides it
 
     def fun(theta: np.ndarray) -> tuple[float, np.ndarray]:

@@ -33,6 +33,7 @@ from stablebptt.tasks.variants import gates
 PLANS = Path(__file__).resolve().parent.parent / "data" / "plans"
 PAPER = ("cartpole", "guidance", "quantum")
 LISTS = ("hidden", "weights")  # options whose value is a list; so is the target of guidance
+LONGEST_TITLE = 160  # letters of it in a file's name
 RULE_OPTIONS = ("learning_rate", "momentum")
 SINGLE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
 ATTEMPTS = 5  # of a run whose worker died
@@ -48,8 +49,9 @@ class Planned:
     @property
     def label(self) -> str:
         """What it is, in words that fit into a file name."""
-        words = [training.problem_of(self.config, "plan").title, _variant(self.config), self.config["clip"]]
-        return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([*words, f"seed{self.config['seed']}"]))
+        title = re.sub(r"[^A-Za-z0-9.]+", "-", training.problem_of(self.config, "plan").title)[:LONGEST_TITLE]
+        words = [title.lstrip("-.") or self.config["task"], _variant(self.config), self.config["clip"]]
+        return re.sub("-+", "-", "-".join([*words, f"seed{self.config['seed']}"]))
 
     @property
     def name(self) -> str:
@@ -208,7 +210,7 @@ def outcome_of(path: Path) -> Outcome:
     """What the files of a run say of it."""
     if not path.exists():
         note = _note(path)
-        return Outcome(path.name, FAILED, message=note.read_text("utf-8")) if note.exists() else Outcome(path.name, ABSENT)
+        return Outcome(path.name, FAILED, message=note.read_text("utf-8")) if note.is_file() else Outcome(path.name, ABSENT)
     try:
         content = run_file.load(path)
     except FileFormatError as error:
@@ -295,8 +297,8 @@ def _outcome(name: str, status: str, history: Mapping[str, np.ndarray], message:
     losses = history["test_loss"]
     if not len(losses):
         return Outcome(name, status, message=message)
-    best = float(np.nanmin(losses)) if np.isfinite(losses).any() else float("nan")
-    return Outcome(name, status, len(losses), float(losses[-1]), best, float(history["seconds"].sum()), message)
+    lowest = run_file.best(history)[1]
+    return Outcome(name, status, len(losses), float(losses[-1]), lowest, float(history["seconds"].sum()), message)
 
 
 # --- in a worker --------------------------------------------------------------------------------------------------
