@@ -222,7 +222,10 @@ def layout(controller: Any) -> dict[str, tuple[int, ...]]:
 
     A name is one or more words with slashes between them, such as "gain/kernel"; a shape is a tuple of whole numbers above 0.
     """
-    who, given = f"the layout of {type(controller).__name__}", controller.layout()
+    who = f"the layout of {type(controller).__name__}"
+    if not callable(getattr(controller, "layout", None)):
+        raise TypeError(f"{who} is missing; define layout(self), a dict of names and shapes such as {{'gain/kernel': (1, 2)}}")
+    given = controller.layout()
     if not isinstance(given, Mapping) or not given:
         found = "empty" if isinstance(given, Mapping) else f"of type {type(given).__name__}"
         raise TypeError(f"{who} is {found}; it must be a dict of names and shapes, such as {{'gain/kernel': (1, 2)}}")

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -362,7 +362,8 @@ def _trained(config: dict[str, Any], path: str) -> Outcome:
     except BlockingIOError as error:
         return Outcome(place.name, BUSY, message=str(error))
     except (DivergedError, KeyboardInterrupt):
-        return replace(outcome_of(place), name=place.name)
+        outcome = outcome_of(place)
+        return outcome if outcome.status != ABSENT else Outcome(place.name, INTERRUPTED)  # before there was a file
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         if not isinstance(error, OSError):

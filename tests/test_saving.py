@@ -252,6 +252,15 @@ def test_layouts_that_cannot_be_are_refused_at_once(monkeypatch, layout, words):
     assert "the layout of Any6" in str(caught.value) and "\n" not in str(caught.value)
 
 
+class Bare(Struct):
+    """A struct that says nothing of its parameters."""
+
+
+def test_a_controller_without_a_layout_is_refused():
+    with pytest.raises(TypeError, match=r"the layout of Bare is missing; define layout\(self\)"):
+        six(controller=Bare())
+
+
 def test_a_layout_of_too_many_names_is_refused(monkeypatch):
     layout = {f"k{i}": (1,) for i in range(2001)}
     monkeypatch.setattr(Any6, "layout", lambda self: layout, raising=False)
@@ -606,6 +615,12 @@ def test_the_file_is_there_before_the_first_epoch_and_all_can_read_it(tmp_path, 
     assert call("report", tmp_path) == 0
     resumed = train(pole(), out=path, resume=True)
     assert np.array_equal(resumed.theta, train(pole()).theta) and resumed.status == "complete"
+
+
+def test_a_run_of_a_sweep_that_is_interrupted_before_its_file_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "write", stop)
+    (planned,) = sweeps.make_plan({"task": "cartpole", "options": {"steps": 4, "hidden": [4]}, "train": {**COUNTS, "epochs": 1}})
+    assert sweeps.run_one(planned, tmp_path).status == "interrupted" and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["train", "train_seeds"])
