@@ -37,7 +37,7 @@ def gates(variant: Any, steps: int, dtype: Any = np.float64) -> Gates:
         pairs = [tuple(variant)]
     else:
         raise TypeError(
-            f"variant is {variant!r}; give one of {', '.join(NAMES)}, or a pair (a, b) of numbers or "
+            f"variant is {checks.told(variant)}; give one of {', '.join(NAMES)}, or a pair (a, b) of numbers or "
             f"arrays of length {steps} with values in [0, 1]"
         )
     physics = np.array([_schedule(a, steps, "a (physics)") for a, _ in pairs], dtype)

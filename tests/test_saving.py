@@ -510,6 +510,7 @@ def test_schedules_of_gates_are_kept(tmp_path, schedule):
         ({"clip_at": 10**400}, "it must be finite"),
         ({"clip": np.array(["norm"])}, "unknown clip .*; choose from none, value, norm"),
         ({"on_divergence": True}, "unknown on_divergence True; choose from stop, skip"),
+        ({"variant": np.ones((2, 4))}, "variant is array.*; give one of R, M, S, N, C, or a pair"),
         ({"variant": (1, "0")}, r"gate b \(network\) is '0'; it must be numeric"),
         ({"variant": (1j, 0)}, r"gate a \(physics\) is 1j; it must be numeric"),
         ({"variant": (np.ma.ones(4), 0)}, r"gate a \(physics\) is a masked array"),
@@ -781,8 +782,11 @@ def test_devices_are_refused_before_anything_is_opened(tmp_path, monkeypatch, mo
         found = ask(tmp_path if os.fspath(place) == str(path) else place, *given, **more)
         return os.stat_result((mode, *found[1:])) if os.fspath(place) == str(path) else found
 
+    def opened(*unused, **more):
+        raise AssertionError("opened")
+
     monkeypatch.setattr(os, "stat", faked)
-    monkeypatch.setattr(os, "open", stop)
+    monkeypatch.setattr(os, "open", opened)
     for doing in (
         lambda: sb.train(pole(), out=path, force=True),
         lambda: storage.write(path, b""),
