@@ -355,14 +355,10 @@ def _train(
 
 def _learned(run: Any) -> dict[str, Any]:
     """What a training came to."""
-    losses = run.history["test_loss"]
-    best = int(losses.argmin())
-    return {
-        "epochs": len(losses),
-        "test_loss": float(losses[-1]),
-        "best_test_loss": float(losses[best]),
-        "best_epoch": int(run.history["epoch"][best]),
-    }
+    from stablebptt.data.run_file import best
+
+    losses, (epoch, lowest) = run.history["test_loss"], best(run.history)
+    return {"epochs": len(losses), "test_loss": float(losses[-1]), "best_test_loss": lowest, "best_epoch": epoch}
 
 
 def _train_seeds(problem: Any, seeds: list[int], out: Path, quiet: bool, as_json: bool, given: dict[str, Any]) -> None:
@@ -656,9 +652,9 @@ def _free(out: Path, force: bool) -> None:
     """Find out before the work that a file cannot be written."""
     from stablebptt.data.atomic import check_folder
 
+    check_folder(out)
     if out.exists() and not force:
         raise FileExistsError(f"{out} exists; choose another name, or replace it with --force")
-    check_folder(out)
 
 
 PICTURE: list[Option] = [

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,27 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+def target(path: Path) -> Path:
+    """The file that is written if `path` is given: behind a symbolic link its target, so that the link stays.
+
+    Raises
+    ------
+    OSError
+        If something lies there that is no regular file, such as a pipe or a device: a file must not take its place.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):  # not there, or `check_folder` will say it
+        mode = stat.S_IFREG
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    if not stat.S_ISREG(mode):
+        raise OSError(f"{path} is {KINDS.get(stat.S_IFMT(mode), 'something else')}, not a regular file; give another name")
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def expanded(path: str | Path) -> Path:
@@ -28,37 +50,38 @@ def expanded(path: str | Path) -> Path:
 
 def check_folder(path: Path) -> None:
     """Raise an OSError with a clear message if no file can be made where `path` lies."""
-    folder = path.parent
+    folder = target(path).parent
     if not folder.exists():
         raise FileNotFoundError(f"the folder {folder} does not exist; make it first")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"no permission to write in the folder {folder}")
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; when the block ends, the file is synced and renamed.
+def replacing(path: Path, *, rehearsal: bool = False) -> Iterator[Path]:
+    """A name beside `path` to write to; when the block ends, the file is synced and renamed; in a `rehearsal` it is removed.
 
     On any failure the old file stays and nothing is left behind.
 
     Raises
     ------
     OSError
-        If it cannot be written.
+        If it cannot be written, or `path` is no place for a file.
     """
-    name = None
+    name, place = None, target(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=_beside(path), suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_beside(place), suffix=place.suffix, dir=place.parent)
         os.close(handle)
         yield Path(name)
         with open(name, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        if rehearsal:
+            os.unlink(name)
+        else:
+            os.replace(name, place)
     except BaseException as error:
         if name is not None:
             with contextlib.suppress(OSError):
@@ -66,7 +89,7 @@ def replacing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and (name is None or error.filename in (None, name)):  # say which file it was to become
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    _sync_folder(path.parent)
+    _sync_folder(place.parent)
 
 
 @contextlib.contextmanager
@@ -74,21 +97,22 @@ def locked(path: Path) -> Iterator[None]:
     """Keep other processes from writing `path`; the lock of a dead process is taken over, with the parts it left behind.
 
     The system's lock on the file `.NAME.lock` decides, which ends with its process; the file's content says who holds it.
-    Where the file system knows no locks, the content decides.
+    Where the file system knows no locks, the content decides. It lies beside the file itself, not beside a link to it.
 
     Raises
     ------
     BlockingIOError
         With process and host, if another process (or thread) holds the lock.
     """
-    place = path.with_name(f".{path.name}.lock")
+    file = target(path)
+    place = file.with_name(f".{file.name}.lock")
     handle = _take(place, path)
     try:
         owner = {"process": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
         os.truncate(handle, 0)
         os.lseek(handle, 0, os.SEEK_SET)
         os.write(handle, json.dumps(owner).encode())
-        for part in path.parent.glob(f"{_beside(path, pattern=True)}*"):
+        for part in file.parent.glob(f"{_beside(file, pattern=True)}*"):
             with contextlib.suppress(OSError):
                 part.unlink()
         yield
@@ -100,8 +124,9 @@ def locked(path: Path) -> Iterator[None]:
 
 def _take(place: Path, path: Path) -> int:
     """An open lock file that nobody else has locked."""
+    target(place)
     while True:
-        handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(place, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         owner = _owner(handle)
         if not _lock(handle, owner):
             os.close(handle)

@@ -5,9 +5,11 @@ The layout is part of the public interface; docs/files.md describes it. `storage
 
 import contextlib
 import json
+import math
 import platform
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +21,7 @@ from stablebptt.data import storage
 from stablebptt.data.storage import FileFormatError, Group, Variable
 from stablebptt.version import __version__
 
-__all__ = ["HISTORY", "Content", "FileFormatError", "kind", "load", "load_trajectories", "read_any", "save", "save_paths"]
+__all__ = ["HISTORY", "Content", "FileFormatError", "best", "kind", "load", "load_trajectories", "read_any", "save", "save_paths"]
 
 RUN_FORMAT, PATHS_FORMAT, TABLE_FORMAT = "stablebptt-run", "stablebptt-paths", "stablebptt-table"
 FORMAT_VERSION = 1
@@ -35,6 +37,7 @@ HISTORY = {
     "skipped": "updates left out because they were not finite (only with on_divergence skip)",
     "seconds": "wall time of the epoch",
 }
+TAKEN = ("time", "control_time", "phase", "sample", "states", "controls", "loss")  # in /trajectories
 LAYER_AXES = {
     ("dense", "kernel"): ("input", "output"),
     ("dense", "bias"): ("output",),
@@ -55,16 +58,30 @@ class Content:
     trajectories: dict[str, np.ndarray]
     checkpoint: dict[str, np.ndarray]
     status: str
+    layers: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def save(path: str | Path, run: Any, progress: Any) -> None:
-    """Write a run (`tasks.training.Run`) and what resuming needs (`tasks.training.Progress`), as a whole."""
+def best(history: Mapping[str, np.ndarray]) -> tuple[int, float]:
+    """Epoch and value of the lowest finite test loss, as the checkpoint has them; (0, NaN) if there is none."""
+    losses = history["test_loss"]
+    if not np.isfinite(losses).any():
+        return 0, math.nan
+    place = int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
+    return int(history["epoch"][place]), float(losses[place])
+
+
+def save(path: str | Path, run: Any, progress: Any, *, rehearsal: bool = False) -> None:
+    """Write a run (`tasks.training.Run`) and what resuming needs (`tasks.training.Progress`), as a whole.
+
+    In a `rehearsal` all is done but the last step: what can go wrong is seen, and an old file stays.
+    """
     groups: dict[str, Group] = {"history": _history(run.history)}
     groups |= _layers("controller", run.problem, run.theta)
     groups |= _layers("best", run.problem, run.best_theta)
     groups["trajectories"] = _trajectories(run.problem, run.trajectories, ("before training", "after training"))
     groups["checkpoint"] = _checkpoint(run, progress)
-    storage.write(path, storage.encode(_attributes(RUN_FORMAT, run.config, run.status), groups))
+    content = storage.encode(_attributes(RUN_FORMAT, run.config, run.status), groups)
+    storage.write(path, content, rehearsal=rehearsal)
 
 
 def save_paths(path: str | Path, run: Any, trajectories: Mapping[str, np.ndarray], seed: int) -> None:
@@ -96,6 +113,9 @@ def load(path: str | Path) -> Content:
         columns.setdefault("skipped", _none_skipped(columns["epoch"]))  # the first files have no such column
         history = {name: columns[name].values for name in HISTORY}
         checkpoint = {name: variable.values for name, variable in groups["checkpoint"].items()}
+        for name in ("epoch", "best_loss", "best_epoch"):
+            if not checkpoint[name].size:
+                raise KeyError(name)
         return Content(
             config=config_of(attributes, path),
             attributes=attributes,
@@ -105,6 +125,7 @@ def load(path: str | Path) -> Content:
             trajectories={name: variable.values for name, variable in groups["trajectories"].items()},
             checkpoint=checkpoint,
             status=str(attributes["status"]),
+            layers=dict(_layers_in(groups, "controller")),
         )
     except KeyError as error:
         raise FileFormatError(f"{path} lacks {error}") from None
@@ -187,14 +208,31 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """Git commit of the package's sources; empty if they are no checkout."""
-    git = Path(__file__).parent.parent / ".git"
     try:
-        head = (git / "HEAD").read_text().strip()
-        if not head.startswith("ref: "):
-            return head
-        return (git / head.removeprefix("ref: ")).read_text().strip()
-    except OSError:
+        place = _git_folder(Path(__file__).parent.parent / ".git")
+        head = (place / "HEAD").read_text().strip()
+        name = head.removeprefix("ref: ")
+        found = head if name == head else _commit_of(name, place)
+    except (OSError, ValueError):
         return ""
+    return found if re.fullmatch("[0-9a-f]+", found) else ""
+
+
+def _git_folder(place: Path) -> Path:
+    """Where a checkout keeps its HEAD: in `.git`, or where the file `.git` of a linked worktree or a submodule says."""
+    if place.is_dir():
+        return place
+    return place.parent / place.read_text().strip().removeprefix("gitdir: ")
+
+
+def _commit_of(name: str, place: Path) -> str:
+    """The commit of a branch, from a file of its own or from the list of packed ones, which worktrees share."""
+    shared = place / (place / "commondir").read_text().strip() if (place / "commondir").exists() else place
+    for folder in (place, shared):
+        if (folder / name).is_file():
+            return (folder / name).read_text().strip()
+    lines = (line.split() for line in (shared / "packed-refs").read_text().splitlines())
+    return next((words[0] for words in lines if words[1:] == [name]), "")
 
 
 def _attributes(kind: str, config: dict[str, Any], status: str) -> dict[str, Any]:
@@ -218,18 +256,53 @@ def _history(history: Mapping[str, np.ndarray]) -> Group:
 
 
 def _layers(place: str, problem: Any, theta: np.ndarray) -> dict[str, Group]:
-    groups: dict[str, Group] = {}
+    """Every parameter of a controller as a dataset; the words of its name before the last are groups."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
     for name, values in problem.layers(theta).items():
-        layer, part = name.split("/")
-        dims = LAYER_AXES[layer.split("_")[0], part]
-        group = groups.setdefault(f"{place}/{layer}", {})
-        group[part] = Variable(values, dims, "1", f"{part} of layer {layer}")
-    return groups
+        layer, _, part = f"{place}/{name}".rpartition("/")
+        parts.setdefault(layer, {})[part] = np.atleast_1d(values)
+    return {layer: _layer(layer, arrays, set(parts)) for layer, arrays in parts.items()}
+
+
+def _layer(layer: str, arrays: Mapping[str, np.ndarray], layers: Collection[str]) -> Group:
+    """The parameters of one layer, with named axes: known ones if it is one of ours, else the parameter's name and a number."""
+    taken = {*arrays, *(inner[len(layer) + 1 :].partition("/")[0] for inner in layers if inner.startswith(f"{layer}/"))}
+    kind = layer.rpartition("/")[2].partition("_")[0]
+    dims = {part: LAYER_AXES.get((kind, part), ()) for part in arrays}
+    lengths = {(dim, n) for part, values in arrays.items() for dim, n in zip(dims[part], values.shape)}
+    unnamed = any(len(dims[part]) != values.ndim for part, values in arrays.items())
+    if unnamed or len(lengths) > len(dict(lengths)) or taken & set(dict(lengths)):
+        dims = {part: _axis_names(part, values.ndim, taken) for part, values in arrays.items()}
+    where = layer.partition("/")[2]
+    words = {part: f"{part} of layer {where}" if where else part for part in arrays}
+    return {part: Variable(values, dims[part], "1", words[part]) for part, values in arrays.items()}
+
+
+def _axis_names(part: str, count: int, taken: set[str]) -> tuple[str, ...]:
+    """Names of a parameter's axes that nothing else beside it bears."""
+    names = []
+    for axis in range(count):
+        name = f"{part}_{axis}"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        names.append(name)
+    return tuple(names)
+
+
+def _layers_in(groups: Mapping[str, Group], place: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and values of what `_layers` wrote."""
+    for path, group in groups.items():
+        if path == place or path.startswith(f"{place}/"):
+            for part, variable in group.items():
+                if variable.dims != (part,):  # else it is the scale of an axis
+                    yield f"{path}/{part}".removeprefix(f"{place}/"), variable.values
 
 
 def _trajectories(problem: Any, given: Mapping[str, np.ndarray], phases: tuple[str, ...]) -> Group:
     state_dims, control_dims = (tuple(a.name for a in axes) for axes in (problem.state_axes, problem.control_axes))
     count = given["states"].shape[1]
+    seen: dict[str, Any] = {}
     group: Group = {
         "time": Variable(given["time"], ("time",), "s", "time"),
         "control_time": Variable(given["time"][:-1], ("control_time",), "s", "time at which a control begins to act"),
@@ -237,6 +310,8 @@ def _trajectories(problem: Any, given: Mapping[str, np.ndarray], phases: tuple[s
         "sample": Variable(np.arange(count), ("sample",), "1", "initial state"),
     }
     for axis in (*problem.state_axes, *problem.control_axes):
+        if axis.name in TAKEN or seen.setdefault(axis.name, axis) != axis or not storage.is_name(axis.name):
+            raise ValueError(f"an axis is called {axis.name!r}, as something else beside it or as no file can have it; rename it")
         if all(isinstance(place, str) for place in axis.places):
             group[axis.name] = _words(axis.name, axis.long_name, axis.places)
         else:
@@ -276,7 +351,10 @@ def _checkpoint(run: Any, progress: Any) -> Group:
             "seed, and the next epoch: every random stream is opened anew from these two",
         ),
     }
+    taken = {*group, *(f"optimizer_{name}" for name in progress.optimizer)}
     for name, values in progress.optimizer.items():
-        dim = "parameter" if values.shape == progress.theta.shape else f"optimizer_{name}"
-        group[f"optimizer_{name}"] = Variable(values, (dim,), "1", f"state of the optimizer: {name}")
+        values, place = np.atleast_1d(values), f"optimizer_{name}"
+        own = (place,) if values.ndim == 1 else _axis_names(place, values.ndim, taken)
+        dims = ("parameter",) if values.shape == progress.theta.shape else own
+        group[place] = Variable(values, dims, "1", f"state of the optimizer: {name}")
     return group

@@ -28,6 +28,8 @@ LARGEST_CHUNK = 64 << 20
 LARGEST_RATIO = 100  # of all that is unpacked over the size of the file, above LARGEST_CHUNK bytes
 MOST_OBJECTS = 10_000
 DEEPEST = 8
+LONGEST_NAME = 200  # bytes; netCDF keeps 256, and axes are named after variables
+NAME_RULE = f"printable, of at most {LONGEST_NAME} bytes, beginning with a letter, a digit or _, without a space at the end"
 # Attributes that dimension scales and netCDF-4 put there.
 INTERNAL = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates"}
 
@@ -47,6 +49,9 @@ class Variable:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, words in (("units", self.units), ("long_name", self.long_name)):
+            if not isinstance(words, str):
+                raise TypeError(f"{name} is {words!r}; it must be a word or a few")
         if self.values.dtype.kind not in "fiu":
             raise TypeError(f"{self.long_name}: values of type {self.values.dtype}; only real numbers can be kept")
         if self.values.ndim == 0 or self.values.ndim != len(self.dims):
@@ -54,6 +59,13 @@ class Variable:
 
 
 Group = dict[str, Variable]
+
+
+def is_name(word: str) -> bool:
+    """Whether netCDF takes a word as the name of a variable or a group, as `NAME_RULE` says."""
+    if not word.isprintable() or word != word.strip() or "/" in word:
+        return False
+    return (word[:1].isalnum() or word[:1] == "_") and len(word.encode()) <= LONGEST_NAME
 
 
 def encode(attributes: Mapping[str, str | int | float], groups: Mapping[str, Group]) -> bytes:
@@ -68,8 +80,20 @@ def encode(attributes: Mapping[str, str | int | float], groups: Mapping[str, Gro
     Raises
     ------
     ValueError
-        If axes of one name in one group differ in length.
+        If axes of one name in one group differ in length, or `read` would refuse the file.
     """
+    sizes = [variable.values.nbytes for group in groups.values() for variable in group.values()]
+    size, largest = sum(sizes), max(sizes, default=0)
+    image = _image(attributes, groups, 4)
+    if size > LARGEST_CHUNK and size > LARGEST_RATIO * len(image):
+        image = _image(attributes, groups, 0)  # such as many zeros: packed so well that `read` would take it for a trap
+    if largest > LARGEST_DATASET or size > LARGEST_CONTENT or len(image) > LARGEST_FILE - 1024:
+        raise ValueError(f"a file of {len(image)} bytes that unpacks into {size} could not be read again; keep less in it")
+    return image + TRAILER + hashlib.sha256(image).digest()
+
+
+def _image(attributes: Mapping[str, str | int | float], groups: Mapping[str, Group], level: int) -> bytes:
+    """An HDF5 file, its datasets packed by gzip at a level."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", track_order=True) as file:
         file.attrs.update(attributes)
@@ -77,12 +101,15 @@ def encode(attributes: Mapping[str, str | int | float], groups: Mapping[str, Gro
             place = file
             for part in path.split("/"):
                 place = place[part] if part in place else place.create_group(part, track_order=True)
-            _write_group(place, path, group)
-    image = buffer.getvalue()
-    return image + TRAILER + hashlib.sha256(image).digest()
+            _write_group(place, path, group, level)
+        objects: list[str] = []
+        file.visit(objects.append)
+    if len(objects) > MOST_OBJECTS or max((path.count("/") for path in objects), default=0) > DEEPEST:
+        raise ValueError(f"a file of {len(objects)} objects could not be read again; keep less in it")
+    return buffer.getvalue()
 
 
-def _write_group(place: h5py.Group, path: str, group: Group) -> None:
+def _write_group(place: h5py.Group, path: str, group: Group, level: int) -> None:
     lengths: dict[str, int] = {}
     for name, variable in group.items():
         for dim, length in zip(variable.dims, variable.values.shape):
@@ -92,10 +119,10 @@ def _write_group(place: h5py.Group, path: str, group: Group) -> None:
     for dim, variable in scales.items():
         if variable.dims != (dim,):
             raise ValueError(f"{path}/{dim} bears the name of an axis, so {dim} must be its only axis")
-        _write(place, dim, variable).make_scale(dim)
+        _write(place, dim, variable, level).make_scale(dim)
     for name, variable in group.items():
         if name not in scales:
-            dataset = _write(place, name, variable)
+            dataset = _write(place, name, variable, level)
             for axis, dim in enumerate(variable.dims):
                 dataset.dims[axis].attach_scale(place[dim])
 
@@ -104,25 +131,24 @@ def _index(dim: str, length: int) -> Variable:
     return Variable(np.arange(length, dtype=np.int32), (dim,), "1", f"index along {dim}")
 
 
-def _write(place: h5py.Group, name: str, variable: Variable) -> h5py.Dataset:
+def _write(place: h5py.Group, name: str, variable: Variable, level: int) -> h5py.Dataset:
     shape = variable.values.shape
     empty = {"maxshape": (None,) * len(shape), "chunks": tuple(max(1, min(n, 256)) for n in shape)} if 0 in shape else {}
-    dataset = place.create_dataset(
-        name, data=variable.values, compression="gzip", shuffle=True, fletcher32=True, track_times=False, **empty
-    )
+    packed = {"compression": "gzip", "compression_opts": level, "shuffle": True, "fletcher32": True}
+    dataset = place.create_dataset(name, data=variable.values, track_times=False, **packed, **empty)
     dataset.attrs.update({"units": variable.units, "long_name": variable.long_name, **variable.attributes})
     return dataset
 
 
-def write(path: str | Path, content: bytes) -> None:
-    """Put a file in its place as a whole; on any failure the old one stays and nothing is left behind.
+def write(path: str | Path, content: bytes, *, rehearsal: bool = False) -> None:
+    """Put a file in its place as a whole; on any failure, and in a `rehearsal`, the old one stays and nothing is left behind.
 
     Raises
     ------
     OSError
         If it cannot be written.
     """
-    with replacing(expanded(path)) as beside:
+    with replacing(expanded(path), rehearsal=rehearsal) as beside:
         beside.write_bytes(content)
 
 

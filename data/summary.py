@@ -61,7 +61,8 @@ def summarize(path: str | Path, trajectory: int | None = None) -> dict[str, Any]
 def text(summary: dict[str, Any]) -> str:
     """A summary as lines for people."""
     config = summary["config"]
-    options = ", ".join(f"{key} {_word(value)}" for key, value in config.get("options", {}).items() if not isinstance(value, dict))
+    plain = {key: value for key, value in config.get("options", {}).items() if not isinstance(value, dict)}
+    options = ", ".join(f"{key} {_word(value)}" for key, value in plain.items())
     settings = {key: value for key, value in config.items() if key not in ("task", "options", "optimizer")}
     optimizer = config.get("optimizer", {})
     lines = [f"{summary['file']}: {summary['format']}, version {summary['format_version']}"]
@@ -84,11 +85,12 @@ def text(summary: dict[str, Any]) -> str:
         lines.append(f"  note        {summary['note']}")
     if losses := summary.get("losses"):
         if losses["epochs"]:
+            found = f"lowest {_number(losses['best_test_loss'], '.6g')} (epoch {losses['best_epoch']})"
+            lowest = found if losses["best_epoch"] else "none of them finite"
             lines += [
-                f"  epochs      {losses['epochs']} in {losses['seconds']:.1f} s",
-                f"  test loss   last {losses['last_test_loss']:.6g}, lowest {losses['best_test_loss']:.6g} "
-                f"(epoch {losses['best_epoch']})",
-                f"  train loss  last {losses['last_train_loss']:.6g}",
+                f"  epochs      {losses['epochs']} in {_number(losses['seconds'], '.1f')} s",
+                f"  test loss   last {_number(losses['last_test_loss'], '.6g')}, {lowest}",
+                f"  train loss  last {_number(losses['last_train_loss'], '.6g')}",
             ]
             lines += [f"    {line}" for line in text_plot(summary["test_loss"])]
         else:
@@ -153,21 +155,21 @@ def _trajectory_lines(trajectory: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _number(value: float | None) -> str:
-    return "nan" if value is None else f"{value:.7g}"
+def _number(value: float | None, form: str = ".7g") -> str:
+    return "nan" if value is None else format(value, form)
 
 
 def _losses(history: dict[str, np.ndarray]) -> dict[str, Any]:
     epochs = len(history.get("epoch", ()))
-    if not epochs or "test_loss" not in history:
-        return {"epochs": epochs}
-    best = int(np.argmin(history["test_loss"]))
+    if not epochs or any(len(history.get(name, ())) != epochs for name in ("test_loss", "train_loss", "seconds")):
+        return {"epochs": 0}
+    epoch, lowest = run_file.best(history)
     return {
         "epochs": epochs,
         "seconds": float(history["seconds"].sum()),
         "last_test_loss": float(history["test_loss"][-1]),
-        "best_test_loss": float(history["test_loss"][best]),
-        "best_epoch": int(history["epoch"][best]),
+        "best_test_loss": lowest,
+        "best_epoch": epoch,
         "last_train_loss": float(history["train_loss"][-1]),
     }
 

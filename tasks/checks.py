@@ -4,23 +4,36 @@ import math
 import operator
 import os
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from stablebptt.data import storage
+
 MOST = 10**9  # of anything that is counted
 LARGEST = 10**6  # number of poles, objects, points, features
+LONGEST_TOLD = 100  # letters of what was given, in a message
+MOST_AXES = 32  # of a parameter, as HDF5 keeps them
+MOST_PARTS = storage.MOST_OBJECTS * 2 // 5  # of a layout: a run file keeps them twice, last and best, beside all else
+
+
+def told(value: Any) -> str:
+    """What was given, in one short line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST_TOLD else f"{text[:LONGEST_TOLD]} .."
 
 
 def whole(name: str, value: Any, least: int, most: int = MOST) -> int:
     """An integer from `least` to `most`."""
     try:
-        if isinstance(value, bool):
+        if not _is_scalar(value):
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r}; it must be a whole number") from None
+        raise TypeError(f"{name} is {told(value)}; it must be a whole number") from None
     if number < least:
         raise ValueError(f"{name} is {number}; it must be at least {least}")
     if number > most:
@@ -51,28 +64,67 @@ def index(name: str, value: Any, count: int) -> int:
     return number
 
 
-def real(name: str, value: Any, above: float | None = None, least: float | None = None) -> float:
-    """A finite number above `above` or of at least `least`."""
+def real(name: str, value: Any, above: float | None = None, least: float | None = None, below: float | None = None) -> float:
+    """A finite number above `above`, of at least `least`, below `below`."""
     try:
-        if isinstance(value, bool | str):
+        if not _is_scalar(value):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} is {value!r}; it must be a number") from None
+        raise TypeError(f"{name} is {told(value)}; it must be a number") from None
+    except OverflowError:
+        raise ValueError(f"{name} is beyond the numbers of 64 bits; it must be finite") from None
     if not math.isfinite(number):
         raise ValueError(f"{name} is {number}; it must be finite")
     if above is not None and not number > above:
         raise ValueError(f"{name} is {number}; it must be above {above:g}")
     if least is not None and not number >= least:
         raise ValueError(f"{name} is {number}; it must be at least {least:g}")
+    if below is not None and not number < below:
+        raise ValueError(f"{name} is {number}; it must be below {below:g}")
     return number
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether a value may stand for one real number: no word, truth value, axis, mask, complex number or time."""
+    if isinstance(value, bool | str | bytes | bytearray | np.ma.MaskedArray):
+        return False
+    kind = getattr(getattr(value, "dtype", None), "kind", "f")
+    return kind in "fiu" and getattr(value, "ndim", 0) == 0
+
+
+def flag(name: str, value: Any) -> bool:
+    """A truth value."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {told(value)}; it must be True or False")
+    return bool(value)
 
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     """One of a few words."""
-    if value not in allowed:
-        raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(allowed)}")
-    return value
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"unknown {name} {told(value)}; choose from {', '.join(allowed)}")
+    return str(value)
+
+
+def plain(name: str, value: Any) -> Any:
+    """The same in Python's own words, numbers, lists and tables, as JSON keeps them."""
+    if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "biufU":
+        unmasked(name, value)
+        return (value.astype(np.float64) if value.dtype.kind == "f" else value).tolist()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {str(key): plain(f"{name}.{key}", item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(f"{name}[{place}]", item) for place, item in enumerate(value)]
+    kept = "a run file keeps words, numbers, truth values, and lists and tables of them"
+    raise TypeError(f"{name} is of type {type(value).__name__}; {kept}")
+
+
+def native(value: Any) -> Any:
+    """A NumPy number as one of Python's; anything else as it is."""
+    return plain("number", value) if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
 
 
 def precision(value: Any) -> Any:
@@ -81,10 +133,16 @@ def precision(value: Any) -> Any:
     return {"float32": np.float32, "float64": np.float64}[choice("dtype", name, ("float32", "float64"))]
 
 
+def _is_row(name: str, value: Any) -> bool:
+    """Whether a value is a sequence or an array with one axis."""
+    unmasked(name, value)
+    return not isinstance(value, str) and isinstance(value, Sequence | np.ndarray) and getattr(value, "ndim", 1) == 1
+
+
 def sizes(name: str, value: Any) -> tuple[int, ...]:
     """Sizes of hidden layers: at least one, each at least 1."""
-    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
-        raise TypeError(f"{name} is {value!r}; it must be a sequence of layer sizes such as (100, 100)")
+    if not _is_row(name, value):
+        raise TypeError(f"{name} is {told(value)}; it must be a sequence of layer sizes such as (100, 100)")
     if len(value) == 0:
         raise ValueError(f"{name} is empty; give at least one hidden layer")
     return tuple(size(f"{name}[{i}]", width) for i, width in enumerate(value))
@@ -92,18 +150,20 @@ def sizes(name: str, value: Any) -> tuple[int, ...]:
 
 def point(name: str, value: Any) -> tuple[float, float]:
     """Two finite numbers."""
-    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or len(value) != 2:
-        raise TypeError(f"{name} is {value!r}; it must be two numbers such as (0, 0)")
+    if not _is_row(name, value) or len(value) != 2:
+        raise TypeError(f"{name} is {told(value)}; it must be two numbers such as (0, 0)")
     return real(f"{name}[0]", value[0]), real(f"{name}[1]", value[1])
 
 
 def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any, finite: bool = True) -> np.ndarray:
     """A contiguous array of (finite) numbers of the given shape; a letter in `shape` stands for any length above 0."""
+    unmasked(name, value)
     try:
         given = np.asarray(value)
         if given.dtype.kind not in "fiu":
             raise TypeError
-        result = np.ascontiguousarray(given, dtype)
+        with np.errstate(over="ignore"):  # seen below
+            result = np.ascontiguousarray(given, dtype)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be an array of real numbers of shape {_show(shape)}") from None
     fits = len(given.shape) == len(shape) and all(
@@ -115,6 +175,31 @@ def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any, finite: boo
         where = np.argwhere(~np.isfinite(result))[0]
         raise ValueError(f"{name} has a value that is not finite in {np.dtype(dtype)}, at {tuple(map(int, where))}")
     return result
+
+
+def unmasked(name: str, value: Any) -> None:
+    """Raise a TypeError if there is a masked array in a value: what is masked has no value to compute with."""
+    if _has_mask(value):
+        raise TypeError(f"{name} is a masked array; give plain numbers (numpy.ma.filled fills the gaps)")
+
+
+def _has_mask(value: Any) -> bool:
+    return isinstance(value, np.ma.MaskedArray) or (isinstance(value, list | tuple) and any(map(_has_mask, value)))
+
+
+def sampled(states: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A copy of what a problem's `sample` gave: floating-point numbers of the shape (count, *state_shape).
+
+    Nothing else is cast: what a sampler gives by mistake would be trained on without a word.
+    """
+    wanted = f"it must give an array of floating-point numbers of shape {_show(shape)}"
+    unmasked("what sample gave", states)
+    if getattr(getattr(states, "dtype", None), "kind", None) != "f":
+        dtype_given = f" of {states.dtype}" if hasattr(states, "dtype") else ""
+        raise TypeError(f"sample gave {type(states).__name__}{dtype_given}; {wanted}")
+    if tuple(states.shape) != shape:
+        raise ValueError(f"sample gave the shape {tuple(states.shape)}; {wanted}")
+    return array("what sample gave", states, shape, dtype).copy()
 
 
 def _show(shape: tuple[Any, ...]) -> str:
@@ -130,3 +215,50 @@ def span(name: str, text: str) -> list[int] | None:
     if end <= first:
         raise ValueError(f"{name} is {text!r}, an empty range")
     return list(range(first, end))
+
+
+def layout(controller: Any) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a controller's parameters, if a run file can keep them; names in Unicode's normal form.
+
+    A name is one or more words with slashes between them, such as "gain/kernel"; a shape is a tuple of whole numbers above 0.
+    """
+    who = f"the layout of {type(controller).__name__}"
+    if not callable(getattr(controller, "layout", None)):
+        raise TypeError(f"{who} is missing; define layout(self), a dict of names and shapes such as {{'gain/kernel': (1, 2)}}")
+    given = controller.layout()
+    if not isinstance(given, Mapping) or not given:
+        found = "empty" if isinstance(given, Mapping) else f"of type {type(given).__name__}"
+        raise TypeError(f"{who} is {found}; it must be a dict of names and shapes, such as {{'gain/kernel': (1, 2)}}")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in given.items():
+        place = _place(who, name)
+        if place in shapes:
+            raise ValueError(f"{who} has the name {name!r} twice")
+        shapes[place] = _axes(f"{who}: the shape of {name!r}", shape)
+    for inner in shapes:
+        if (name := next((str(layer) for layer in PurePosixPath(inner).parents if str(layer) in shapes), None)) is not None:
+            raise ValueError(f"{who} has a parameter {name!r} and, in a layer of that name, {inner!r}; give one another name")
+    size, said = sum(map(math.prod, shapes.values())), controller.n_parameters
+    if size != said:
+        raise ValueError(f"{who} has {size} numbers, but its n_parameters is {said!r}")
+    objects = sum(name.count("/") + 1 + len(shape) for name, shape in shapes.items())
+    if objects > MOST_PARTS:
+        raise ValueError(f"{who} has {objects} names, layers and axes; a run file keeps at most {MOST_PARTS}")
+    return shapes
+
+
+def _place(who: str, name: Any) -> str:
+    """A name of a layout in Unicode's normal form, as netCDF keeps it."""
+    words = unicodedata.normalize("NFC", name).split("/") if isinstance(name, str) else []
+    if not 1 <= len(words) <= storage.DEEPEST or not all(map(storage.is_name, words)):
+        raise ValueError(
+            f"{who} has the name {name!r}; it must be up to {storage.DEEPEST} words with slashes between them, each "
+            f"{storage.NAME_RULE}"
+        )
+    return "/".join(words)
+
+
+def _axes(name: str, shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple | list) or len(shape) > MOST_AXES:
+        raise TypeError(f"{name} is {told(shape)}; it must be a tuple of at most {MOST_AXES} whole numbers, such as (1, 2)")
+    return tuple(whole(f"{name}[{axis}]", length, 1) for axis, length in enumerate(shape))

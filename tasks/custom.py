@@ -78,8 +78,8 @@ def custom_problem(
     _needs("system", system, System, SYSTEM)
     _needs("loss", loss, Struct, LOSS)
     kind = checks.precision(dtype)
-    state_shape = _shape("state_shape", state_shape or getattr(system, "state_shape", None))
-    control_shape = _shape("control_shape", control_shape or getattr(system, "control_shape", None))
+    state_shape = _shape("state_shape", getattr(system, "state_shape", None) if state_shape is None else state_shape)
+    control_shape = _shape("control_shape", getattr(system, "control_shape", None) if control_shape is None else control_shape)
     if not isinstance(controller, Struct):
         controller = mlp((int(np.prod(state_shape)), *checks.sizes("controller", controller), int(np.prod(control_shape))))
     elif isinstance(controller, Controller):
@@ -90,6 +90,7 @@ def custom_problem(
     for part in parts:
         _check_fields(part)
     named = dict(zip(PARTS, parts))
+    checks.layout(parts[1])
     steps, dt = checks.whole("steps", steps, 1), checks.real("dt", dt, above=0)
     rho = checks.real("regularization", regularization, least=0)
     options = {
@@ -148,7 +149,7 @@ def from_source(source: str, **arguments: Any) -> Problem:
         raise ValueError(f"{source} made {type(problem).__name__}, not a problem; return sb.problem(system=..., ...)")
     if problem.task != TASK:
         return problem
-    options = {**problem.options, "source": source, "arguments": arguments}
+    options = {**problem.options, "source": source, "arguments": checks.plain("arguments", arguments)}
     return dataclasses.replace(problem, options=options)
 
 
@@ -371,9 +372,9 @@ def _is_held(value: Any) -> bool:
 def _shape(name: str, value: Any) -> tuple[int, ...]:
     if value is None:
         raise TypeError(f"{name} is missing; give it, or define it in the system's class")
-    if isinstance(value, int):
+    if isinstance(value, int | np.integer):
         value = (value,)
-    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or np.size(value) == 0:
         raise TypeError(f"{name} is {value!r}; it must be a tuple of whole numbers, such as (3, 2)")
     return tuple(checks.size(f"{name}[{axis}]", length) for axis, length in enumerate(value))
 

@@ -73,7 +73,8 @@ def learning_curves(runs: list[Run], curves: tuple[str, ...] = ("test", "update"
         axes.grid(True, alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     shown = figure.axes[0]
-    legend(shown, [line.get_label() for line in shown.get_lines()], frameon=False, fontsize="small")
+    if shown.get_lines():  # else no epoch is done
+        legend(shown, [line.get_label() for line in shown.get_lines()], frameon=False, fontsize="small")
     heading = "; ".join(sorted({run.problem.title for run in runs}))
     literally(figure.suptitle(heading + (f" (running means over {smooth} epochs)" if smooth > 1 else ""), fontsize="medium"))
     return figure
@@ -170,10 +171,12 @@ def _curve(axes: Any, column: str, members: list[Run], title: str, look: dict[st
 
 
 def _smoothed(values: np.ndarray, width: int) -> np.ndarray:
-    """Running mean over the last `width` values (over fewer at the beginning)."""
+    """Running mean over the finite ones of the last `width` values (of fewer at the beginning)."""
     if width == 1 or not len(values):
         return values
-    sums = np.cumsum(np.concatenate([[0.0], values]))
+    finite = np.isfinite(values)
+    sums, counts = (np.cumsum(np.concatenate([[0.0], part])) for part in (np.where(finite, values, 0.0), finite))
     end = np.arange(1, len(values) + 1)
     begin = np.maximum(end - width, 0)
-    return (sums[end] - sums[begin]) / (end - begin)
+    with np.errstate(invalid="ignore"):  # NaN where none is finite
+        return (sums[end] - sums[begin]) / (counts[end] - counts[begin])

@@ -5,10 +5,13 @@ gradient, state)`` returns new parameters and a new state and changes nothing it
 """
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
 
 import numpy as np
+
+from stablebptt.data import storage
+from stablebptt.tasks import checks
 
 State = dict[str, np.ndarray]
 CLIP_MODES = ("none", "value", "norm")
@@ -20,6 +23,7 @@ def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarra
         raise ValueError(f"unknown clip mode {mode!r}; choose from {', '.join(CLIP_MODES)}")
     if not (at > 0 and math.isfinite(at)):
         raise ValueError(f"clip at {at}; it must be a positive number")
+    checks.unmasked("gradient", gradient)
     if mode == "value":
         return np.clip(gradient, -at, at)
     if mode == "norm":
@@ -30,16 +34,21 @@ def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarra
 
 @dataclass(frozen=True)
 class Rule:
-    """Base of the update rules."""
+    """Base of the update rules.
+
+    A rule of your own is a frozen dataclass with whatever fields it needs; they are kept in the run file, so they are numbers,
+    words, or lists and tables of them.
+    """
 
     learning_rate: float
+    _below: ClassVar[dict[str, float]] = {}  # fields that may not be negative, and what each must be below
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            upper = math.inf if name in ("learning_rate", "epsilon", "initial") else 1.0
-            if not (0 <= value < upper) or (name == "learning_rate" and value == 0):
-                allowed = "positive and finite" if name == "learning_rate" else f"in [0, {upper})"
-                raise ValueError(f"{name} is {value}; it must be {allowed}")
+        checks.real("learning_rate", self.learning_rate, above=0)
+        for name, limit in self._below.items():
+            checks.real(name, getattr(self, name), least=0, below=limit)
+        for field in fields(self):
+            object.__setattr__(self, field.name, checks.native(getattr(self, field.name)))
 
     @property
     def name(self) -> str:
@@ -58,6 +67,7 @@ class Rule:
 class Adam(Rule):
     """Adam; epsilon outside the root, bias correction folded into the step size."""
 
+    _below: ClassVar[dict[str, float]] = {"beta1": 1.0, "beta2": 1.0, "epsilon": math.inf}
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-7
@@ -87,6 +97,7 @@ class Adam(Rule):
 class Sgd(Rule):
     """Gradient descent, with momentum if it is not zero: ``v = momentum v - rate g; theta += v``."""
 
+    _below: ClassVar[dict[str, float]] = {"momentum": 1.0}
     momentum: float = 0.0
 
     def init(self, theta: np.ndarray) -> State:
@@ -103,6 +114,7 @@ class Sgd(Rule):
 class Adagrad(Rule):
     """Adagrad: ``a += g^2; theta -= rate g / sqrt(a + epsilon)``."""
 
+    _below: ClassVar[dict[str, float]] = {"initial": math.inf, "epsilon": math.inf}
     initial: float = 0.1
     epsilon: float = 1e-7
 
@@ -119,6 +131,7 @@ class Adagrad(Rule):
 class Adadelta(Rule):
     """Adadelta: steps of the size of past steps over past gradients, both as running root mean squares."""
 
+    _below: ClassVar[dict[str, float]] = {"rho": 1.0, "epsilon": math.inf}
     rho: float = 0.95
     epsilon: float = 1e-7
 
@@ -136,6 +149,7 @@ class Adadelta(Rule):
 class Rmsprop(Rule):
     """RMSprop: ``s = rho s + (1 - rho) g^2; theta -= rate g / sqrt(s + epsilon)``."""
 
+    _below: ClassVar[dict[str, float]] = {"rho": 1.0, "epsilon": math.inf}
     rho: float = 0.9
     epsilon: float = 1e-7
 
@@ -170,6 +184,31 @@ def adadelta(learning_rate: float = 0.001, rho: float = 0.95, epsilon: float = 1
 def rmsprop(learning_rate: float = 0.001, rho: float = 0.9, epsilon: float = 1e-7) -> Rmsprop:
     """RMSprop as published."""
     return Rmsprop(learning_rate, rho, epsilon)
+
+
+def begin(rule: Rule, theta: np.ndarray) -> State:
+    """The state before the first update, if a run file can keep it; found out with an update by a gradient of ones."""
+    state = rule.init(theta)
+    with np.errstate(all="ignore"):
+        after = rule.apply(theta, np.ones_like(theta), state)[1]
+    first, then = _kept(rule, state), _kept(rule, after)
+    if first != then:
+        raise ValueError(f"the state of {type(rule).__name__} is {first} at first and {then} after an update; it must stay alike")
+    return state
+
+
+def _kept(rule: Rule, state: Any) -> dict[str, str]:
+    """Types and shapes of a state's arrays."""
+    who = f"the state of {type(rule).__name__}"
+    if not isinstance(state, dict):
+        raise TypeError(f"{who} is of type {type(state).__name__}; it must be a dict of arrays")
+    for name, values in state.items():
+        if not isinstance(name, str) or not storage.is_name(name):
+            raise ValueError(f"{who} has the name {name!r}; a name must be {storage.NAME_RULE}")
+        checks.unmasked(f"{who}: {name}", values)
+        if not isinstance(values, np.generic | np.ndarray) or values.dtype.kind not in "fiu":
+            raise TypeError(f"{who}: {name} is of type {type(values).__name__}; it must be an array of real numbers")
+    return {name: f"{values.dtype} {values.shape}" for name, values in state.items()}
 
 
 RULES: dict[str, Any] = {"adam": adam, "sgd": sgd, "adagrad": adagrad, "adadelta": adadelta, "rmsprop": rmsprop}

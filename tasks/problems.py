@@ -231,32 +231,38 @@ class Problem:
 
     def sample(self, count: int, seed: int = 0, purpose: int = STATES) -> np.ndarray:
         """Random initial states (count, *state_shape); `purpose` tells apart the streams of one seed."""
-        checks.memory(f"{checks.whole('count', count, 1)} states", 16.0 * count * self.n_state)
-        return self.draw(stream(seed, purpose), count).astype(self.dtype)
+        count = checks.whole("count", count, 1)
+        checks.memory(f"{count} states", 16.0 * count * self.n_state)
+        return checks.sampled(self.draw(stream(seed, purpose), count), (count, *self.state_shape), self.dtype)
 
     def init(self, seed: int = 0) -> np.ndarray:
-        """Initial parameters (n_parameters,): Glorot uniform kernels, zero biases; the last kernel as `output_init` says."""
-        random, layout = stream(seed, WEIGHTS), self.controller.layout()
+        """Initial parameters (n_parameters,): Glorot uniform kernels, zero biases; the last kernel as `output_init` says.
+
+        A kernel is what has a name that ends in "kernel"; its last two axes are inputs and outputs (of fewer axes, the missing
+        ones have length 1), those before them the field of a convolution.
+        """
+        random, layout = stream(seed, WEIGHTS), checks.layout(self.controller)
         last = next((name for name in reversed(layout) if name.endswith("kernel")), None)
         parts = []
         for name, shape in layout.items():
             values = np.zeros(shape)
             if name.endswith("kernel"):
-                field_size = int(np.prod(shape[:-2]))
-                limit = np.sqrt(6 / (field_size * (shape[-2] + shape[-1])))
-                values = random.uniform(-limit, limit, shape)
+                *window, inputs, outputs = (*shape, *(1,) * (2 - len(shape)))
+                limit = np.sqrt(6 / (int(np.prod(window)) * (inputs + outputs)))
+                values = np.asarray(random.uniform(-limit, limit, shape))
                 if name == last and self.output_init == "zero":
-                    values[:] = 0
+                    values = np.zeros(shape)
             parts.append(values.ravel())
         return np.concatenate(parts).astype(self.dtype)
 
     def layers(self, theta: np.ndarray) -> dict[str, np.ndarray]:
         """Named views into theta, in its order."""
+        checks.unmasked("theta", theta)
         theta = np.asarray(theta)
         if theta.shape != (self.n_parameters,):
             raise ValueError(f"theta has shape {theta.shape}; it must be ({self.n_parameters},)")
         views, place = {}, 0
-        for name, shape in self.controller.layout().items():
+        for name, shape in checks.layout(self.controller).items():
             size = int(np.prod(shape))
             views[name] = theta[place : place + size].reshape(shape)
             place += size

@@ -43,8 +43,7 @@ class Family:
         return np.array([run.history["test_loss"][-1] if len(run.history["epoch"]) else np.nan for run in self.runs])
 
     def best(self) -> np.ndarray:
-        losses = [run.history["test_loss"] for run in self.runs]
-        return np.array([np.nanmin(loss) if np.isfinite(loss).any() else np.nan for loss in losses])
+        return np.array([run_file.best(run.history)[1] for run in self.runs])
 
     def diverged(self) -> int:
         return sum(run.status.startswith("diverged") for run in self.runs)
@@ -79,7 +78,7 @@ def load_runs(folder: Path) -> tuple[list[Run], list[str]]:
                 runs.append(training.load(path))
         except FileFormatError as error:
             problems.append(str(error))
-    problems += [f"{path.name}: {path.read_text('utf-8')}" for path in sorted(folder.glob("*.error.txt"))]
+    problems += [f"{path.name}: {path.read_text('utf-8')}" for path in sorted(folder.glob("*.error.txt")) if path.is_file()]
     return runs, problems
 
 
@@ -99,7 +98,7 @@ def families(runs: Iterable[Run]) -> list[Family]:
 
 def _natural(title: str) -> list[Any]:
     """Sort key that takes numbers for numbers."""
-    return [(1, float(word), "") if word.replace(".", "", 1).isdigit() else (0, 0.0, word) for word in title.split()]
+    return [(1, float(word), "") if word.replace(".", "", 1).isdecimal() else (0, 0.0, word) for word in title.split()]
 
 
 HEADINGS = ("variant", "clip", "seeds", "last test loss: mean", "median", "95 % of the mean", "best: mean", "solved", "diverged")
@@ -171,7 +170,7 @@ def _band(axes: Any, family: Family) -> None:
     axes.plot(epochs, mean, color=colour, linewidth=1.3, label=family.variant)
     if len(columns) > 1:
         low, high = np.array([interval(column) for column in values.T]).T
-        axes.fill_between(epochs, np.maximum(low, values.min(axis=0)), high, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(epochs, np.maximum(low, np.nanmin(values, axis=0)), high, color=colour, alpha=0.18, linewidth=0)
 
 
 def table(found: list[Family]) -> dict[str, Group]:

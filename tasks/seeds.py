@@ -13,7 +13,7 @@ from stablebptt.data.atomic import expanded
 from stablebptt.tasks import checks
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import LARGEST_SEED, Problem
-from stablebptt.tasks.training import Ask, Progress, Run, Training, answers, begin, check_training, make_settings, usable
+from stablebptt.tasks.training import Ask, Progress, Run, Training, answers, begin, check_training, look, make_settings, usable
 from stablebptt.tasks.variants import Gates
 
 # While the device works for one half of the trainings, the host's optimizers work for the other.
@@ -90,6 +90,9 @@ def train_seeds(
     chosen = {seed: make_settings(variant=variant, epochs=epochs, seed=seed, **settings) for seed in numbers}
     opened = check_training(problem, chosen[numbers[0]], checkpoint_seconds)
     paths = _paths(out, numbers, resume, force)
+    for seed, path in paths.items():  # all are looked at before the first is changed
+        if path is not None and resume and path.exists():
+            look(path, problem, chosen[seed])
     pause = max(checkpoint_seconds, SECONDS_PER_FILE * len(numbers)) if len(numbers) > 1 else checkpoint_seconds
     lanes = [Lane(problem, opened, number) for number in range(min(LANES, len(numbers)))]
     begun: list[Training] = []

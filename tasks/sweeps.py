@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +35,7 @@ from stablebptt.tasks.variants import gates
 PLANS = Path(__file__).resolve().parent.parent / "data" / "plans"
 PAPER = ("cartpole", "guidance", "quantum")
 LISTS = ("hidden", "weights")  # options whose value is a list; so is the target of guidance
+LONGEST_TITLE = 160  # letters of it in a file's name
 RULE_OPTIONS = ("learning_rate", "momentum")
 SINGLE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
 ATTEMPTS = 5  # of a run whose worker died
@@ -50,8 +51,9 @@ class Planned:
     @property
     def label(self) -> str:
         """What it is, in words that fit into a file name."""
-        words = [training.problem_of(self.config, "plan").title, _variant(self.config), self.config["clip"]]
-        return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([*words, f"seed{self.config['seed']}"]))
+        title = re.sub(r"[^A-Za-z0-9.]+", "-", training.problem_of(self.config, "plan").title)[:LONGEST_TITLE]
+        words = [title.lstrip("-.") or self.config["task"], _variant(self.config), self.config["clip"]]
+        return re.sub("-+", "-", "-".join([*words, f"seed{self.config['seed']}"]))
 
     @property
     def name(self) -> str:
@@ -217,7 +219,7 @@ def outcome_of(path: Path) -> Outcome:
     """What the files of a run say of it."""
     if not path.exists():
         note = _note(path)
-        return Outcome(path.name, FAILED, message=note.read_text("utf-8")) if note.exists() else Outcome(path.name, ABSENT)
+        return Outcome(path.name, FAILED, message=note.read_text("utf-8")) if note.is_file() else Outcome(path.name, ABSENT)
     try:
         content = run_file.load(path)
     except FileFormatError as error:
@@ -304,8 +306,8 @@ def _outcome(name: str, status: str, history: Mapping[str, np.ndarray], message:
     losses = history["test_loss"]
     if not len(losses):
         return Outcome(name, status, message=message)
-    best = float(np.nanmin(losses)) if np.isfinite(losses).any() else float("nan")
-    return Outcome(name, status, len(losses), float(losses[-1]), best, float(history["seconds"].sum()), message)
+    lowest = run_file.best(history)[1]
+    return Outcome(name, status, len(losses), float(losses[-1]), lowest, float(history["seconds"].sum()), message)
 
 
 # --- in a worker --------------------------------------------------------------------------------------------------
@@ -369,7 +371,8 @@ def _trained(config: dict[str, Any], path: str) -> Outcome:
     except BlockingIOError as error:
         return Outcome(place.name, BUSY, message=str(error))
     except (DivergedError, KeyboardInterrupt):
-        return replace(outcome_of(place), name=place.name)
+        outcome = outcome_of(place)
+        return outcome if outcome.status != ABSENT else Outcome(place.name, INTERRUPTED)  # before there was a file
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         if not isinstance(error, OSError):

@@ -40,17 +40,25 @@ class Settings:
     on_divergence: str = "stop"
 
     def __post_init__(self) -> None:
+        clean: dict[str, Any] = {}  # NumPy's numbers become Python's: a file keeps these
         for name, least in (("epochs", 1), ("seed", 0), ("batch_size", 1), ("train_count", 1), ("test_count", 1)):
-            checks.whole(name, getattr(self, name), least, LARGEST_SEED if name == "seed" else checks.MOST)
-        optimizers.clip(np.zeros(1), self.clip, checks.real("clip_at", self.clip_at))
-        checks.choice("on_divergence", self.on_divergence, ("stop", "skip"))
+            most = LARGEST_SEED if name == "seed" else checks.MOST
+            clean[name] = checks.whole(name, getattr(self, name), least, most)
+        clean["clip"] = checks.choice("clip", self.clip, optimizers.CLIP_MODES)
+        at = checks.real("clip_at", self.clip_at)
+        optimizers.clip(np.zeros(1), self.clip, at)
+        clean["clip_at"] = self.clip_at if type(self.clip_at) is int else at  # 1 and 1.0 make other names of files in a sweep
+        clean["shuffle"] = checks.flag("shuffle", self.shuffle)
+        clean["on_divergence"] = checks.choice("on_divergence", self.on_divergence, ("stop", "skip"))
         if not isinstance(self.optimizer, optimizers.Rule):
             raise TypeError(f"optimizer is {self.optimizer!r}; give a rule such as optimizers.adam(0.001)")
+        for name, value in clean.items():
+            object.__setattr__(self, name, value)
 
     def describe(self) -> dict[str, Any]:
         """The settings as words and numbers, for a file."""
-        variant = self.variant if isinstance(self.variant, str) else [np.asarray(g).tolist() for g in self.variant]
-        return {**asdict(self), "variant": variant, "optimizer": optimizers.describe(self.optimizer)}
+        variant = str(self.variant) if isinstance(self.variant, str) else checks.plain("variant", self.variant)
+        return {**asdict(self), "variant": variant, "optimizer": checks.plain("optimizer", optimizers.describe(self.optimizer))}
 
 
 @dataclass(frozen=True)
@@ -164,6 +172,7 @@ def drive(problem: Problem, opened: Gates, asking: Generator[Ask, Any, Any]) -> 
 def check_training(problem: Problem, chosen: Settings, checkpoint_seconds: float) -> Gates:
     """The gates of a training, if it can be done."""
     opened = gates(chosen.variant, problem.steps, problem.dtype)
+    _config(problem, chosen)
     checks.real("checkpoint_seconds", checkpoint_seconds, least=0)
     batch = min(chosen.batch_size, chosen.train_count)
     row = (problem.steps + 1.0) * (problem.n_state + problem.n_control) + 4.0 * tape_width(problem.controller)
@@ -188,12 +197,19 @@ def begin(
     checkpoint_seconds: float,
     report: Callable[[Progress], None] | None,
 ) -> Training:
-    """A training, step by step; whatever ends it, it leaves a complete file."""
+    """A training, step by step; whatever ends it, it leaves a complete file.
+
+    The file is written before the first epoch, too, so that what can fail in it fails then. An old file that it replaces stays
+    until an epoch is done, or the training has diverged.
+    """
     with atomic.locked(path) if path is not None else contextlib.nullcontext():
+        old = path is not None and path.exists() and not resume
         progress = _resumed(path, problem, chosen) if path is not None and resume and path.exists() else None
         progress = progress or _start(problem, chosen)
         training = problem.sample(chosen.train_count, chosen.seed, TRAINING)
         testing = problem.sample(chosen.test_count, chosen.seed, TESTING)
+        if path is not None and progress.epoch < chosen.epochs:
+            run_file.save(path, _run(problem, chosen, progress, testing, "running"), progress, rehearsal=old)
         status, saved = "interrupted", time.monotonic()
         try:
             while progress.epoch < chosen.epochs:
@@ -209,7 +225,7 @@ def begin(
             raise
         finally:
             run = _run(problem, chosen, progress, testing, status)
-            if path is not None:
+            if path is not None and not (old and progress.epoch == 0 and status == "interrupted"):
                 run_file.save(path, run, progress)
         return run
 
@@ -237,10 +253,8 @@ def load(path: str | FilePath, problem: Problem | None = None) -> Run:
             raise ValueError(descriptions.refusal(what, found, advice))
         made = problem
     problem = made
+    _check_parameters(content, problem, path)
     theta, best = (np.asarray(values, problem.dtype) for values in (content.theta, content.best_theta))
-    for values in (theta, best):
-        if values.shape != (problem.n_parameters,):
-            raise run_file.FileFormatError(f"{path}: the parameters do not fit the configuration")
     return Run(content.config, content.history, theta, best, problem, content.trajectories, content.status)
 
 
@@ -282,15 +296,20 @@ def make_settings(**given: Any) -> Settings:
 
 def usable(path: FilePath, resume: bool, force: bool) -> FilePath:
     """Find out before the work, not after it, that a file cannot be written."""
+    atomic.check_folder(path)
     if path.exists() and not (resume or force):
         raise FileExistsError(f"{path} exists; choose another name, replace it with force, or go on with resume")
-    atomic.check_folder(path)
-    return path
+    return atomic.target(path)
 
 
 def _start(problem: Problem, settings: Settings) -> Progress:
     theta = problem.init(settings.seed)
-    return Progress(0, theta, settings.optimizer.init(theta), theta, math.inf, 0, ())
+    return Progress(0, theta, optimizers.begin(settings.optimizer, theta), theta, math.inf, 0, ())
+
+
+def look(path: FilePath, problem: Problem, settings: Settings) -> None:
+    """Raise an error if the training in a file cannot go on."""
+    _resumed(path, problem, settings)
 
 
 def _resumed(path: FilePath, problem: Problem, settings: Settings) -> Progress:
@@ -301,15 +320,44 @@ def _resumed(path: FilePath, problem: Problem, settings: Settings) -> Progress:
     if found := descriptions.differences(known, wanted):
         advice = "give the options it was made with, or another file"
         raise ValueError(descriptions.refusal(f"{path} cannot be resumed", found, advice))
+    _check_parameters(content, problem, path)
+    return _checkpoint(content, settings, path)
+
+
+def _checkpoint(content: run_file.Content, settings: Settings, path: FilePath) -> Progress:
+    """Where the training in a file stands."""
     point = content.checkpoint
+    epoch, best_epoch, best_loss = int(point["epoch"][0]), int(point["best_epoch"][0]), float(point["best_loss"][0])
+    if epoch > settings.epochs:
+        raise ValueError(f"{path} cannot be resumed: it holds {epoch} epochs, more than {settings.epochs}; give at least {epoch}")
     columns = [content.history[name] for name in HISTORY]
     history = tuple(tuple(float(v) for v in row) for row in zip(*columns))
-    state = settings.optimizer.init(point["theta"])
-    optimizer = {name: point[f"optimizer_{name}"].astype(values.dtype) for name, values in state.items()}
-    best_epoch, best_loss = int(point["best_epoch"][0]), float(point["best_loss"][0])
-    return Progress(
-        int(point["epoch"][0]), point["theta"], optimizer, content.best_theta, best_loss, best_epoch, history
-    )
+    optimizer = {}
+    for name, first in optimizers.begin(settings.optimizer, point["theta"]).items():
+        values = point.get(f"optimizer_{name}", np.zeros(0))
+        if values.size != np.size(first) or values.ndim != max(np.ndim(first), 1):
+            raise run_file.FileFormatError(f"{path}: the checkpoint's {name} is not that of {type(settings.optimizer).__name__}")
+        optimizer[name] = values.astype(first.dtype).reshape(np.shape(first))
+    return Progress(epoch, point["theta"], optimizer, content.best_theta, best_loss, best_epoch, history)
+
+
+def _check_parameters(content: run_file.Content, problem: Problem, path: Any) -> None:
+    """Raise an error if a file's parameters have other names, shapes or places than the problem's."""
+    for values in (content.theta, content.best_theta):
+        if values.shape != (problem.n_parameters,):
+            raise run_file.FileFormatError(f"{path}: the parameters do not fit the configuration")
+    if isinstance(problem, Described):
+        return
+    views = {name: np.atleast_1d(values) for name, values in problem.layers(content.theta).items()}
+    here, there = ({name: values.shape for name, values in layers.items()} for layers in (views, content.layers))
+    if here != there:
+        first = next(name for name in (*here, *there) if here.get(name) != there.get(name))
+        wanted, found = (f"shape {s[first]}" if first in s else "no such parameter" for s in (here, there))
+        message = f"{path}: its controller has another layout: {first} is {found} there, {wanted} here"
+        raise (ValueError if problem.task == CUSTOM else run_file.FileFormatError)(message)
+    for name, values in views.items():
+        if not np.array_equal(values, content.layers[name], equal_nan=True):
+            raise run_file.FileFormatError(f"{path}: /controller/{name} is not what /checkpoint/theta says, or in another order")
 
 
 def _epoch(
@@ -341,6 +389,7 @@ def _epoch(
         update = optimizers.clip(result.value, settings.clip, settings.clip_at)
         with np.errstate(over="ignore", invalid="ignore"):  # seen below
             new_theta, new_state = settings.optimizer.apply(theta, update, state)
+            new_theta = new_theta.astype(theta.dtype, copy=False)  # a rule of one's own may compute in double
         if skip and not np.all(np.isfinite(new_theta)):
             skipped += 1
             continue
@@ -365,7 +414,7 @@ def _epoch(
     progress = replace(
         progress, epoch=epoch, theta=theta, optimizer=state, history=(*progress.history, tuple(float(value) for value in row))
     )
-    if test_loss < progress.best_loss:
+    if math.isfinite(test_loss) and test_loss < progress.best_loss:
         progress = replace(progress, best_theta=theta, best_loss=float(test_loss), best_epoch=epoch)
     return progress
 
@@ -398,7 +447,8 @@ def _first_bad_step(problem: Problem, theta: np.ndarray, x0: np.ndarray) -> tupl
 
 def _config(problem: Problem, settings: Settings) -> dict[str, Any]:
     elsewhere = {} if problem.backend == "cpu" else {"backend": problem.backend}
-    return {"task": problem.task, "options": problem.options, **settings.describe(), **elsewhere}
+    config = {"task": problem.task, "options": problem.options, **settings.describe(), **elsewhere}
+    return {name: checks.plain(name, value) for name, value in config.items()}
 
 
 def _run(problem: Problem, settings: Settings, progress: Progress, testing: np.ndarray, status: str) -> Run:

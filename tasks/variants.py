@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from stablebptt.tasks import checks
+
 # Open (1) or closed (0): the path through the physics, the path through the network's input.
 GATES = {"R": (1.0, 1.0), "M": (1.0, 0.0), "S": (0.0, 0.0), "N": (0.0, 1.0)}
 NAMES = ("R", "M", "S", "N", "C")
@@ -35,7 +37,7 @@ def gates(variant: Any, steps: int, dtype: Any = np.float64) -> Gates:
         pairs = [tuple(variant)]
     else:
         raise TypeError(
-            f"variant is {variant!r}; give one of {', '.join(NAMES)}, or a pair (a, b) of numbers or "
+            f"variant is {checks.told(variant)}; give one of {', '.join(NAMES)}, or a pair (a, b) of numbers or "
             f"arrays of length {steps} with values in [0, 1]"
         )
     physics = np.array([_schedule(a, steps, "a (physics)") for a, _ in pairs], dtype)
@@ -55,10 +57,14 @@ def truncated(steps: int, window: int, variant: str = "R") -> tuple[np.ndarray, 
 
 
 def _schedule(given: Any, steps: int, name: str) -> np.ndarray:
+    checks.unmasked(f"gate {name}", given)
     try:
-        values = np.asarray(given, np.float64)
+        values = np.asarray(given)
+        if values.dtype.kind not in "fiub":  # True is open, False closed
+            raise TypeError
+        values = values.astype(np.float64)
     except (TypeError, ValueError):
-        raise TypeError(f"gate {name} is {given!r}; it must be numeric") from None
+        raise TypeError(f"gate {name} is {checks.told(given)}; it must be numeric") from None
     if values.ndim == 0:
         values = np.full(steps, values)
     if values.shape != (steps,):
