@@ -15,7 +15,7 @@ from stablebptt.kernels import generics as forward
 from stablebptt.kernels.generics import Controller, System
 from stablebptt.kernels.mlp import mlp
 from stablebptt.kernels.structs import Struct
-from stablebptt.tasks import checks
+from stablebptt.tasks import checks, plain_python
 from stablebptt.tasks.problems import LOSSES, OUTPUT_INITS, Axis, Problem, mean_weights
 
 TASK = "custom"
@@ -85,7 +85,7 @@ def custom_problem(
         "n_parameters": parts[1].n_parameters, "state_units": state_units, "control_units": control_units,
         "code": "-".join(type(part).fingerprint() for part in parts),
     }  # fmt: skip
-    return Problem(
+    problem = Problem(
         task=TASK,
         options=options,
         title=str(title),
@@ -106,6 +106,8 @@ def custom_problem(
         control_units=control_units,
         regularization=rho,
     )
+    plain_python.try_new(problem)
+    return problem
 
 
 def from_source(source: str, **arguments: Any) -> Problem:
