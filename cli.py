@@ -262,6 +262,9 @@ ROLLOUTS: list[Option] = [
 ]
 CHECKS: list[Option] = [
     click.option("--seed", type=int, default=0, help="Decides where the derivatives are taken."),
+    click.option("--step", type=float, help="Step of the differences.  [default: the best of many]"),
+    click.option("--tolerance", type=float, default=1e-7, help="Relative error that is none."),
+    click.option("--states", type=FILE, help="States to take derivatives at: an array (.npy), or a run file."),
     click.option("--json", "as_json", is_flag=True, help="One JSON object per line."),
     click.option("--quiet", is_flag=True, help="No messages."),
 ]
@@ -312,9 +315,10 @@ def _add_task(task: str) -> None:
 
     @command(group, "check")
     @_options(PROBLEMS[task] + COMMON + CHECKS)
-    def check(seed: int, as_json: bool, quiet: bool, **given: Any) -> None:
+    def check(seed: int, step: Any, tolerance: float, states: Any, as_json: bool, quiet: bool, **given: Any) -> None:
         """Test the adjoints against finite differences, in float64."""
-        _check(_problem(task, given | {"dtype": "float64"}), seed, as_json)
+        how = {"seed": seed, "step": step, "tolerance": tolerance, "states": states}
+        _check(_problem(task, given | {"dtype": "float64"}), as_json, how)
 
 
 def _train(
@@ -482,28 +486,31 @@ def _simulate(
     _print({"file": str(out), "count": count, "mean_loss": float(loss.mean()), "worst_loss": float(loss.max())}, as_json)
 
 
-def _check(problem: Any, seed: int, as_json: bool) -> None:
+def _check(problem: Any, as_json: bool, how: dict[str, Any]) -> None:
     from stablebptt.tasks import check
 
     with _usage():
-        found = check.check(problem, seed)
+        found = check.check(problem, **how)
     _findings(found, as_json)
 
 
 def _findings(found: list[Any], as_json: bool) -> None:
     """A table of findings, and an error if one is wrong."""
     if not as_json:
-        click.echo(f"{'function':<26}{'argument':<14}{'relative error':>16}  (finite differences, float64)")
+        click.echo(f"{'function':<26}{'argument':<12}{'step':>8}{'sure to':>9}{'error':>10}")
     for finding in found:
-        verdict = "ok" if finding.passed else "WRONG"
         if as_json:
-            record = {"function": finding.rule, "argument": finding.argument, "error": finding.error}
+            record = {"function": finding.rule, "argument": finding.argument, "error": finding.error, "step": finding.step}
+            record |= {"certainty": finding.certainty, "verdict": finding.verdict, "note": finding.note}
             _print(record | {"passed": finding.passed}, True)
         else:
-            click.echo(f"{finding.rule:<26}{finding.argument:<14}{finding.error:>16.1e}  {verdict}")
-    wrong = [f"{f.rule} ({f.argument})" for f in found if not f.passed]
-    if wrong:
-        raise click.ClickException(f"these derivatives disagree: {', '.join(wrong)}")
+            numbers = f"{finding.step:>8.0e}{finding.certainty:>9.0e}{finding.error:>10.1e}"
+            click.echo(f"{finding.rule:<26}{finding.argument:<12}{numbers}  {finding.verdict}")
+    for verdict, words in (("WRONG", "these derivatives disagree"), ("unsure", "no differences are good enough to judge")):
+        named = [f"{f.rule} ({f.argument}{': ' * bool(f.note)}{f.note})" for f in found if f.verdict == verdict]
+        if named:
+            hint = "; try other --states or another --step" if verdict == "unsure" else ""
+            raise click.ClickException(f"{words}: {', '.join(named)}{hint}")
 
 
 for _task in PROBLEMS:
@@ -612,17 +619,17 @@ def custom_simulate(source: str, arguments: Any, **options: Any) -> None:
 
 @command(custom, "check")
 @_options([*OWN, *CHECKS])
-def custom_check(source: str, arguments: Any, seed: int, as_json: bool, quiet: bool) -> None:
+def custom_check(source: str, arguments: Any, as_json: bool, quiet: bool, **how: Any) -> None:
     """Test the adjoints against finite differences, in float64."""
     from stablebptt.tasks.custom import in_float64
 
-    _check(in_float64(_own(source, arguments)), seed, as_json)
+    _check(in_float64(_own(source, arguments)), as_json, how)
 
 
 @command(stablebptt, "check")
 @click.argument("source", metavar="MODULE:NAME")
 @_options(CHECKS)
-def check(source: str, seed: int, as_json: bool, quiet: bool) -> None:
+def check(source: str, as_json: bool, quiet: bool, **how: Any) -> None:
     """Test a system of your own against finite differences: a class, or a function that makes a problem."""
     from stablebptt.kernels.generics import System
     from stablebptt.tasks import check as checking
@@ -632,9 +639,9 @@ def check(source: str, seed: int, as_json: bool, quiet: bool) -> None:
         found = find(source)
         if isinstance(found, type) and issubclass(found, System):
             found = found()
-        results = checking.check_system(found, seed) if isinstance(found, System) else None
+        results = checking.check_system(found, **how) if isinstance(found, System) else None
     if results is None:
-        _check(in_float64(_own(source, {})), seed, as_json)
+        _check(in_float64(_own(source, {})), as_json, how)
     else:
         _findings(results, as_json)
 

@@ -1,93 +1,80 @@
 """Adjoints against finite differences: what `stablebptt TASK check` shows, and what the tests are built from."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 
-from stablebptt.adjoint.generics import clear, control_batch_vjp, cost_vjp, parameter_vjp, step_batch_vjp, step_vjp, unpack
+from stablebptt.adjoint.generics import (
+    clear,
+    control_batch_vjp,
+    control_vjp,
+    cost_vjp,
+    parameter_vjp,
+    step_batch_vjp,
+    step_sample_vjp,
+    step_vjp,
+    unpack,
+)
 from stablebptt.kernels.compiler import kernel
 from stablebptt.kernels.dense import aligned
-from stablebptt.kernels.generics import System, control_batch, cost, new_tape, pack, scratch_size, step, step_batch, weight_count
+from stablebptt.kernels.generics import (
+    Controller,
+    System,
+    control,
+    control_batch,
+    cost,
+    new_tape,
+    pack,
+    sample_scratch,
+    scratch_size,
+    step,
+    step_batch,
+    step_sample,
+    weight_count,
+)
 from stablebptt.kernels.simd import padded
+from stablebptt.tasks import check_states, checks, plain_python
 from stablebptt.tasks.custom import cast
+from stablebptt.tasks.differences import TOLERANCE, Arrays, Finding, Rule, findings, in_place
 from stablebptt.tasks.problems import Problem
 
-Arrays = dict[str, np.ndarray]
-# Central differences of order 6: their error is far below 1e-10 for smooth functions and steps of this size.
-STENCIL = ((1, 45 / 60), (2, -9 / 60), (3, 1 / 60))
-STEP = 2e-3
-TOLERANCE = 1e-7
-COTANGENTS = 3
+__all__ = ["TOLERANCE", "Finding", "Rule", "check", "check_system", "findings"]
 
-
-@dataclass(frozen=True)
-class Rule:
-    """A forward function and its vjp.
-
-    Attributes
-    ----------
-    name : str
-    forward : (inputs) -> outputs, one array
-    vjp : (inputs, cotangents (m, *outputs)) -> per input the cotangents (m, *input)
-    step : of the finite differences, smaller where the function bends more
-    """
-
-    name: str
-    forward: Callable[[Arrays], np.ndarray]
-    vjp: Callable[[Arrays, np.ndarray], Arrays]
-    step: float = STEP
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Outcome for one argument: ``|<y, J dx> - <J^T y, dx>|`` relative to the sum of absolute terms."""
-
-    rule: str
-    argument: str
-    error: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= TOLERANCE  # NaN fails
-
-
-def directional(rule: Rule, inputs: Arrays, name: str, direction: np.ndarray) -> Any:
-    """Derivative of a rule's forward function along a direction of one input."""
-    total: Any = 0.0
-    for distance, weight in STENCIL:
-        for sign in (1, -1):
-            moved = inputs | {name: inputs[name] + sign * distance * rule.step * direction}
-            total = total + sign * weight / rule.step * np.array(rule.forward(moved))
-    return total
-
-
-def findings(rule: Rule, inputs: Arrays, random: np.random.Generator) -> Iterator[Finding]:
-    """Test every argument of a rule with `COTANGENTS` random cotangents at once."""
-    output = np.asarray(rule.forward(inputs))
-    cotangents = random.standard_normal((COTANGENTS, *output.shape))
-    results = rule.vjp(inputs, cotangents)
-    for name, bars in results.items():
-        direction = random.standard_normal(inputs[name].shape)
-        change = directional(rule, inputs, name, direction)
-        worst = 0.0
-        for cotangent, bar in zip(cotangents, bars):
-            left, right = np.sum(cotangent * change), np.sum(bar * direction)
-            scale = np.sum(np.abs(cotangent * change)) + np.sum(np.abs(bar * direction))
-            error = abs(left - right) / scale if scale > 0 else abs(left - right)
-            worst = error if not error <= worst else worst  # keeps NaN
-        yield Finding(rule.name, name, float(worst))
+# Batches into which states are cut: with and without a rest in the vectors' lanes.
+BATCHES = (1, 3, 8, 33, 64)
+# Rows of a network's check, and initial states of the rollouts'.
+ROWS, ROLLED = 33, 3
+# States at which a user's functions are called in plain Python.
+PLAIN = 12
+# Two ways of computing one step agree to this part.
+SAME = 1e-9
 
 
 @kernel
-def _step(system, x, c, x_next):
-    step(system, x, c, x_next)
+def _steps(system, x, c, x_next):
+    for b in range(x.shape[0]):
+        step(system, x[b], c[b], x_next[b])
 
 
 @kernel
-def _step_vjp(system, x, c, lam, lam_x, lam_c):
-    step_vjp(system, x, c, lam, lam_x, lam_c)
+def _steps_vjp(system, x, c, lam, lam_x, lam_c):
+    for b in range(x.shape[0]):
+        step_vjp(system, x[b], c[b], lam[b], lam_x[b], lam_c[b])
+
+
+@kernel
+def _step_samples(system, x, c, x_next, scratch):
+    for b in range(x.shape[0]):
+        step_sample(system, x[b], c[b], x_next[b], scratch)
+
+
+@kernel
+def _step_samples_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
+    for b in range(x.shape[0]):
+        step_sample_vjp(system, x[b], x_next[b], c[b], lam[b], lam_x[b], lam_c[b], scratch)
 
 
 @kernel
@@ -101,13 +88,27 @@ def _step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
 
 
 @kernel
-def _cost(loss, x):
-    return cost(loss, x)
+def _costs(loss, x, values):
+    for b in range(x.shape[0]):
+        values[b] = cost(loss, x[b])
 
 
 @kernel
-def _cost_vjp(loss, x, cost_bar, x_bar):
-    cost_vjp(loss, x, cost_bar, x_bar)
+def _costs_vjp(loss, x, cost_bar, x_bar):
+    for b in range(x.shape[0]):
+        cost_vjp(loss, x[b], cost_bar[b], x_bar[b])
+
+
+@kernel
+def _controls(controller, theta, x, c):
+    for b in range(x.shape[0]):
+        control(controller, theta[b], x[b], c[b])
+
+
+@kernel
+def _controls_vjp(controller, theta, x, c_bar, theta_bar, x_bar):
+    for b in range(x.shape[0]):
+        control_vjp(controller, theta[b], x[b], c_bar[b], theta_bar[b], x_bar[b])
 
 
 @kernel
@@ -128,93 +129,169 @@ def _control_vjp(controller, weights, x, tape, c_bar, ones, x_bar, gradients, un
     unpack(controller, tape, gradients)
 
 
-def step_rule(problem: Problem) -> Rule:
-    """`step` of one sample."""
-
-    def forward(inputs: Arrays) -> np.ndarray:
-        x_next = np.zeros(problem.n_state)
-        _step(problem.system, inputs["state"], inputs["control"], x_next)
-        return x_next
-
-    def vjp(inputs: Arrays, lam: np.ndarray) -> Arrays:
-        lam_x, lam_c = np.zeros_like(lam), np.zeros((len(lam), problem.n_control))
-        _step_vjp(problem.system, inputs["state"], inputs["control"], lam, lam_x, lam_c)
-        return {"state": lam_x, "control": lam_c}
-
-    return Rule("step", forward, vjp)
+STEP_NAMES = {"output": "x_next", "state": "lam_x", "control": "lam_c"}
+STEP_INPUTS = frozenset(("state", "control"))
 
 
-def step_batch_rule(problem: Problem) -> Rule:
-    """`step_batch`, with the scratch space that the system asks for."""
+def _rows(problem: Any, inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """States (B, n_state) and controls (B, n_control), or those of one sample."""
+    return inputs["state"].reshape(-1, problem.n_state), inputs["control"].reshape(-1, problem.n_control)
 
-    def forward(inputs: Arrays) -> np.ndarray:
-        x_next = np.zeros_like(inputs["state"])
-        scratch = np.zeros(scratch_size(problem.system, len(x_next), COTANGENTS))
-        _step_batch(problem.system, inputs["state"], inputs["control"], x_next, scratch)
-        return x_next
 
-    def vjp(inputs: Arrays, lam: np.ndarray) -> Arrays:
-        batch, m = len(inputs["state"]), len(lam)
-        lam = np.ascontiguousarray(lam.swapaxes(0, 1))
-        lam_x, lam_c = np.zeros_like(lam), np.zeros((batch, m, problem.n_control))
-        scratch = np.zeros(scratch_size(problem.system, batch, m))
-        x, c = inputs["state"], inputs["control"]
-        _step_batch_vjp(problem.system, x, forward(inputs), c, lam, lam_x, lam_c, scratch)
-        return {"state": lam_x.swapaxes(0, 1), "control": lam_c.swapaxes(0, 1)}
+def _step_rule(problem: Any, name: str, run: Any, run_vjp: Any) -> Rule:
+    """A rule of one of the ways to step: ``run(x, c, x_next)``, ``run_vjp(x, c, lam (B, m, n), lam_x, lam_c)``."""
 
-    return Rule("step_batch", forward, vjp)
+    def write(inputs: Arrays, output: np.ndarray) -> None:
+        run(*_rows(problem, inputs), output)
+
+    def add(inputs: Arrays, cotangents: np.ndarray, bars: Arrays) -> None:
+        x, c = _rows(problem, inputs)
+        shapes = {"state": (-1, *x.shape), "control": (-1, *c.shape)}
+        lam, lam_x, lam_c = (
+            np.ascontiguousarray(v.swapaxes(0, 1))
+            for v in (cotangents, *(bars[key].reshape(shapes[key]) for key in ("state", "control")))
+        )
+        run_vjp(x, c, lam, lam_x, lam_c)
+        cotangents[:] = lam.swapaxes(0, 1)
+        for key, values in (("state", lam_x), ("control", lam_c)):
+            bars[key][:] = values.swapaxes(0, 1).reshape(bars[key].shape)
+
+    def shape(inputs: Arrays) -> tuple[int, ...]:
+        return _rows(problem, inputs)[0].shape
+
+    return in_place(name, write, add, shape, independent=STEP_INPUTS, names=STEP_NAMES)
+
+
+def step_rule(problem: Any) -> Rule:
+    """`step` of one sample after the other."""
+    system = problem.system
+    return _step_rule(problem, "step", lambda *arrays: _steps(system, *arrays), lambda *arrays: _steps_vjp(system, *arrays))
+
+
+def step_sample_rule(problem: Any) -> Rule:
+    """`step_sample`, with scratch space full of NaN."""
+    system = problem.system
+
+    def scratch() -> np.ndarray:
+        return np.full(sample_scratch(system), np.nan)
+
+    def run_vjp(x: np.ndarray, c: np.ndarray, lam: np.ndarray, lam_x: np.ndarray, lam_c: np.ndarray) -> None:
+        x_next = np.zeros_like(x)
+        _step_samples(system, x, c, x_next, scratch())
+        _step_samples_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch())
+
+    return _step_rule(problem, "step_sample", lambda x, c, out: _step_samples(system, x, c, out, scratch()), run_vjp)
+
+
+def step_batch_rule(problem: Any) -> Rule:
+    """`step_batch` of batches of several sizes, with the scratch space that the system asks for, full of NaN."""
+    system = problem.system
+
+    def scratch(batch: int, m: int) -> np.ndarray:
+        return np.full(scratch_size(system, batch, m), np.nan)
+
+    def run(x: np.ndarray, c: np.ndarray, x_next: np.ndarray) -> None:
+        for part in _batches(len(x)):
+            _step_batch(system, x[part], c[part], x_next[part], scratch(len(x[part]), max(BATCHES)))
+
+    def run_vjp(x: np.ndarray, c: np.ndarray, lam: np.ndarray, lam_x: np.ndarray, lam_c: np.ndarray) -> None:
+        x_next = np.zeros_like(x)
+        run(x, c, x_next)
+        for part in _batches(len(x)):
+            space = scratch(len(x[part]), lam.shape[1])
+            _step_batch_vjp(system, x[part], x_next[part], c[part], lam[part], lam_x[part], lam_c[part], space)
+
+    return _step_rule(problem, "step_batch", run, run_vjp)
+
+
+def _batches(count: int) -> Iterator[slice]:
+    first, sizes = 0, cycle(BATCHES)
+    while first < count:
+        size = next(sizes)
+        yield slice(first, first + size)
+        first += size
 
 
 def cost_rule(problem: Problem) -> Rule:
-    """`cost` of one state."""
+    """`cost` of one state after the other."""
 
-    def forward(inputs: Arrays) -> np.ndarray:
-        return np.array(_cost(problem.loss_function, inputs["state"]))
+    def rows(values: np.ndarray) -> np.ndarray:
+        return values.reshape(-1, problem.n_state)
 
-    def vjp(inputs: Arrays, bars: np.ndarray) -> Arrays:
-        x_bar = np.zeros((len(bars), problem.n_state))
-        for bar, row in zip(bars, x_bar):
-            _cost_vjp(problem.loss_function, inputs["state"], float(bar), row)
-        return {"state": x_bar}
+    def write(inputs: Arrays, output: np.ndarray) -> None:
+        _costs(problem.loss_function, rows(inputs["state"]), output)
 
-    return Rule("cost", forward, vjp)
+    def add(inputs: Arrays, cotangents: np.ndarray, bars: Arrays) -> None:
+        for bar, x_bar in zip(cotangents, bars["state"]):
+            _costs_vjp(problem.loss_function, rows(inputs["state"]), bar, rows(x_bar))
+
+    names = {"output": "cost", "state": "x_bar"}
+    return in_place(
+        "cost", write, add, lambda inputs: rows(inputs["state"]).shape[:1], independent=frozenset(names), names=names
+    )
 
 
-def control_rule(problem: Problem, unit: bool = False) -> Rule:
-    """`control` of a batch; `unit`: the parameters' cotangents by way of unit cotangents (one control only)."""
+def single_control_rule(problem: Problem) -> Rule:
+    """`control` of one state after the other, each with parameters of its own: inputs (B, n_state), (B, n_parameters)."""
     controller = problem.controller
 
-    def run(inputs: Arrays, variants: int) -> tuple[np.ndarray, np.ndarray, Any]:
+    def write(inputs: Arrays, output: np.ndarray) -> None:
+        _controls(controller, inputs["parameters"], inputs["state"], output)
+
+    def add(inputs: Arrays, cotangents: np.ndarray, bars: Arrays) -> None:
+        for c_bar, theta_bar, x_bar in zip(cotangents, bars["parameters"], bars["state"]):
+            _controls_vjp(controller, inputs["parameters"], inputs["state"], c_bar, theta_bar, x_bar)
+
+    def shape(inputs: Arrays) -> tuple[int, ...]:
+        return len(inputs["state"]), problem.n_control
+
+    names = {"output": "c", "state": "x_bar", "parameters": "theta_bar"}
+    return in_place("control", write, add, shape, independent=frozenset(names), names=names)
+
+
+def control_rule(problem: Problem, unit: bool = False, name: str = "control") -> Rule:
+    """`control_batch`; `unit`: the parameters' cotangents by way of unit cotangents (one control only)."""
+    controller = problem.controller
+
+    def run(inputs: Arrays, c: np.ndarray, variants: int) -> tuple[np.ndarray, Any]:
         n = len(inputs["state"])
         tape = new_tape(controller, n, n, variants, variants, np.float64)
-        weights, c = aligned((weight_count(controller),), np.float64), np.zeros((n, problem.n_control))
+        weights = aligned((weight_count(controller),), np.float64)
         _control(controller, inputs["parameters"], weights, inputs["state"], c, tape)
-        return weights, c, tape
+        return weights, tape
 
-    def vjp(inputs: Arrays, bars: np.ndarray) -> Arrays:
-        m, n = bars.shape[:2]
-        weights, _, tape = run(inputs, m)
-        x_bar = np.zeros((m, n, padded(problem.n_state)))
-        gradients = np.zeros((m, problem.n_parameters))
+    def add(inputs: Arrays, cotangents: np.ndarray, bars: Arrays) -> None:
+        m, n = cotangents.shape[:2]
+        weights, tape = run(inputs, np.zeros((n, problem.n_control)), m)
+        x_bar, gradients = np.zeros((m, n, padded(problem.n_state))), np.zeros((m, problem.n_parameters))
+        x_bar[:, :, : problem.n_state] = bars["state"]
         ones = np.ones((n, problem.n_control))
-        _control_vjp(controller, weights, inputs["state"], tape, bars, ones, x_bar, gradients, unit)
-        return {"state": x_bar[:, :, : problem.n_state], "parameters": gradients}
+        _control_vjp(controller, weights, inputs["state"], tape, cotangents, ones, x_bar, gradients, unit)
+        bars["state"][:] = x_bar[:, :, : problem.n_state]
+        bars["parameters"] += gradients
 
-    name = "control (unit cotangents)" if unit else "control"
-    return Rule(name, lambda inputs: run(inputs, 1)[1], vjp)
+    def write(inputs: Arrays, output: np.ndarray) -> None:
+        run(inputs, output, 1)
+
+    def shape(inputs: Arrays) -> tuple[int, ...]:
+        return len(inputs["state"]), problem.n_control
+
+    names = {"output": "c", "state": "x_bar", "parameters": "gradients"}
+    shown = f"{name} (unit cotangents)" if unit else name
+    return in_place(shown, write, add, shape, independent=frozenset(("state",)), names=names)
 
 
 def rollout_rule(problem: Problem) -> Rule:
     """The whole rollout's loss, backwards by the sweep with all gates open (variant R)."""
 
     def forward(inputs: Arrays) -> np.ndarray:
-        return np.array(problem.loss(inputs["parameters"], inputs["state"]).total)
+        return np.array(problem.losses(inputs["parameters"], inputs["state"])[0].mean())
 
     def vjp(inputs: Arrays, bars: np.ndarray) -> Arrays:
         value = problem.gradient(inputs["parameters"], inputs["state"], "R").value
         return {"parameters": bars.reshape(-1, 1) * value}
 
-    return Rule("rollout and sweep", forward, vjp, STEP / 10)
+    return Rule("rollout and sweep", forward, vjp)
 
 
 @dataclass(frozen=True)
@@ -226,34 +303,96 @@ class _Subject:
     n_control: int
 
 
-def check_system(system: System, seed: int = 0) -> list[Finding]:
-    """Test `step_vjp` of a system alone, at random states and controls; it must say its `state_shape` and `control_shape`."""
+def check_system(
+    system: System, seed: int = 0, *, step: float | None = None, tolerance: float = TOLERANCE, states: Any = None
+) -> list[Finding]:
+    """Test `step_vjp` of a system alone, at random states and controls and on the way from there.
+
+    The system must say its `state_shape` and `control_shape`; for the rest see `check`.
+    """
     shapes: list[Any] = [getattr(system, name, None) for name in ("state_shape", "control_shape")]
     if None in shapes:
         raise TypeError(f"{type(system).__name__} has no state_shape and control_shape; define them in the class")
-    random = np.random.default_rng(seed)
-    subject: Any = _Subject(cast(system, np.float64), *(int(np.prod(shape)) for shape in shapes))
-    one = {"state": random.standard_normal(subject.n_state), "control": random.standard_normal(subject.n_control)}
-    three = {name: random.standard_normal((3, len(values))) for name, values in one.items()}
-    jobs = [(step_rule(subject), one), (step_batch_rule(subject), three)]
-    return [finding for rule, inputs in jobs for finding in findings(rule, inputs, random)]
+    random, (how, shapes) = np.random.default_rng(seed), (_how(step, tolerance), [np.atleast_1d(s).tolist() for s in shapes])
+    subject = _Subject(cast(system, np.float64), *(int(np.prod(shape)) for shape in shapes))
+    if states is None:
+        plain_python.try_system(subject.system, random.standard_normal((PLAIN, subject.n_state)), subject.n_control)
+        inputs = check_states.of_system(step_rule(subject).forward, (subject.n_state, subject.n_control), random)
+    else:
+        given = check_states.read_states(states, tuple(shapes[0]))
+        plain_python.try_system(subject.system, given[:PLAIN], subject.n_control)
+        inputs = check_states.of_states(given, subject.n_control, random)
+    return _check_steps(subject, inputs, random, how)
 
 
-def check(problem: Problem, seed: int = 0) -> list[Finding]:
-    """Test all adjoints of a float64 problem at random places near its own initial states."""
-    random = np.random.default_rng(seed)
-    states = problem.sample(3, seed)
-    flat = states.reshape(3, problem.n_state) + 0.1 * random.standard_normal((3, problem.n_state))  # no special place
-    controls = random.standard_normal((3, problem.n_control))
-    theta = problem.init(seed) + 0.1 * random.standard_normal(problem.n_parameters)
-    one = {"state": flat[0], "control": controls[0]}
-    jobs = [
-        (step_rule(problem), one),
-        (step_batch_rule(problem), {"state": flat, "control": controls}),
-        (cost_rule(problem), {"state": flat[0]}),
-        (control_rule(problem), {"state": flat, "parameters": theta}),
-    ]
-    if problem.n_control == 1:
-        jobs.append((control_rule(problem, unit=True), {"state": flat, "parameters": theta}))
-    jobs.append((rollout_rule(problem), {"state": states, "parameters": problem.init(seed)}))
-    return [finding for rule, inputs in jobs for finding in findings(rule, inputs, random)]
+def check(
+    problem: Problem, seed: int = 0, *, step: float | None = None, tolerance: float = TOLERANCE, states: Any = None
+) -> list[Finding]:
+    """Test all adjoints of a float64 problem.
+
+    Parameters
+    ----------
+    seed : decides states, controls, parameters and directions
+    step : of the finite differences, relative to the larger of 1 and the number that is moved; by default the best of many
+    tolerance : relative errors up to this one are no errors
+    states : where derivatives are taken: (n, *state_shape), or a file (.npy, a run file or one of `simulate`); by default along
+        rollouts of the initial and of random controllers, and near initial states
+
+    Raises
+    ------
+    ValueError
+        If a function of the user's fails in plain Python: with its file and line.
+    """
+    random, how = np.random.default_rng(seed), _how(step, tolerance)
+    theta = problem.init(seed)
+    if states is None:
+        usual = check_states.along_rollout(problem, theta, seed)["state"]
+        plain_python.try_problem(problem, random.permutation(usual)[:PLAIN])
+        starts, inputs = problem.sample(ROLLED, seed), check_states.of_problem(problem, random, seed)
+    else:
+        given = check_states.read_states(states, problem.state_shape)
+        plain_python.try_problem(problem, given[:PLAIN])
+        starts = given[:ROLLED].reshape(-1, *problem.state_shape)
+        inputs = check_states.of_states(given, problem.n_control, random)
+    found = _check_steps(problem, inputs, random, how)
+    found += findings(cost_rule(problem), {"state": inputs["state"]}, random, **how)
+    found += _check_controls(problem, inputs["state"], theta, random, how)
+    found += findings(rollout_rule(problem), {"state": starts, "parameters": theta}, random, **how)
+    return found
+
+
+def _how(step: float | None, tolerance: float) -> dict[str, Any]:
+    """Checked settings of `findings`."""
+    step = None if step is None else checks.real("step", step, above=0)
+    return {"step": step, "tolerance": checks.real("tolerance", tolerance, above=0)}
+
+
+def _check_steps(subject: Any, inputs: Arrays, random: np.random.Generator, how: dict[str, Any]) -> list[Finding]:
+    """All ways to step; they also agree with each other."""
+    rule = step_rule(subject)
+    found, expected = list(findings(rule, inputs, random, **how)), rule.forward(inputs)
+    others = [step_batch_rule(subject)]
+    if plain_python.method(step_sample, subject.system) is not step_sample.methods[System]:
+        others.append(step_sample_rule(subject))
+    for other in others:
+        found += findings(other, inputs, random, **how)
+        largest = np.maximum(np.abs(expected), np.abs(inputs["state"])).max(axis=1, keepdims=True)
+        off = (np.abs(other.forward(inputs) - expected) / np.where(largest > 0, largest, 1.0))[np.isfinite(expected)]
+        if not np.all(off <= SAME):
+            found.append(Finding(other.name, "x_next", float(np.max(off)), note=f"{other.name} and step disagree"))
+    return found
+
+
+def _check_controls(
+    problem: Problem, states: np.ndarray, theta: np.ndarray, random: np.random.Generator, how: dict[str, Any]
+) -> Iterator[Finding]:
+    """The controller, at parameters near theta."""
+    rows = random.permutation(states)
+    single = isinstance(problem.controller, Controller)
+    if single:
+        rows = rows[: max(ROWS, check_states.NUMBERS // problem.n_parameters)]
+        thetas = theta + random.standard_normal((len(rows), problem.n_parameters))
+        yield from findings(single_control_rule(problem), {"state": rows, "parameters": thetas}, random, **how)
+    inputs = {"state": rows[:ROWS], "parameters": theta + 0.1 * random.standard_normal(theta.shape)}
+    for unit in (False, True) if problem.n_control == 1 else (False,):
+        yield from findings(control_rule(problem, unit, "control_batch" if single else "control"), inputs, random, **how)

@@ -21,7 +21,7 @@ from stablebptt.kernels.fingerprints import describe
 from stablebptt.kernels.generics import Controller, System
 from stablebptt.kernels.mlp import mlp
 from stablebptt.kernels.structs import Struct
-from stablebptt.tasks import checks, descriptions
+from stablebptt.tasks import checks, descriptions, plain_python
 from stablebptt.tasks.errors import BackendError, DivergedError, OwnCodeError
 from stablebptt.tasks.problems import LOSSES, OUTPUT_INITS, Axis, Problem, mean_weights
 
@@ -102,7 +102,7 @@ def custom_problem(
         "n_parameters": forward.parameter_count(parts[1]), "state_units": state_units, "control_units": control_units,
         "code": descriptions.code(named),
     }  # fmt: skip
-    return Problem(
+    problem = Problem(
         task=TASK,
         options=options,
         title=str(title),
@@ -123,6 +123,8 @@ def custom_problem(
         control_units=control_units,
         regularization=rho,
     )
+    plain_python.try_new(problem)
+    return problem
 
 
 def from_source(source: str, **arguments: Any) -> Problem:

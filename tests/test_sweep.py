@@ -6,9 +6,10 @@ from test_quantum import controller as convolutions
 
 import stablebptt as sb
 from stablebptt.kernels.generics import cost, step
-from stablebptt.tasks.check import STENCIL, STEP
 from stablebptt.tasks.variants import GATES, gates, truncated
 
+# Central differences of order 6.
+STENCIL, STEP = ((1, 45 / 60), (2, -9 / 60), (3, 1 / 60)), 2e-3
 CASES = [("cartpole", {"poles": p, "loss": loss}) for p in (1, 2, 3, 4) for loss in ("final", "continuous")]
 CASES += [("guidance", {"loss": loss, "regularization": rho}) for loss, rho in (("final", 0.3), ("continuous", 0.001))]
 CASES += [("quantum", {"loss": loss, "target": 2}) for loss in ("final", "continuous")]

@@ -1,0 +1,185 @@
+"""Users' functions called in plain Python before they are compiled, where mistakes have a file and a line.
+
+Compiled code reads whatever lies behind an array, and the compiler's words for a typo are long. NumPy's arrays know their bounds.
+Our own functions are left out, and what only the compiler understands is left to it.
+"""
+
+import linecache
+import sysconfig
+import traceback
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stablebptt.adjoint import generics as backward
+from stablebptt.kernels import generics as forward
+from stablebptt.kernels.structs import Struct
+from stablebptt.tasks.problems import Problem
+
+# Numbers that one call reads or writes before it counts as good: a loop over all pairs may take a while in Python.
+ACCESSES = 50_000
+# Samples of a batch.
+BATCH = 3
+LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
+
+Call = tuple[Any, ...]  # generic function, struct, arrays
+
+
+class _Enough(Exception):
+    """The trial has taken long enough."""
+
+
+class Counted(np.ndarray):
+    """An array that ends a trial after so many accesses to it, its parts, and what is made like it."""
+
+    left: list[int]
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.left = getattr(source, "left", [ACCESSES])
+
+    def __getitem__(self, key: Any) -> Any:
+        self._count()
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._count()
+        super().__setitem__(key, value)
+
+    def _count(self) -> None:
+        self.left[0] -= 1
+        if self.left[0] < 0:
+            raise _Enough
+
+
+def try_new(problem: Problem) -> None:
+    """`try_problem` at one initial state, when a problem is made."""
+    try:
+        states = np.asarray(problem.draw(np.random.default_rng(0), 1), problem.dtype).reshape(1, problem.n_state)
+    except Exception:  # whoever draws states says what is wrong with them
+        return
+    try_problem(problem, states, (2,))
+
+
+def try_problem(problem: Problem, states: np.ndarray, cotangents: tuple[int, ...] = (1, 2, 3)) -> None:
+    """Call the user's functions among a problem's at a few states (n, n_state).
+
+    Raises
+    ------
+    ValueError
+        With file and line, if one uses a name or an attribute that is not there, or an index out of bounds.
+    """
+    try_system(problem.system, states, problem.n_control, cotangents)
+    for x in states:
+        for call in _loss_calls(problem.loss_function, x):
+            _try(*call)
+        if isinstance(problem.controller, forward.Controller):
+            for call in _controller_calls(problem.controller, x, problem.n_control):
+                _try(*call)
+
+
+def try_system(system: Any, states: np.ndarray, n_control: int, cotangents: tuple[int, ...] = (1, 2, 3)) -> None:
+    """`try_problem` for a system alone."""
+    for x in states:
+        for m in cotangents:
+            for call in _system_calls(system, x, n_control, m):
+                _try(*call)
+
+
+def method(function: Any, part: Any) -> Any:
+    """The method of a generic function for a struct; None if there is none."""
+    return next((function.methods[cls] for cls in type(part).__mro__ if cls in function.methods), None)
+
+
+def _system_calls(system: Any, x: np.ndarray, n_control: int, m: int) -> Iterator[Call]:
+    def zeros(*shape: int) -> np.ndarray:
+        return np.zeros(shape, x.dtype)
+
+    n, c, lam = x.size, zeros(n_control), np.ones((m, x.size), x.dtype)
+    x_next, scratch = zeros(n), zeros(forward.sample_scratch(system))
+    yield forward.step, system, x, c, x_next
+    yield backward.step_vjp, system, x, c, lam, zeros(m, n), zeros(m, n_control)
+    yield forward.step_sample, system, x, c, x_next, scratch
+    yield backward.step_sample_vjp, system, x, x_next, c, lam, zeros(m, n), zeros(m, n_control), scratch
+    b, scratch = BATCH, zeros(forward.scratch_size(system, BATCH, m))
+    x, c, x_next, lam = (np.stack([values] * b) for values in (x, c, x_next, lam))
+    yield forward.step_batch, system, x, c, x_next, scratch
+    yield backward.step_batch_vjp, system, x, x_next, c, lam, zeros(b, m, n), zeros(b, m, n_control), scratch
+
+
+def _loss_calls(loss: Any, x: np.ndarray) -> Iterator[Call]:
+    yield forward.cost, loss, x
+    yield backward.cost_vjp, loss, x, x.dtype.type(1), np.zeros_like(x)
+
+
+def _controller_calls(controller: Any, x: np.ndarray, n_control: int) -> Iterator[Call]:
+    theta, c = np.full(controller.n_parameters, 0.1, x.dtype), np.zeros(n_control, x.dtype)
+    yield forward.control, controller, theta, x, c
+    yield backward.control_vjp, controller, theta, x, np.ones_like(c), np.zeros_like(theta), np.zeros_like(x)
+
+
+def _try(function: Any, part: Any, *arrays: Any) -> None:
+    """Call the user's method of a generic function; ours are known to be right."""
+    own = method(function, part)
+    if own is None or _ours(getattr(own, "__module__", None)):
+        return
+    counted, budget = [values.view(Counted) if isinstance(values, np.ndarray) else values for values in arrays], [ACCESSES]
+    for values in counted:
+        if isinstance(values, Counted):
+            values.left = budget
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            plain(own, {})(part, *counted)
+    except (NameError, IndexError, AttributeError) as error:
+        if not isinstance(error, AttributeError) or isinstance(error.obj, Struct | np.ndarray | types.ModuleType):
+            raise ValueError(f"{_place(error)}: {error}") from error
+    except Exception:  # 1 / 0, square roots of -1, the compiler's own functions: not so in compiled code, or it says so itself
+        return
+
+
+def plain(function: Any, known: dict[Any, Callable]) -> Any:
+    """A copy of a user's function that calls Python where the function calls compiled helpers (`njit`)."""
+    function = getattr(function, "py_func", function)
+    if not isinstance(function, types.FunctionType) or _ours(function.__module__) or _of_library(function.__code__.co_filename):
+        return function
+    if function not in known:
+        names = dict(function.__globals__)
+        cells = tuple(types.CellType() for _ in function.__closure__ or ())
+        copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, cells)
+        copy.__kwdefaults__ = function.__kwdefaults__
+        known[function] = copy
+        for name in _names(function.__code__) & names.keys():
+            names[name] = plain(names[name], known)
+        for cell, original in zip(cells, function.__closure__ or ()):
+            try:
+                cell.cell_contents = plain(original.cell_contents, known)
+            except ValueError:  # not yet filled
+                continue
+    return known[function]
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _ours(module: str | None) -> bool:
+    return module is not None and module.startswith("stablebptt.")
+
+
+def _of_library(file: str) -> bool:
+    return any(folder in Path(file).resolve().parents for folder in LIBRARIES)
+
+
+def _place(error: BaseException) -> str:
+    """File, line and text of the user's line that led to an error."""
+    frames = [f for f in traceback.walk_tb(error.__traceback__) if not _ours(f[0].f_globals.get("__name__"))]
+    users = [f for f in frames if not _of_library(f[0].f_code.co_filename)] or frames
+    frame, line = users[-1]
+    file = frame.f_code.co_filename
+    text = linecache.getline(file, line).strip()
+    return f"{file}, line {line}, in {frame.f_code.co_name}" + (f" ({text})" if text else "")
