@@ -85,7 +85,7 @@ def input_vjp(network, layer, bars, base, k, first):
     kernel, line, target = table[layer, KERNEL], table[layer, LINE], table[layer, TARGET]
     z = spread(like(weights, 0.0))
     p, last = 0, 0
-    if table[layer, POSITIONS] > 1:
+    if window < table[layer, INPUTS]:  # not every window sees every input, and the last inputs may be seen by none
         p, last = max(0, k - window + step) // step, min(table[layer, POSITIONS] - 1, k // step)
     while p <= last:
         weight = kernel + (k - p * step) * line

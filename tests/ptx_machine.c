@@ -11,6 +11,8 @@
 
 typedef int status;
 enum { OK = 0, INVALID = 1, MISSING = 500, UNSUPPORTED = 801, MOST = 65536, READERS_MANY = -2, NOBODY = -1 };
+/* Bytes around every array that belong to none: what misses one array does not meet the next. */
+enum { GAP = 1 << 20 };
 
 typedef struct {
     uint64_t epoch_written, epoch_read, block_written, block_read;
@@ -140,7 +142,7 @@ status cuCtxGetId(void *context, uint64_t *number) { *number = 1; return OK; }
 status cuMemGetInfo_v2(size_t *available, size_t *total) { *available = *total = 1ul << 31; return OK; }
 status cuMemAlloc_v2(uint64_t *address, size_t size) {
     if (count == MOST) return INVALID;
-    uint64_t first = (uint64_t)aligned_alloc(256, (size + 255) / 256 * 256);
+    uint64_t first = (uint64_t)aligned_alloc(256, (size + 255) / 256 * 256 + 2 * GAP) + GAP;
     memset((void *)first, 0xff, size); /* what nobody wrote is NaN */
     begin_memory(&memories[count++], first, size);
     *address = first;
@@ -149,7 +151,7 @@ status cuMemAlloc_v2(uint64_t *address, size_t size) {
 status cuMemFree_v2(uint64_t address) {
     for (int i = 0; i < count; i++)
         if (memories[i].first == address) {
-            free((void *)address);
+            free((void *)(address - GAP));
             free(memories[i].traces);
             memories[i] = memories[--count];
             return OK;

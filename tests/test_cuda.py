@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -21,12 +22,19 @@ import pytest
 from conftest import Golden, golden_cases
 from numba import config
 
+if config.ENABLE_CUDASIM:
+    import strict_simulator
+
 import stablebptt as sb
 from stablebptt import cli
-from stablebptt.kernels.generics import Controller
+from stablebptt.adjoint.generics import cost_vjp, step_vjp
+from stablebptt.kernels.compiler import implements, like
+from stablebptt.kernels.generics import Controller, System, cost, step
+from stablebptt.kernels.mlp import MLP
+from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import training
 from stablebptt.tasks.errors import BackendError
-from stablebptt.tasks.variants import gates
+from stablebptt.tasks.variants import NAMES, gates
 
 SIMULATED, EMULATED = bool(config.ENABLE_CUDASIM), bool(os.environ.get("STABLEBPTT_TEST_EMULATED"))
 INSTALLED = importlib.util.find_spec("numba_cuda") is not None
@@ -45,6 +53,8 @@ def has_device():
 
 DEVICE = has_device()
 SMALL = SIMULATED or EMULATED  # where a thread is a Python loop
+if SIMULATED:
+    strict_simulator.install()
 on_device = pytest.mark.skipif(not DEVICE, reason="no CUDA device; the simulator runs these tests in a process of its own")
 
 PROBLEMS = {
@@ -53,6 +63,7 @@ PROBLEMS = {
     "guidance": {"drivers": 2, "evaders": 2, "hidden": (9, 4), "output_init": "glorot", "regularization": 0.1},
     "quantum": {"points": 8, "width": 3},
     "quantum final": {"points": 11, "width": 5, "loss": "final", "target": 2},
+    "quantum one window": {"points": 10, "width": 4},  # which leaves points out
 }
 STEPS = 3 if SMALL else 20
 # Relative to the largest number, against float64 on the CPU: the golden tolerances, and of float32 states the one for 20 steps.
@@ -138,6 +149,136 @@ def test_odd_batches(batch):
     cpu, gpu = pair("cartpole")
     theta, x0 = cpu.init(1), cpu.sample(batch, 2)
     assert_same_gradient(gpu.gradient(theta, x0, "C"), cpu.gradient(theta, x0, "C"), TOLERANCE["float64"])
+
+
+# --- sizes that nobody chose --------------------------------------------------------------------------------------
+
+
+class Ring(System):
+    """Angles that pull at their left neighbours."""
+
+    dt: float
+
+
+class Squares(Struct):
+    """Loss: half the sum of squares."""
+
+
+@implements(step, Ring)
+def _step(system, x, c, x_next):
+    for k in range(x.shape[0]):
+        x_next[k] = x[k] + system.dt * (c[k % c.shape[0]] - math.sin(x[k] - x[k - 1 if k > 0 else x.shape[0] - 1]))
+
+
+@implements(step_vjp, Ring)
+def _step_vjp(system, x, c, lam, lam_x, lam_c):
+    for k in range(x.shape[0]):
+        left = k - 1 if k > 0 else x.shape[0] - 1
+        slope = math.cos(x[k] - x[left])
+        for v in range(lam.shape[0]):
+            bar = system.dt * lam[v, k]
+            lam_c[v, k % c.shape[0]] += bar
+            lam_x[v, k] += lam[v, k] - slope * bar
+            lam_x[v, left] += slope * bar
+
+
+@implements(cost, Squares)
+def _cost(loss, x):
+    total = like(x, 0.0)
+    for k in range(x.shape[0]):
+        total += like(x, 0.5) * x[k] * x[k]
+    return total
+
+
+@implements(cost_vjp, Squares)
+def _cost_vjp(loss, x, cost_bar, x_bar):
+    for k in range(x.shape[0]):
+        x_bar[k] += cost_bar * x[k]
+
+
+def ring(angles, forces, hidden, loss, **options):
+    """A system of one's own of any size, odd ones too."""
+    return sb.problem(
+        system=Ring(0.1), controller=hidden, loss=Squares(), when=loss, dt=0.1, regularization=0.1, state_shape=(angles,),
+        control_shape=(forces,), sample=lambda random, count: random.standard_normal((count, angles)), **options,
+    )  # fmt: skip
+
+
+# Multiply-adds of a rollout's network, by which the time of a draw is limited.
+MOST_WORK = {"quick": 400, "slow": 2000} if SIMULATED else {"quick": 10_000, "slow": 300_000}
+QUICK, DRAWS = 2, {"cartpole": 12, "guidance": 12, "quantum": 33, "ring": 12}
+SIZES = [
+    pytest.param(task, number, id=f"{task}-{number}", marks=[] if number < QUICK and task != "ring" else [pytest.mark.slow])
+    for task, count in DRAWS.items()
+    for number in range(count)
+]
+
+
+def draw_size(task, number):
+    """A problem on the CPU, how many samples, and a share of the shared memory that the device wants; all from one seed."""
+    random = np.random.default_rng([number, *task.encode()])
+
+    def up_to(most):
+        return int(random.integers(1, most, endpoint=True))
+
+    while True:
+        hidden = [up_to(20) for _ in range(up_to(3))]
+        options = {
+            "cartpole": {"poles": up_to(5), "hidden": hidden},
+            "guidance": {"drivers": up_to(3), "evaders": up_to(4), "hidden": hidden},
+            "quantum": {"points": 8 + (13 * number + 2) % 33, "width": up_to(70)},  # 10 first; every number once
+            "ring": {"angles": up_to(7), "forces": up_to(4), "hidden": hidden},
+        }[task]
+        options |= {"steps": up_to(3), "loss": ["final", "continuous"][up_to(2) - 1], "dtype": "float64", "output_init": "glorot"}
+        batch, share = up_to(40), [1.0, random.random(), 0.0][up_to(3) - 1]
+        problem = ring(**options) if task == "ring" else sb.problem(task, **options)
+        products = sum(window * windows * outputs for _, window, windows, outputs in problem.controller.windows())
+        if products * options["steps"] * -(-batch // 8) <= MOST_WORK["quick" if number < QUICK else "slow"]:
+            return problem, batch, share
+
+
+GUARD = 9
+
+
+def guarded_table(controller, n_state, n_control, padded):
+    """`network_table` with numbers that nobody writes around every layer's weights, and behind its rows.
+
+    (The PTX machine would find that rows that nobody wrote are copied.)
+    """
+    from stablebptt.kernels import cuda_rollout as columns
+
+    table, rows, weights = columns.network_table(controller, n_state, n_control, padded)
+    before = GUARD * np.arange(1, len(table) + 1)
+    if padded:
+        table[:, columns.KERNEL] += before
+        table[:, columns.BIAS] += before
+        weights += GUARD * (len(table) + 1)
+    if SIMULATED:
+        table[:-1, columns.TARGET] += before[:-1]
+        table[1:, columns.SOURCE] += before[:-1]
+        rows += GUARD * len(table)
+    return table, rows, weights
+
+
+@on_device
+@pytest.mark.parametrize(("task", "number"), SIZES)
+def test_any_size(task, number, monkeypatch):
+    """Of every size nothing outside of an array is read or written, and all numbers are the CPU's."""
+    from stablebptt.tasks import cuda
+
+    cpu, batch, share = draw_size(task, number)
+    gpu = sb.tasks.on_backend(cpu, "cuda")
+    monkeypatch.setattr(cuda, "network_table", guarded_table)
+    capacity = int(share * cuda.plan(gpu, 2, 1 << 30).shared_bytes)
+    monkeypatch.setattr(cuda, "shared_capacity", lambda: min(capacity, 227 << 10))
+    theta = cpu.init(1) + 0.1 * np.random.default_rng(number).standard_normal(cpu.n_parameters)  # no bias is 0
+    x0, tolerance = cpu.sample(batch, 2), TOLERANCE["float64"]
+    path, truth = gpu.rollout(theta, x0), cpu.rollout(theta, x0)
+    assert error(path.states, truth.states) < tolerance and error(path.controls, truth.controls) < tolerance
+    for values, right in zip(gpu.losses(theta, x0), cpu.losses(theta, x0)):
+        assert loss_error(values, right) < tolerance
+    for variant in NAMES:
+        assert_same_gradient(gpu.gradient(theta, x0, variant), cpu.gradient(theta, x0, variant), tolerance)
 
 
 @on_device
@@ -288,8 +429,14 @@ def test_a_controller_of_ones_own_is_refused():
         def layout(self):
             return {"force": (1,)}
 
-    with pytest.raises(BackendError, match="Constant is a controller of your own"):
-        sb.tasks.on_backend(dataclasses.replace(sb.problem("cartpole"), controller=Constant()), "cuda")
+    class Bounded(MLP):
+        """May have a `control_batch` of its own, which the device would not run."""
+
+    problem = sb.problem("cartpole")
+    network = problem.controller
+    for controller in (Constant(), Bounded(*(getattr(network, name) for name in network.fields))):
+        with pytest.raises(BackendError, match=f"{type(controller).__name__} is a controller of your own"):
+            sb.tasks.on_backend(dataclasses.replace(problem, controller=controller), "cuda")
 
 
 @on_device
@@ -307,15 +454,54 @@ def test_the_command_line(tmp_path, capsys):
     cli.main(["cartpole", "simulate", run, "--backend", "cuda", "--count", "3", "--out", str(tmp_path / "paths.h5")])
 
 
+# --- the simulator finds faults, made strict -----------------------------------------------------------------------
+
+simulated = pytest.mark.skipif(not SIMULATED, reason="for the simulator only")
+OUTSIDE = {
+    "before": lambda array: array[-1],
+    "behind": lambda array: array[8],
+    "slice from before": lambda array: array[-2:8],
+    "slice to behind": lambda array: array[4:9],
+    "step to behind": lambda array: array[1:12:7],
+    "row": lambda array: array.reshape(2, 4)[-1, 0],
+    "column": lambda array: array[::2].reshape(2, 2)[0, -1],
+    "write before": lambda array: array.__setitem__(-1, 0.0),
+    "write behind": lambda array: array.__setitem__(slice(4, 9), 0.0),
+}
+
+
+@simulated
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("wrong", OUTSIDE.values(), ids=OUTSIDE)
+def test_the_simulator_finds_what_lies_outside(wrong, shared):
+    from stablebptt.kernels.cuda_block import gpu
+
+    def function(array):
+        wrong(gpu.shared.array(0, np.dtype(np.float64)) if shared else array)
+
+    with pytest.raises(IndexError, match="is outside of an axis of"):
+        run_faulty(function, length=8, shared=64, threads=1, dtype=np.float64)
+
+
+@simulated
+def test_the_simulator_finds_what_nobody_wrote():
+    from stablebptt.kernels.cuda_block import gpu
+
+    def function(array):
+        array[0] = gpu.shared.array(0, np.dtype(np.float32))[31]
+
+    assert np.isnan(run_faulty(function, threads=1)[0])
+
+
 # --- the machine that executes PTX finds faults -------------------------------------------------------------------
 
 emulated = pytest.mark.skipif(not EMULATED, reason="for the PTX machine only")
 
 
-def run_faulty(function, length=32, shared=128, threads=32, blocks=1):
+def run_faulty(function, length=32, shared=128, threads=32, blocks=1, dtype=np.float32):
     from numba import cuda
 
-    array = cuda.to_device(np.zeros(length, np.float32))
+    array = cuda.to_device(np.zeros(length, dtype))
     cuda.jit(function)[blocks, threads, 0, shared](array)
     return array.copy_to_host()
 
@@ -349,6 +535,20 @@ def test_the_machine_finds_what_lies_outside():
 
     with pytest.raises(RuntimeError, match="writes 4 bytes outside of all memory"):
         run_faulty(function)
+
+
+@emulated
+def test_the_machine_finds_what_belongs_to_another_array():
+    from numba import cuda
+
+    @cuda.jit
+    def write(array, place):
+        array[place] = 1
+
+    arrays = [cuda.to_device(np.zeros(32, np.float32)) for _ in range(10)]
+    for place in range(32, 3200, 32):
+        with pytest.raises(RuntimeError, match="writes 4 bytes outside of all memory"):
+            write[1, 1](arrays[place % 10], place)
 
 
 @emulated
@@ -521,26 +721,32 @@ def test_a_sweep_is_no_place_for_a_device():
             sweeps.make_plan({"task": "cartpole", "options": {"backend": "cuda"}, "train": {"epochs": 1}})
 
 
-def run_elsewhere(**environment):
+both_speeds = pytest.mark.parametrize("marks", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+
+
+def run_elsewhere(marks, **environment):
     """Run the tests of this file in another process; its summary is printed and must hold no skipped test of a device."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", str(Path(__file__))]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=900)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks, str(Path(__file__))]
+    limit = 3600 if marks == "slow" else 900
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=limit)
     print(done.stdout[-3000:], done.stderr[-2000:])
     assert done.returncode == 0, done.stdout[-6000:]
     assert "no CUDA device" not in done.stdout
 
 
+@both_speeds
 @pytest.mark.skipif(DEVICE, reason="there is a device, or this is the simulator")
-def test_in_the_simulator():
-    run_elsewhere(NUMBA_ENABLE_CUDASIM="1")
+def test_in_the_simulator(marks):
+    run_elsewhere(marks, NUMBA_ENABLE_CUDASIM="1")
 
 
+@both_speeds
 @pytest.mark.skipif(DEVICE, reason="there is a device, or this takes its place")
 @pytest.mark.skipif(not INSTALLED, reason="needs the extra: pip install 'stablebptt[cuda]'")
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_compiled_for_the_device_and_executed_here():
+def test_compiled_for_the_device_and_executed_here(marks):
     """The PTX for compute capability 9.0, instruction by instruction, with checks of bounds, alignment and races."""
-    run_elsewhere(STABLEBPTT_TEST_EMULATED="1")
+    run_elsewhere(marks, STABLEBPTT_TEST_EMULATED="1")
 
 
 OFFLINE = """
