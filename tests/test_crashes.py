@@ -69,17 +69,20 @@ def kill_again_and_again(folder, kills, epochs, longest):
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["run.h5"]
 
 
+def test_ten_kills(tmp_path):
+    kill_again_and_again(tmp_path, 10, 100, 1.4)
+
+
+@pytest.mark.slow
 def test_fifty_kills(tmp_path):
     kill_again_and_again(tmp_path, 50, 500, 1.4)
 
 
-@pytest.mark.slow
-def test_five_hundred_kills(tmp_path):
-    kill_again_and_again(tmp_path, 500, 1000, 2.0)
-
-
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not here")
-@pytest.mark.parametrize("cold", [False, True], ids=["compiled before", "cache cannot be written either"])
+@pytest.mark.parametrize(
+    "cold",
+    [pytest.param(False, id="compiled before"), pytest.param(True, id="cache cannot be written either", marks=pytest.mark.slow)],
+)
 def test_no_room_for_the_file(tmp_path, cold):
     code, _, err = finish(tmp_path, "--epochs", 2, "--quiet")
     assert code == 0, err
