@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -103,6 +105,34 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def golden(request: pytest.FixtureRequest, golden_case: str) -> Golden:
     return Golden(request.module.TASK, golden_case)
+
+
+class Result(NamedTuple):
+    """What a command left: its exit code, data and messages."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Run a command in this process, in a folder of its own."""
+    from stablebptt import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        previous, code = signal.getsignal(signal.SIGTERM), 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as leave:
+            code = leave.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        return Result(code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture

@@ -18,31 +18,6 @@ from stablebptt import cli
 SMALL = "--steps 12 --hidden 9,8 --train-count 16 --test-count 8 --epochs 2".split()
 
 
-class Result:
-    def __init__(self, code, out, err):
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run a command in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        previous = signal.getsignal(signal.SIGTERM)
-        try:
-            cli.main([str(a) for a in arguments])
-            code = 0
-        except SystemExit as leave:
-            code = leave.code or 0
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return call
-
-
 def train(run, *more, out="run.h5"):
     return run("cartpole", "train", *SMALL, "--out", out, *more)
 

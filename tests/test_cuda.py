@@ -45,6 +45,7 @@ def has_device():
 
 DEVICE = has_device()
 SMALL = SIMULATED or EMULATED  # where a thread is a Python loop
+long_simulated = pytest.mark.slow if SIMULATED else lambda test: test
 on_device = pytest.mark.skipif(not DEVICE, reason="no CUDA device; the simulator runs these tests in a process of its own")
 
 PROBLEMS = {
@@ -216,6 +217,7 @@ SETTINGS = {"epochs": 2, "train_count": 10, "test_count": 9, "clip": "norm", "cl
 
 
 @on_device
+@long_simulated
 def test_seeds_together_are_the_seeds_alone(tmp_path, monkeypatch):
     from stablebptt.tasks import cuda
     _, gpu = pair("cartpole", "float32", steps=2)
@@ -235,6 +237,7 @@ def test_seeds_together_are_the_seeds_alone(tmp_path, monkeypatch):
 
 
 @on_device
+@long_simulated
 def test_a_run_goes_on_where_it_was_begun(tmp_path):
     _, gpu = pair("cartpole", "float32", steps=2)
     path = tmp_path / "run.h5"
@@ -521,9 +524,9 @@ def test_a_sweep_is_no_place_for_a_device():
             sweeps.make_plan({"task": "cartpole", "options": {"backend": "cuda"}, "train": {"epochs": 1}})
 
 
-def run_elsewhere(**environment):
+def run_elsewhere(which, **environment):
     """Run the tests of this file in another process; its summary is printed and must hold no skipped test of a device."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", str(Path(__file__))]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-m", which, str(Path(__file__))]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=900)
     print(done.stdout[-3000:], done.stderr[-2000:])
     assert done.returncode == 0, done.stdout[-6000:]
@@ -531,8 +534,9 @@ def run_elsewhere(**environment):
 
 
 @pytest.mark.skipif(DEVICE, reason="there is a device, or this is the simulator")
-def test_in_the_simulator():
-    run_elsewhere(NUMBA_ENABLE_CUDASIM="1")
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_in_the_simulator(which):
+    run_elsewhere(which, NUMBA_ENABLE_CUDASIM="1")
 
 
 @pytest.mark.skipif(DEVICE, reason="there is a device, or this takes its place")
@@ -540,7 +544,7 @@ def test_in_the_simulator():
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 def test_compiled_for_the_device_and_executed_here():
     """The PTX for compute capability 9.0, instruction by instruction, with checks of bounds, alignment and races."""
-    run_elsewhere(STABLEBPTT_TEST_EMULATED="1")
+    run_elsewhere("not slow", STABLEBPTT_TEST_EMULATED="1")
 
 
 OFFLINE = """
