@@ -149,7 +149,7 @@ def test_files_that_are_no_runs(run, tmp_path):
     assert not (tmp_path / "p.png").exists() and not (tmp_path / "paths.h5").exists()
 
 
-def test_divergence(run, tmp_path):
+def test_divergence(run):
     options = ["--lr", "1e6", "--clip", "none", "--optimizer", "sgd", "--duration", "40", "--epochs", "60"]
     result = train(run, "--quiet", *options, "--output-init", "glorot", "--variant", "R")
     assert_error(result, 3, "cartpole diverged in epoch")
@@ -181,6 +181,18 @@ def test_simulate_inspect_plot(run, tmp_path):
     assert_error(run("cartpole", "simulate", "run.h5", "--count", 0, "--out", "q.h5"), 2, "count is 0")
 
 
+def test_simulate_takes_the_best_weights_if_told_so(run):
+    assert train(run, "--lr", 0.3, "--epochs", 6).code == 0
+    trained = sb.load("run.h5")
+    assert not np.array_equal(trained.theta, trained.best_theta)
+    x0 = trained.problem.sample(4, 1)
+    for more, theta in (([], trained.theta), (["--best"], trained.best_theta)):
+        result = run("cartpole", "simulate", "run.h5", *more, "--count", 4, "--seed", 1, "--out", "paths.h5", "--force")
+        assert result.code == 0, result.err
+        with h5py.File("paths.h5") as file:
+            assert np.array_equal(file["trajectories/states"][0], trained.problem.rollout(theta, x0).states)
+
+
 @pytest.mark.parametrize(
     ("task", "options", "expected"),
     [
@@ -190,7 +202,7 @@ def test_simulate_inspect_plot(run, tmp_path):
          {"target": 4, "points": 9, "dt": 0.05, "weights": [3.0, 1.0], "width": 5}),
     ],
 )  # fmt: skip
-def test_the_other_tasks(run, tmp_path, task, options, expected):
+def test_the_other_tasks(run, task, options, expected):
     counts = ["--train-count", 16, "--test-count", 8, "--epochs", 2, "--clip", "norm"]
     result = run(task, "train", *options, *counts, "--out", "run.h5")
     assert result.code == 0, result.err

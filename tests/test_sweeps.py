@@ -16,6 +16,7 @@ import pytest
 
 import stablebptt as sb
 from stablebptt.tasks import sweeps
+from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.sweeps import make_plan, paper_plan
 
 SMALL = {"steps": 6, "hidden": [5]}
@@ -125,6 +126,44 @@ def test_bad_plans(tmp_path, change, words):
 def bad(folder):
     (folder / "plan.toml").write_text('task = "cartpole"\ntasks = 1\n')
     return folder / "plan.toml"
+
+
+ODD = {"task": "cartpole", "options": {**SMALL, "poles": [1, 2]}}
+ODD["train"] = {"variant": ["R", "C"], "epochs": [2, 5], "batch_size": 5, "train_count": 33, "test_count": 17}
+
+
+def test_estimates_are_near_the_truth(monkeypatch, tmp_path):
+    """By a clock that goes on by 3 ms per sample and gradient, and by 1 ms per sample whose loss is computed."""
+    now = [0.0]
+
+    def counted(name, seconds):
+        computed = getattr(Problem, name)
+
+        def slow(self, theta, x0, *more):
+            now[0] += seconds * len(x0)
+            return computed(self, theta, x0, *more)
+
+        monkeypatch.setattr(Problem, name, slow)
+
+    counted("differentiate", 3e-3)
+    counted("parts", 1e-3)
+    monkeypatch.setattr(sweeps.time, "perf_counter", lambda: now[0])
+    runs = make_plan(ODD)
+    expected = sweeps.estimate(runs)
+    assert list(expected) == [planned.name for planned in runs]
+    for planned in runs:
+        begin = now[0]
+        sweeps.run_one(planned, tmp_path)
+        assert expected[planned.name] == pytest.approx(now[0] - begin, rel=0.1)
+
+
+@pytest.mark.slow
+def test_an_estimate_by_a_real_clock(tmp_path):
+    (planned,) = make_plan({"task": "cartpole", "options": {"poles": 2}, "train": {"epochs": 10}})
+    expected = sweeps.estimate([planned])[planned.name]
+    begin = time.perf_counter()
+    sweeps.run_one(planned, tmp_path)
+    assert expected / 3 < time.perf_counter() - begin < 3 * expected
 
 
 # --- running ------------------------------------------------------------------------------------------------------
@@ -381,7 +420,7 @@ def test_a_dask_cluster_in_this_process(tmp_path, run):
         gather(run, tmp_path, cluster.scheduler_address)
 
 
-def test_a_cluster_that_is_not_there(tmp_path, monkeypatch):
+def test_a_cluster_that_is_not_there(monkeypatch):
     distributed = pytest.importorskip("distributed", reason="distributed is not installed (extra: dask)")
     client = distributed.Client
     monkeypatch.setattr(distributed, "Client", lambda **given: client(**{**given, "timeout": "0.2s"}))
