@@ -70,7 +70,7 @@ def kill_again_and_again(folder, kills, epochs, longest):
 
 
 def test_ten_kills(tmp_path):
-    kill_again_and_again(tmp_path, 10, 100, 1.4)
+    kill_again_and_again(tmp_path, 10, 60, 1.2)
 
 
 @pytest.mark.slow
@@ -130,7 +130,13 @@ def test_a_folder_without_permission(tmp_path):
         tmp_path.chmod(0o700)
 
 
-@pytest.mark.parametrize("environment", [{}, {"HDF5_USE_FILE_LOCKING": "FALSE"}], ids=["", "without HDF5's locks"])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        pytest.param({}, id="with HDF5's locks"),
+        pytest.param({"HDF5_USE_FILE_LOCKING": "FALSE"}, id="without HDF5's locks", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_on_one_file(tmp_path, environment):
     environment = {**os.environ, **environment}
     first = start(tmp_path, "--epochs", 10**6, "--checkpoint-seconds", 0, "--json", env=environment)

@@ -272,6 +272,7 @@ def test_golden_numbers(task, case, dtype, monkeypatch):
 
 
 @on_device
+@long_simulated
 def test_a_system_of_ones_own():
     from stablebptt.tasks import custom
 

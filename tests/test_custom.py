@@ -122,7 +122,7 @@ def test_the_double_pendulum_conserves_energy_and_has_right_adjoints(example):
 
 
 def test_the_double_pendulum_learns(example, tmp_path):
-    problem = example("double_pendulum").make_problem()
+    problem = custom.in_float64(example("double_pendulum").make_problem())
     run = sb.train(problem, "C", epochs=12, clip="norm", out=tmp_path / "run.h5")
     assert run.history["test_loss"][-1] < 0.6 * run.history["test_loss"][0]
 
@@ -400,7 +400,7 @@ void step_single(stablebptt_step_float step, int64_t n, int64_t q, const float *
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-@pytest.mark.parametrize("task", ["cartpole", "guidance", "quantum"])
+@pytest.mark.parametrize("task", ["cartpole", *(pytest.param(task, marks=pytest.mark.slow) for task in ("guidance", "quantum"))])
 def test_a_c_program_gets_the_same_bits(tmp_path, task, random):
     import ctypes
 
