@@ -246,7 +246,10 @@ def test_check_fails_on_a_wrong_rule(run, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_a_complete_file(tmp_path, number):
     command = [sys.executable, "-m", "stablebptt", "cartpole", "train", "--epochs", "100000", "--json", "--out", "run.h5"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell lets what it runs beside it ignore Ctrl-C
+    )  # fmt: skip
     lines = [process.stdout.readline() for _ in range(3)]
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
