@@ -192,8 +192,9 @@ def _content(path: str | Path) -> bytes:
     _check_kind(path, os.stat(path))
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
-        _check_kind(path, os.fstat(file.fileno()))
-        content = file.read(LARGEST_FILE + 1)
+        status = os.fstat(file.fileno())
+        _check_kind(path, status)
+        content = file.read(status.st_size)
     if not content:
         raise FileFormatError(f"{path} is empty")
     end = len(content) - len(TRAILER) - hashlib.sha256().digest_size

@@ -1,8 +1,13 @@
 """What the tests share."""
 
+import hashlib
 import json
 import os
+import shutil
+import signal
+import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -26,7 +31,13 @@ def golden_cases(task: str) -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The PTX machine takes the place of the driver before anything asks for it; see test_cuda.py."""
+    """One folder of compiled kernels for a session; the PTX machine takes the place of the driver (see test_cuda.py)."""
+    if "STABLEBPTT_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="stablebptt-tests-")  # workers and other processes inherit it
+        os.environ["STABLEBPTT_CACHE_DIR"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        compile_once(Path(os.environ["STABLEBPTT_CACHE_DIR"]))
     if os.environ.get("STABLEBPTT_TEST_EMULATED"):
         import sys
 
@@ -34,6 +45,31 @@ def pytest_configure(config: pytest.Config) -> None:
         import ptx_machine
 
         ptx_machine.install()
+
+
+def compile_once(folder: Path) -> None:
+    """Workers that want the same kernel wait for the first of them, and find it on disk."""
+    try:
+        import fcntl
+    except ImportError:  # no POSIX: they compile it all
+        return
+    from numba.core.dispatcher import Dispatcher
+
+    from stablebptt.kernels.cache import KernelCache
+
+    compile_alone = Dispatcher.compile
+    locks = folder / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+
+    def compile_in_turn(self, signature):
+        if not isinstance(self._cache, KernelCache):
+            return compile_alone(self, signature)
+        name = f"{self.py_func.__module__}.{self.py_func.__qualname__} {signature}"
+        with open(locks / hashlib.sha256(name.encode()).hexdigest(), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return compile_alone(self, signature)
+
+    Dispatcher.compile = compile_in_turn
 
 
 class Golden:
@@ -69,6 +105,34 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def golden(request: pytest.FixtureRequest, golden_case: str) -> Golden:
     return Golden(request.module.TASK, golden_case)
+
+
+class Result(NamedTuple):
+    """What a command left: its exit code, data and messages."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Run a command in this process, in a folder of its own."""
+    from stablebptt import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        previous, code = signal.getsignal(signal.SIGTERM), 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as leave:
+            code = leave.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        return Result(code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture

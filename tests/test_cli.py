@@ -18,31 +18,6 @@ from stablebptt import cli
 SMALL = "--steps 12 --hidden 9,8 --train-count 16 --test-count 8 --epochs 2".split()
 
 
-class Result:
-    def __init__(self, code, out, err):
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run a command in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        previous = signal.getsignal(signal.SIGTERM)
-        try:
-            cli.main([str(a) for a in arguments])
-            code = 0
-        except SystemExit as leave:
-            code = leave.code or 0
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return call
-
-
 def train(run, *more, out="run.h5"):
     return run("cartpole", "train", *SMALL, "--out", out, *more)
 
@@ -174,7 +149,7 @@ def test_files_that_are_no_runs(run, tmp_path):
     assert not (tmp_path / "p.png").exists() and not (tmp_path / "paths.h5").exists()
 
 
-def test_divergence(run, tmp_path):
+def test_divergence(run):
     options = ["--lr", "1e6", "--clip", "none", "--optimizer", "sgd", "--duration", "40", "--epochs", "60"]
     result = train(run, "--quiet", *options, "--output-init", "glorot", "--variant", "R")
     assert_error(result, 3, "cartpole diverged in epoch")
@@ -206,6 +181,18 @@ def test_simulate_inspect_plot(run, tmp_path):
     assert_error(run("cartpole", "simulate", "run.h5", "--count", 0, "--out", "q.h5"), 2, "count is 0")
 
 
+def test_simulate_takes_the_best_weights_if_told_so(run):
+    assert train(run, "--lr", 0.3, "--epochs", 6).code == 0
+    trained = sb.load("run.h5")
+    assert not np.array_equal(trained.theta, trained.best_theta)
+    x0 = trained.problem.sample(4, 1)
+    for more, theta in (([], trained.theta), (["--best"], trained.best_theta)):
+        result = run("cartpole", "simulate", "run.h5", *more, "--count", 4, "--seed", 1, "--out", "paths.h5", "--force")
+        assert result.code == 0, result.err
+        with h5py.File("paths.h5") as file:
+            assert np.array_equal(file["trajectories/states"][0], trained.problem.rollout(theta, x0).states)
+
+
 @pytest.mark.parametrize(
     ("task", "options", "expected"),
     [
@@ -215,7 +202,7 @@ def test_simulate_inspect_plot(run, tmp_path):
          {"target": 4, "points": 9, "dt": 0.05, "weights": [3.0, 1.0], "width": 5}),
     ],
 )  # fmt: skip
-def test_the_other_tasks(run, tmp_path, task, options, expected):
+def test_the_other_tasks(run, task, options, expected):
     counts = ["--train-count", 16, "--test-count", 8, "--epochs", 2, "--clip", "norm"]
     result = run(task, "train", *options, *counts, "--out", "run.h5")
     assert result.code == 0, result.err
@@ -259,7 +246,10 @@ def test_check_fails_on_a_wrong_rule(run, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_a_complete_file(tmp_path, number):
     command = [sys.executable, "-m", "stablebptt", "cartpole", "train", "--epochs", "100000", "--json", "--out", "run.h5"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell lets what it runs beside it ignore Ctrl-C
+    )  # fmt: skip
     lines = [process.stdout.readline() for _ in range(3)]
     process.send_signal(number)
     out, err = process.communicate(timeout=60)

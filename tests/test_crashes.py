@@ -69,17 +69,20 @@ def kill_again_and_again(folder, kills, epochs, longest):
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["run.h5"]
 
 
+def test_ten_kills(tmp_path):
+    kill_again_and_again(tmp_path, 10, 60, 1.2)
+
+
+@pytest.mark.slow
 def test_fifty_kills(tmp_path):
     kill_again_and_again(tmp_path, 50, 500, 1.4)
 
 
-@pytest.mark.slow
-def test_five_hundred_kills(tmp_path):
-    kill_again_and_again(tmp_path, 500, 1000, 2.0)
-
-
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not here")
-@pytest.mark.parametrize("cold", [False, True], ids=["compiled before", "cache cannot be written either"])
+@pytest.mark.parametrize(
+    "cold",
+    [pytest.param(False, id="compiled before"), pytest.param(True, id="cache cannot be written either", marks=pytest.mark.slow)],
+)
 def test_no_room_for_the_file(tmp_path, cold):
     code, _, err = finish(tmp_path, "--epochs", 2, "--quiet")
     assert code == 0, err
@@ -127,7 +130,13 @@ def test_a_folder_without_permission(tmp_path):
         tmp_path.chmod(0o700)
 
 
-@pytest.mark.parametrize("environment", [{}, {"HDF5_USE_FILE_LOCKING": "FALSE"}], ids=["", "without HDF5's locks"])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        pytest.param({}, id="with HDF5's locks"),
+        pytest.param({"HDF5_USE_FILE_LOCKING": "FALSE"}, id="without HDF5's locks", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_on_one_file(tmp_path, environment):
     environment = {**os.environ, **environment}
     first = start(tmp_path, "--epochs", 10**6, "--checkpoint-seconds", 0, "--json", env=environment)

@@ -89,7 +89,7 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
 # --- examples -----------------------------------------------------------------------------------------------------
 
 
-def test_the_double_pendulum_conserves_energy_and_has_right_adjoints(example, random):
+def test_the_double_pendulum_conserves_energy_and_has_right_adjoints(example):
     module = example("double_pendulum")
     for finding in check.check(custom.in_float64(module.make_problem(steps=6))):
         assert finding.passed, finding
@@ -122,7 +122,7 @@ def test_the_double_pendulum_conserves_energy_and_has_right_adjoints(example, ra
 
 
 def test_the_double_pendulum_learns(example, tmp_path):
-    problem = example("double_pendulum").make_problem()
+    problem = custom.in_float64(example("double_pendulum").make_problem())
     run = sb.train(problem, "C", epochs=12, clip="norm", out=tmp_path / "run.h5")
     assert run.history["test_loss"][-1] < 0.6 * run.history["test_loss"][0]
 
@@ -141,6 +141,18 @@ def test_the_regulator_reaches_the_riccati_optimum(example):
     gaps = {variant: module.descend(problem, x0, variant, 1200)[-1] / best - 1 for variant in "RMSNC"}
     assert abs(gaps["R"]) < 1e-9 and abs(gaps["M"]) < 1e-9
     assert 0 < gaps["C"] < 0.02 and gaps["S"] > 10 and gaps["N"] > 10
+
+
+def test_recomputed_activations_of_an_own_controller(example, monkeypatch):
+    """A controller without activations has nothing to keep; here it says that it has."""
+    problem = example("lqr").make_problem()
+    theta, x0 = problem.init(1) + 0.3, problem.sample(7)
+    kept = [problem.gradient(theta, x0, variant).value for variant in "RMNC"]
+    monkeypatch.setattr(type(problem.controller), "width", 1)
+    again = dataclasses.replace(problem, tape_bytes=0, _spaces=type(problem._spaces)())
+    assert problem._gradient_space(7, 1).kept and not again._gradient_space(7, 1).kept
+    for variant, values in zip("RMNC", kept):
+        assert np.array_equal(again.gradient(theta, x0, variant).value, values), variant
 
 
 def test_scipy_trains_a_controller(example):
@@ -318,7 +330,7 @@ def test_missing_parts():
         drift(system=Shapeless())
 
 
-def test_a_wrong_vjp_is_named_with_its_argument_and_error(tmp_path, monkeypatch, capsys):
+def test_a_wrong_vjp_is_named_with_its_argument_and_error(monkeypatch, capsys):
     findings = check.check_system(Wrong())
     assert {(f.rule, f.argument): f.passed for f in findings} == {
         ("step", "state"): True, ("step", "control"): False, ("step_batch", "state"): True, ("step_batch", "control"): False,
@@ -388,7 +400,7 @@ void step_single(stablebptt_step_float step, int64_t n, int64_t q, const float *
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-@pytest.mark.parametrize("task", ["cartpole", "guidance", "quantum"])
+@pytest.mark.parametrize("task", ["cartpole", *(pytest.param(task, marks=pytest.mark.slow) for task in ("guidance", "quantum"))])
 def test_a_c_program_gets_the_same_bits(tmp_path, task, random):
     import ctypes
 

@@ -53,6 +53,17 @@ def test_links_lead_somewhere(page):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_pages_name_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for file in re.findall(r"\btest_\w+\.py\b", text):
+        assert (ROOT / "tests" / file).exists(), f"{page.name}: {file}"
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    bare = re.findall(r"`(test_\w+)`", text) if page.name == "reliability.md" else []
+    for name in re.findall(r"\btest_\w+\.py::(\w+)", text) + bare:
+        assert f"def {name}(" in tests, f"{page.name}: {name}"
+
+
 def pictures():
     specification = importlib.util.spec_from_file_location("make_pictures", ROOT / "docs" / "make_pictures.py")
     module = importlib.util.module_from_spec(specification)
@@ -72,10 +83,13 @@ def test_every_picture_is_made_by_the_command(monkeypatch, tmp_path):
 
 
 def test_commands_of_the_pages_exist():
-    """Every command line in the pages parses (its options exist)."""
+    """Every command in the pages exists, and so do its options."""
+    groups = "|".join(cli.stablebptt.commands)
     for page in PAGES:
-        for line in re.findall(r"^(?:\.venv/bin/)?stablebptt ([^\n`]*)", page.read_text(encoding="utf-8"), re.MULTILINE):
-            words = line.split("#")[0].split()
+        lines = re.findall(rf"stablebptt ((?:{groups}) [^\n`]*)", page.read_text(encoding="utf-8"))
+        assert lines or page.name != "README.md"
+        for line in lines:
+            words = re.split(r"[#()]", line)[0].split()
             command = cli.stablebptt
             while hasattr(command, "commands"):
                 assert words[0] in command.commands, f"{page.name}: {line}"

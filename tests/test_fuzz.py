@@ -80,9 +80,13 @@ CONFIGS = {
     task: st.dictionaries(st.sampled_from([*COMMON, *more, "nonsense", "out"]), TOML, max_size=3)
     for task, more in OPTIONS.items()
 }
-FUZZ = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
-)
+FEW_OR_MANY = pytest.mark.parametrize("examples", [20, pytest.param(150, marks=pytest.mark.slow)])
+
+
+def fuzzed(examples):
+    """Settings of hypothesis: the same examples every time."""
+    quiet = [HealthCheck.function_scoped_fixture]
+    return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=quiet, database=None)
 
 
 @pytest.fixture
@@ -115,11 +119,12 @@ def call(tmp_path, monkeypatch, capsys):
     return run
 
 
+@FEW_OR_MANY
 @pytest.mark.parametrize("task", OPTIONS)
-def test_options(task, call):
+def test_options(task, call, examples):
     codes = set()
 
-    @FUZZ
+    @fuzzed(examples)
     @given(CHOICES[task])
     @example({})
     @example({"seed": str(2**63 - 1)})
@@ -131,11 +136,12 @@ def test_options(task, call):
     assert {0, 2} <= codes
 
 
+@FEW_OR_MANY
 @pytest.mark.parametrize("task", OPTIONS)
-def test_config_files(task, call, tmp_path):
+def test_config_files(task, call, tmp_path, examples):
     codes = set()
 
-    @FUZZ
+    @fuzzed(examples)
     @given(CONFIGS[task])
     @example({})
     @example({"epochs": 1.5})

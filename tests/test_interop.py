@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 
 import stablebptt as sb
 from stablebptt.interop import arrays
+from stablebptt.kernels.generics import step
 from stablebptt.tasks.variants import gates, truncated
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "docs" / "examples"
@@ -59,8 +60,14 @@ def test_arrays(problem, random):
 
 
 def test_systems_without_a_batched_step():
+    """A batch is stepped sample by sample, in the precision of the problem."""
     problem = make("cartpole", dtype="float32")
-    assert arrays.step(problem, problem.sample(2), np.zeros((2, 1))).dtype == np.float32
+    x, c = problem.sample(2), np.array([[0.5], [-2.0]])
+    found, expected = arrays.step(problem, x, c), np.empty((2, problem.n_state), np.float32)
+    for k in range(2):
+        step(problem.system, x[k].ravel(), c[k].astype(np.float32), expected[k])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.reshape(2, -1), expected, rtol=1e-6)
 
 
 def mlp(problem, theta, x, tanh):

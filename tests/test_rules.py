@@ -7,9 +7,10 @@ import pkgutil
 import numpy as np
 import pytest
 from numba import njit
+from numba.core.typing.templates import builtin_registry
 
 import stablebptt as sb
-from stablebptt import adjoint, kernels
+from stablebptt import kernels
 from stablebptt.adjoint import generics as backward
 from stablebptt.adjoint.cartpole import pole_vjp
 from stablebptt.adjoint.guidance import pull_vjp
@@ -48,7 +49,7 @@ def assert_rule(rule, inputs, random):
         assert finding.passed, finding
 
 
-def scalar_rule(name, system, function, vjp, arguments, outputs):
+def scalar_rule(name, system, function, vjp, arguments):
     """Rule of a function of numbers; `vjp` takes the arguments and the cotangents of the outputs."""
     call = njit(lambda s, *a: function(s, *a))
     call_vjp = njit(lambda s, *a: vjp(s, *a))
@@ -83,7 +84,7 @@ def pull_rule():
 
 
 def pole_rule():
-    return scalar_rule("pole", cartpole(0.01), pole, pole_vjp, ("force", "sin", "cos", "rate"), 2)
+    return scalar_rule("pole", cartpole(0.01), pole, pole_vjp, ("force", "sin", "cos", "rate"))
 
 
 def tanh_rule():
@@ -105,16 +106,16 @@ def tanh_rule():
 
 
 SCALAR_RULES = {
-    "pole": (pole_rule, ("force", "sin", "cos", "rate")),
-    "tanh_all": (tanh_rule, ("z",)),
-    "pull": (pull_rule, ("rx", "ry")),
+    "cartpole.pole": (pole_rule, ("force", "sin", "cos", "rate")),
+    "dense.tanh_all": (tanh_rule, ("z",)),
+    "guidance.pull": (pull_rule, ("rx", "ry")),
 }
 
 
 @pytest.mark.parametrize("name", SCALAR_RULES)
 def test_scalar_rule(name, random):
     make, arguments = SCALAR_RULES[name]
-    shape = (32,) if name == "tanh_all" else ()
+    shape = (32,) if name == "dense.tanh_all" else ()
     assert_rule(make(), {a: random.uniform(0.2, 1.0, shape) for a in arguments}, random)
 
 
@@ -158,58 +159,65 @@ def test_rollout_and_sweep(name, random):
 
 VJP_OF = {"step": "step_vjp", "step_batch": "step_batch_vjp", "cost": "cost_vjp", "control": "control_vjp"}
 VJP_OF |= {"control_batch": "control_batch_vjp", "step_sample": "step_sample_vjp"}
-# Compiled functions of kernels/ without a rule of their own, and why.
+# Compiled functions of kernels/ without a rule of their own, by module, and why.
+ON_A_DEVICE = "on a device; test_cuda.py compares it with the CPU"
 NOT_DIFFERENTIATED = {
-    "pack": "moves parameters; `unpack` moves gradients back (tested through control)",
-    "matmul": "on addresses; its transposes in control_batch_vjp and parameter_vjp are tested through control",
-    "dot": "on addresses; tested through control",
-    "copy": "moves numbers",
-    "scale": "used backwards only; tested through control",
-    "add": "used backwards only; tested through control",
-    "tanh": "rule is tanh_all_vjp",
-    "tanh_all_vjp": "is a vjp",
-    "pole_terms": "shared by pole and pole_vjp, which are tested",
-    "rollout": "rule is the sweep (tested through rollout and sweep)",
-    "path_cost": "rule is cost_vjp inside the sweep (tested through rollout and sweep)",
-    "like": "a constant",
-    "pull_terms": "shared by pull and pull_vjp, which are tested",
-    "pair_law": "constants",
-    "friction": "a constant",
-    "evader_sum": "part of step",
-    "advance": "is step on views",
-    "places": "addresses",
-    "pivot": "part of step",
-    "eliminate": "part of step",
-    "substitute": "part of step",
-    "factorise": "part of step; its rule is that of the whole linear solve",
-    "solve": "part of step; its rule is that of the whole linear solve",
-    "overlap": "part of cost",
-    "get": "access",
-    "put": "access",
-    "row": "access",
-    "constant": "a constant",
-    "to_lanes": "moves numbers",
-    "from_lanes": "moves numbers",
-    "add_from_lanes": "moves numbers",
-    "padded_batch": "a size",
-    "clamp": "part of tanh",
-    "sqrt": "used through pull_terms",
-    "inverse_or_zero": "used through pull_terms",
-    "tanh4": "rule is tanh4_vjp",
-    "tanh4_vjp": "is a vjp",
-    "spread": "moves numbers",
-    "multiply_add": "used in both directions",
-    "accumulate4": "used backwards only",
-    "work_size": "a size",
-}
-# Functions that a block of threads runs together; test_cuda.py compares what they make with the CPU.
-NOT_DIFFERENTIATED |= dict.fromkeys(
-    (
-        "thread", "threads", "barrier", "copy", "clear", "start", "load_weights", "hidden_layer", "output_layer", "run_network",
-        "follow", "place_work",
+    "cartpole": {"pole_terms": "shared by pole and pole_vjp, which are tested"},
+    "compiler": {"like": "a constant"},
+    "cuda_block": dict.fromkeys(
+        ("thread", "threads", "barrier", "copy", "clear", "spread", "multiply_add", "accumulate4", "tanh4", "tanh4_vjp"),
+        ON_A_DEVICE,
     ),
-    "on a device; tested against the CPU",
-)  # fmt: skip
+    "cuda_rollout": dict.fromkeys(
+        ("load_weights", "hidden_layer", "output_layer", "run_network", "start", "follow", "work_size", "place_work"), ON_A_DEVICE
+    ),
+    "dense": {
+        "matmul": "on addresses; its transposes in control_batch_vjp and parameter_vjp are tested through control",
+        "dot": "on addresses; tested through control",
+        "copy": "moves numbers",
+        "scale": "used backwards only; tested through control",
+        "add": "used backwards only; tested through control",
+        "tanh": "rule is tanh_all_vjp",
+        "tanh_all_vjp": "is a vjp",
+    },
+    "generics": {"pack": "moves parameters; `unpack` moves gradients back (tested through control)"},
+    "guidance": {
+        "pull_terms": "shared by pull and pull_vjp, which are tested",
+        "pair_law": "constants",
+        "friction": "a constant",
+        "evader_sum": "part of step",
+        "advance": "is step on views",
+        "places": "addresses",
+    },
+    "quantum": {
+        "pivot": "part of step",
+        "eliminate": "part of step",
+        "substitute": "part of step",
+        "factorise": "part of step; its rule is that of the whole linear solve",
+        "solve": "part of step; its rule is that of the whole linear solve",
+        "advance": "is step on views",
+        "places": "addresses",
+        "overlap": "part of cost",
+    },
+    "rollout": {
+        "rollout": "rule is the sweep (tested through rollout and sweep)",
+        "path_cost": "rule is cost_vjp inside the sweep (tested through rollout and sweep)",
+    },
+    "simd": {
+        "clamp": "part of tanh",
+        **dict.fromkeys(("pointer", "offset", "lanes"), "addresses"),
+        **dict.fromkeys(("load", "store", "fill"), "moves numbers"),
+        "total": "part of dot",
+    },
+    "views": {
+        **dict.fromkeys(("get", "put", "row"), "access"),
+        **dict.fromkeys(("to_lanes", "from_lanes", "add_from_lanes"), "moves numbers"),
+        "constant": "a constant",
+        "padded_batch": "a size",
+        "sqrt": "used through pull_terms",
+        "inverse_or_zero": "used through pull_terms",
+    },
+}
 
 
 def modules(package):
@@ -225,20 +233,45 @@ def test_every_method_has_its_vjp():
             assert any(base in rules for base in cls.__mro__), f"{name} of {cls.__name__} has no {partner}"
 
 
-def test_every_public_kernel_has_a_rule_or_a_reason():
-    known = {*VJP_OF, *SCALAR_RULES, *NOT_DIFFERENTIATED}
+def public_kernels():
+    """Compiled functions of kernels/, as module.name."""
+    overloaded = {id(function) for function, _ in builtin_registry.globals}
     for module in modules(kernels):
         for name, value in vars(module).items():
-            public = not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
-            compiled = hasattr(value, "compiled") or hasattr(value, "targetoptions")  # the latter for a device
-            if public and compiled:
-                assert name in known, f"{module.__name__}.{name} has neither a rule nor a reason"
+            own = getattr(value, "__module__", None) == module.__name__ and not isinstance(value, type)
+            compiled = id(value) in overloaded or any(hasattr(value, mark) for mark in ("compiled", "targetoptions"))
+            if own and compiled and not name.startswith("_"):
+                yield f"{module.__name__.rpartition('.')[2]}.{name}"
+
+
+def test_every_public_kernel_has_a_rule_or_a_reason():
+    known = {*(f"generics.{name}" for name in VJP_OF), *SCALAR_RULES}
+    known |= {f"{module}.{name}" for module, reasons in NOT_DIFFERENTIATED.items() for name in reasons}
+    found = set(public_kernels())
+    assert sorted(found - known) == [], "they have neither a rule nor a reason"
+    assert sorted(known - found) == [], "there are no such kernels"
 
 
 def test_kernels_never_import_adjoints():
     for module in modules(kernels):
         assert "stablebptt.adjoint" not in inspect.getsource(module), module.__name__
-    assert adjoint.__doc__ and "add" in adjoint.__doc__
+
+
+@pytest.mark.parametrize("name", ["cartpole 2 final", "guidance 2 4 final", "quantum 8 final"])
+def test_vjps_add_to_what_is_there(name, random):
+    """In plain Python: a cotangent is the sum over all uses of a number."""
+    problem = problem_of(name)
+    x, c = problem.sample(1)[0].ravel(), random.standard_normal(problem.n_control)
+    lam = random.standard_normal((2, x.size))
+    found = []
+    for start in (0.0, 3.0):
+        lam_x, lam_c, x_bar = np.full((2, x.size), start), np.full((2, c.size), start), np.full(x.size, start)
+        backward.step_vjp(problem.system, x, c, lam, lam_x, lam_c)
+        backward.cost_vjp(problem.loss_function, x, 0.7, x_bar)
+        found.append([values - start for values in (lam_x, lam_c, x_bar)])
+    for empty, full in zip(*found):
+        assert np.abs(empty).max() > 0
+        np.testing.assert_allclose(full, empty, rtol=1e-12, atol=1e-14)
 
 
 # --- the tester finds wrong rules ---------------------------------------------------------------------------------

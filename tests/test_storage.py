@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import time
+import tracemalloc
 
 import h5py
 import numpy as np
@@ -33,6 +34,16 @@ def groups():
 
 
 @pytest.fixture
+def little_memory():
+    """What is refused must not be unpacked first."""
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * storage.LARGEST_CHUNK, f"{peak >> 20} MB"
+
+
+@pytest.fixture
 def path(tmp_path):
     target = tmp_path / "file.h5"
     write(target, encode(ATTRIBUTES, groups()))
@@ -40,10 +51,8 @@ def path(tmp_path):
 
 
 def assert_refused(path, *words):
-    begin = time.monotonic()
     with pytest.raises(FileFormatError) as caught:
         read(path, {FORMAT})
-    assert time.monotonic() - begin < 2
     message = str(caught.value)
     assert "\n" not in message and str(path) in message
     for word in words:
@@ -63,6 +72,12 @@ def test_round_trip(path):
 
 
 def test_same_input_same_bytes():
+    assert encode(ATTRIBUTES, groups()) == encode(ATTRIBUTES, groups())
+
+
+@pytest.mark.slow
+def test_no_time_is_kept():
+    """The clock is HDF5's own: it cannot be patched."""
     first = encode(ATTRIBUTES, groups())
     time.sleep(1.1)
     assert encode(ATTRIBUTES, groups()) == first
@@ -171,6 +186,7 @@ def test_a_fifo_does_not_block(tmp_path):
     assert_refused(tmp_path / "fifo", "not a regular file")
 
 
+@pytest.mark.usefixtures("little_memory")
 def test_a_sparse_giant_is_not_read(tmp_path):
     with open(tmp_path / "giant.h5", "wb") as file:
         file.write(storage.SIGNATURE)
@@ -221,10 +237,11 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_files(tmp_path, name, monkeypatch):
+def test_hostile_files(tmp_path, name, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     change, word = HOSTILE[name]
     (tmp_path / "bad.h5").write_bytes(hostile(change))
+    request.getfixturevalue("little_memory")
     if word is None:
         assert read(tmp_path / "bad.h5", {FORMAT}) == ({"format": FORMAT}, {})
     else:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import stablebptt as sb
+from stablebptt import cli
 from stablebptt.data import run_file, summary
 
 
@@ -100,6 +101,18 @@ def hostile_files(folder):
         os.mkfifo(folder / "fifo.h5")
 
 
+def test_hostile_files_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli.signal, "signal", lambda *a: None)
+    hostile_files(tmp_path)
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["inspect", str(path)])
+        told = capsys.readouterr()
+        assert ended.value.code == 4 and told.out == "", path
+        assert told.err.count("\n") == 1 and path.name in told.err
+
+
+@pytest.mark.slow
 def test_hostile_files_are_refused_at_once(tmp_path):
     hostile_files(tmp_path)
     for path in sorted(tmp_path.iterdir()):

@@ -128,7 +128,51 @@ def test_recomputed_activations_give_the_same_bits(variant, batch, dtype):
     assert np.array_equal(kept, again)
 
 
-def test_a_sample_does_not_depend_on_its_batch(random):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("task", ["guidance", "quantum"])
+def test_recomputed_activations_of_the_other_tasks(task, batch, dtype):
+    """Over several chunks; with several controls the network's path is followed step by step."""
+    kept = make(task, {}, dtype=dtype, steps=50)
+    again = make(task, {}, dtype=dtype, steps=50, tape_bytes=0)
+    x0, theta = kept.sample(batch), kept.init(1)
+    assert kept._gradient_space(batch, 1).kept and not again._gradient_space(batch, 1).kept
+    for variant in "RMNC":
+        assert np.array_equal(kept.gradient(theta, x0, variant).value, again.gradient(theta, x0, variant).value), variant
+
+
+@pytest.mark.parametrize("task", ["cartpole", "guidance", "quantum"])
+def test_any_number_of_samples(task):
+    """Losses are computed 64 states at a time; a gradient takes them all together."""
+    problem = make(task, {}, steps=5)
+    theta, x0 = problem.init(1), problem.sample(200)
+    total, physics = problem.losses(theta, x0)
+    each = [problem.losses(theta, x0[b : b + 1]) for b in range(0, 200, 7)]
+    assert np.array_equal(total[::7], [t[0] for t, _ in each]) and np.array_equal(physics[::7], [p[0] for _, p in each])
+    single = np.stack([problem.gradient(theta, x0[b : b + 1], "R").value for b in range(129)])
+    for batch in (63, 64, 65, 127, 128, 129):
+        assert problem.loss(theta, x0[:batch]).total == pytest.approx(total[:batch].mean(), rel=1e-13)
+        result = problem.gradient(theta, x0[:batch], "R")
+        assert result.loss.total == pytest.approx(total[:batch].mean(), rel=1e-13)
+        expected = single[:batch].mean(axis=0)
+        np.testing.assert_allclose(result.value, expected, rtol=1e-9, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("task", ["guidance", "quantum"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
+def test_a_bad_sample_does_not_touch_its_neighbours(task, bad):
+    """Samples lie side by side in registers."""
+    problem = make(task, {}, dtype="float32", steps=4)
+    theta, x0 = problem.init(1), problem.sample(21)
+    healthy = problem.follow(theta, x0).states
+    x0[5] = bad  # of 0: all objects in one place, no wave function at all
+    states = problem.follow(theta, x0).states
+    others = np.arange(21) != 5
+    assert np.array_equal(states[others], healthy[others]) and not np.array_equal(states[5], healthy[5])
+    assert np.isfinite(states[5]).all() == (bad == 0)
+
+
+def test_a_sample_does_not_depend_on_its_batch():
     problem = make("cartpole", {"poles": 3}, dtype="float32", hidden=(100, 100), steps=30)
     x0, theta = problem.sample(33), problem.init()
     together = problem.rollout(theta, x0).states

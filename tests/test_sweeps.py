@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
@@ -17,6 +17,7 @@ import pytest
 
 import stablebptt as sb
 from stablebptt.tasks import sweeps
+from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.sweeps import make_plan, paper_plan
 
 SMALL = {"steps": 6, "hidden": [5]}
@@ -53,6 +54,11 @@ def trained_alone(runs, folder):
     for planned in runs:
         assert sweeps.run_one(planned, folder).status == "complete"
     return folder
+
+
+@pytest.fixture(scope="module")
+def long_alone(tmp_path_factory):
+    return trained_alone(make_plan(LONG), tmp_path_factory.mktemp("alone"))
 
 
 # --- plans --------------------------------------------------------------------------------------------------------
@@ -121,6 +127,44 @@ def test_bad_plans(tmp_path, change, words):
 def bad(folder):
     (folder / "plan.toml").write_text('task = "cartpole"\ntasks = 1\n')
     return folder / "plan.toml"
+
+
+ODD = {"task": "cartpole", "options": {**SMALL, "poles": [1, 2]}}
+ODD["train"] = {"variant": ["R", "C"], "epochs": [2, 5], "batch_size": 5, "train_count": 33, "test_count": 17}
+
+
+def test_estimates_are_near_the_truth(monkeypatch, tmp_path):
+    """By a clock that goes on by 3 ms per sample and gradient, and by 1 ms per sample whose loss is computed."""
+    now = [0.0]
+
+    def counted(name, seconds):
+        computed = getattr(Problem, name)
+
+        def slow(self, theta, x0, *more):
+            now[0] += seconds * len(x0)
+            return computed(self, theta, x0, *more)
+
+        monkeypatch.setattr(Problem, name, slow)
+
+    counted("differentiate", 3e-3)
+    counted("parts", 1e-3)
+    monkeypatch.setattr(sweeps.time, "perf_counter", lambda: now[0])
+    runs = make_plan(ODD)
+    expected = sweeps.estimate(runs)
+    assert list(expected) == [planned.name for planned in runs]
+    for planned in runs:
+        begin = now[0]
+        sweeps.run_one(planned, tmp_path)
+        assert expected[planned.name] == pytest.approx(now[0] - begin, rel=0.1)
+
+
+@pytest.mark.slow
+def test_an_estimate_by_a_real_clock(tmp_path):
+    (planned,) = make_plan({"task": "cartpole", "options": {"poles": 2}, "train": {"epochs": 10}})
+    expected = sweeps.estimate([planned])[planned.name]
+    begin = time.perf_counter()
+    sweeps.run_one(planned, tmp_path)
+    assert expected / 3 < time.perf_counter() - begin < 3 * expected
 
 
 # --- running ------------------------------------------------------------------------------------------------------
@@ -247,34 +291,68 @@ def wait_until(condition, seconds=60):
         time.sleep(0.02)
 
 
+def trains(folder, count):
+    """Whether so many workers train."""
+    return len(list(folder.glob(".*.lock"))) == count
+
+
+procfs = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="workers are found in /proc")
+
+
 @posix
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="workers are found in /proc")
-@pytest.mark.parametrize("victim", ["worker", "sweep", "sweep, softly"])
-def test_nothing_is_lost_when_something_is_killed(tmp_path, victim):
-    plan, runs = write_plan(tmp_path / "plan.toml", LONG), make_plan(LONG)
-    trained_alone(runs, tmp_path / "alone")
+@procfs
+def test_nothing_is_lost_when_a_worker_is_killed(tmp_path, long_alone):
+    def kill_one():
+        wait_until(lambda: trains(tmp_path, 2))
+        os.kill(children(os.getpid())[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    outcomes = sb.sweep(make_plan(LONG), tmp_path, jobs=2)
+    killer.join()
+    assert [o.status for o in outcomes] == ["complete"] * 3, outcomes
+    assert_same(tmp_path, long_alone, make_plan(LONG))
+
+
+@posix
+@procfs
+def test_a_worker_that_is_told_to_end_saves_first(tmp_path, long_alone):
+    planned = make_plan(LONG)[0]
+    path = tmp_path / planned.name
+    with sweeps._local_workers(1) as make:
+        future = make().submit(sweeps._worked, planned.config, str(path))
+        wait_until(lambda: trains(tmp_path, 1))
+        os.kill(children(os.getpid())[0], signal.SIGTERM)
+        with pytest.raises(BrokenExecutor):
+            future.result()
+    saved = sweeps.outcome_of(path)
+    assert saved.status == "interrupted" and 0 < saved.epochs < planned.config["epochs"]
+    assert list(tmp_path.iterdir()) == [path]
+    sweeps.run_one(planned, tmp_path)
+    assert_same(tmp_path, long_alone, [planned])
+
+
+@posix
+@procfs
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_is_lost_when_a_sweep_is_killed(tmp_path, long_alone, number):
+    plan, folder = write_plan(tmp_path / "plan.toml", LONG), tmp_path / "sweep"
     process = start(tmp_path, plan)
-    wait_until(lambda: len(list((tmp_path / "sweep").glob(".*.lock"))) == 2)  # both workers train
+    wait_until(lambda: trains(folder, 2))
     workers = children(process.pid)
     assert len(workers) == 2
-    time.sleep(0.3)
-    if victim == "worker":
-        os.kill(workers[0], signal.SIGKILL)
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-    else:
-        process.send_signal(signal.SIGKILL if victim == "sweep" else signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == (-signal.SIGKILL if victim == "sweep" else 130), err
-        wait_until(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers))
-        saved = [path for path in (tmp_path / "sweep").glob("*.h5")]
-        assert saved and all(len(sb.load(path).history["epoch"]) > 0 for path in saved)  # the workers saved before they left
-        process = start(tmp_path, plan, "--resume")
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-    assert "Traceback" not in err, err
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGTERM else -number), err
+    wait_until(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers))
+    saved = list(folder.glob("*.h5"))
+    assert saved and all(len(sb.load(path).history["epoch"]) > 0 for path in saved)  # the workers saved before they left
+    process = start(tmp_path, plan, "--resume")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in err, err
     assert json.loads(out.splitlines()[-1]) == {"event": "finished", "complete": 3}
-    assert_same(tmp_path / "sweep", tmp_path / "alone", runs)
+    assert_same(folder, long_alone, make_plan(LONG))
 
 
 # --- Dask ---------------------------------------------------------------------------------------------------------
@@ -301,13 +379,13 @@ def cluster(tmp_path):
 
 
 @posix
-def test_a_dask_cluster_that_loses_a_worker(tmp_path, cluster):
+@pytest.mark.slow
+def test_a_dask_cluster_that_loses_a_worker(tmp_path, cluster, long_alone):
     file, workers = cluster
     runs, folder = make_plan(LONG), tmp_path / "sweep"
-    trained_alone(runs, tmp_path / "alone")
 
     def kill_one():
-        wait_until(lambda: len(list(folder.glob(".*.lock"))) == 2)  # both workers train
+        wait_until(lambda: trains(folder, 2))
         workers[0].kill()
         workers[0].wait()
 
@@ -319,28 +397,34 @@ def test_a_dask_cluster_that_loses_a_worker(tmp_path, cluster):
         killer.join()
     assert workers[0].poll() == -signal.SIGKILL and workers[1].poll() is None
     assert [o.status for o in outcomes] == ["complete"] * 3, outcomes
-    assert_same(folder, tmp_path / "alone", runs)
+    assert_same(folder, long_alone, runs)
 
 
-@posix
-def test_dask_workers_without_a_shared_folder(tmp_path, cluster, capsys, monkeypatch):
-    from stablebptt import cli
-
-    monkeypatch.chdir(tmp_path)
+def gather(run, tmp_path, address):
+    """A sweep on a cluster whose workers write elsewhere."""
     plan, runs = write_plan(tmp_path / "plan.toml", PLAN), make_plan(PLAN)
-    words = ["sweep", str(plan), "--out", "sweep", "--dask", str(cluster[0]), "--gather", "--json", "--quiet"]
-    previous = signal.getsignal(signal.SIGTERM)
-    try:
-        cli.main(words)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert events[-1] == {"event": "finished", "complete": 8}
+    told = run("sweep", plan, "--out", "sweep", "--dask", address, "--gather", "--json", "--quiet")
+    assert told.code == 0, told.err
+    assert json.loads(told.out.splitlines()[-1]) == {"event": "finished", "complete": 8}
     assert_same(tmp_path / "sweep", trained_alone(runs, tmp_path / "alone"), runs)
 
 
-def test_a_cluster_that_is_not_there(tmp_path, monkeypatch):
-    pytest.importorskip("distributed", reason="distributed is not installed (extra: dask)")
+@posix
+@pytest.mark.slow
+def test_dask_workers_without_a_shared_folder(tmp_path, cluster, run):
+    gather(run, tmp_path, cluster[0])
+
+
+def test_a_dask_cluster_in_this_process(tmp_path, run):
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed (extra: dask)")
+    with distributed.LocalCluster(1, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster:
+        gather(run, tmp_path, cluster.scheduler_address)
+
+
+def test_a_cluster_that_is_not_there(monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed (extra: dask)")
+    client = distributed.Client
+    monkeypatch.setattr(distributed, "Client", lambda **given: client(**{**given, "timeout": "0.2s"}))
     with pytest.raises(OSError, match=r"127\.0\.0\.1:9"):
         with sweeps.dask_executor("tcp://127.0.0.1:9"):
             pass
@@ -442,33 +526,13 @@ def test_a_new_pool_waits_until_the_workers_of_a_broken_one_have_left(monkeypatc
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """A command in this process, in a folder of its own."""
-    from stablebptt import cli
-
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        code, previous = 0, signal.getsignal(signal.SIGTERM)
-        try:
-            cli.main([str(word) for word in words])
-        except SystemExit as leave:
-            code = leave.code or 0
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
-
-    return call
-
-
-def test_the_command(run, tmp_path):
+def test_the_command(tmp_path, run):
     plan = write_plan(tmp_path / "plan.toml", PLAN)
     listed = run("sweep", plan, "--out", "s", "--dry-run")
-    assert listed.returncode == 0 and "8 runs, about" in listed.stdout and not (tmp_path / "s").exists()
-    assert listed.stdout.count("cartpole-") == 8
+    assert listed.code == 0 and "8 runs, about" in listed.out and not (tmp_path / "s").exists()
+    assert listed.out.count("cartpole-") == 8
     one = run("sweep", plan, "--out", "s", "--task-index", 3, "--json")
-    assert json.loads(one.stdout)["name"] == make_plan(PLAN)[3].name and len(list((tmp_path / "s").iterdir())) == 1
+    assert json.loads(one.out)["name"] == make_plan(PLAN)[3].name and len(list((tmp_path / "s").iterdir())) == 1
     for words, code, message in (
         ([plan, "--out", "s"], 5, "holds 1 runs"),
         (["--out", "s"], 2, "either a plan or --paper"),
@@ -482,16 +546,16 @@ def test_the_command(run, tmp_path):
         (["--paper", "fusion", "--out", "s"], 2, "unknown paper"),
     ):
         result = run("sweep", *words)
-        assert result.returncode == code and result.stderr.count("\n") == 1 and message in result.stderr, (words, result)
+        assert result.code == code and result.err.count("\n") == 1 and message in result.err, (words, result)
     whole = run("sweep", plan, "--out", "s", "--resume", "--seeds", "0", "--jobs", 1)
-    assert whole.returncode == 0, whole
-    assert "4 of 4 runs done" in whole.stderr and whole.stdout.count("complete") == 4
+    assert whole.code == 0, whole
+    assert "4 of 4 runs done" in whole.err and whole.out.count("complete") == 4
 
 
-def test_the_command_says_what_diverged(run, tmp_path):
+def test_the_command_says_what_diverged(tmp_path, run):
     plan = write_plan(tmp_path / "plan.toml", WILD)
     result = run("sweep", plan, "--out", "s", "--quiet", "--jobs", 1)
-    assert result.returncode == 3 and result.stderr == "stablebptt: 1 of 2 runs diverged\n", result
+    assert result.code == 3 and result.err == "stablebptt: 1 of 2 runs diverged\n", result
     shutil.rmtree(tmp_path / "s")
     result = run("sweep", plan, "--out", "s", "--quiet", "--task-index", 0)
-    assert result.returncode == 3 and "status: diverged" in result.stdout
+    assert result.code == 3 and "status: diverged" in result.out
