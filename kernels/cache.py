@@ -30,7 +30,6 @@ from stablebptt.version import __version__
 
 DIGEST_BYTES = 32
 ROOT = Path(__file__).parent.parent
-ROOMS = ("kernels", "adjoint")
 # Variables that change what Numba, or this package, makes of the same source.
 NUMBA_SETTINGS = (
     "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "DISABLE_INTEL_SVML",
@@ -42,7 +41,7 @@ NUMBA_SETTINGS = (
 def source_hash() -> str:
     """Hash of the rooms whose sources decide, as a whole, what a kernel compiles to (12 hex digits)."""
     digest = hashlib.sha256()
-    for path in sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py")):
+    for path in sorted(path for room in fingerprints.ROOMS for path in (ROOT / room).rglob("*.py")):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 

@@ -25,7 +25,8 @@ from numba.core.dispatcher import Dispatcher
 
 DIGITS = 12
 # Rooms whose sources are hashed as a whole.
-HASHED = ("stablebptt.kernels", "stablebptt.adjoint")
+ROOMS = ("kernels", "adjoint")
+HASHED = tuple(f"stablebptt.{room}" for room in ROOMS)
 # Packages whose functions count by name; their versions are in the key of every cache file.
 LIBRARIES = {"numba", "numpy", *sys.stdlib_module_names} - {"__main__"}
 LIBRARY_KINDS = (types.FunctionType, types.BuiltinFunctionType, type, np.ufunc, type(np.sum))

@@ -48,7 +48,7 @@ BATCHES = (1, 3, 8, 33, 64)
 # Rows of a network's check, and initial states of the rollouts'.
 ROWS, ROLLED = 33, 3
 # States at which a user's functions are called in plain Python.
-PLAIN = 12
+PLAIN = 6
 # Two ways of computing one step agree to this part.
 SAME = 1e-9
 
@@ -146,15 +146,11 @@ def _step_rule(problem: Any, name: str, run: Any, run_vjp: Any) -> Rule:
 
     def add(inputs: Arrays, cotangents: np.ndarray, bars: Arrays) -> None:
         x, c = _rows(problem, inputs)
-        shapes = {"state": (-1, *x.shape), "control": (-1, *c.shape)}
-        lam, lam_x, lam_c = (
-            np.ascontiguousarray(v.swapaxes(0, 1))
-            for v in (cotangents, *(bars[key].reshape(shapes[key]) for key in ("state", "control")))
-        )
-        run_vjp(x, c, lam, lam_x, lam_c)
-        cotangents[:] = lam.swapaxes(0, 1)
-        for key, values in (("state", lam_x), ("control", lam_c)):
-            bars[key][:] = values.swapaxes(0, 1).reshape(bars[key].shape)
+        given = (cotangents, bars["state"], bars["control"])  # (m, B, ..); methods take (B, m, ..)
+        arrays = [np.ascontiguousarray(values.reshape(len(cotangents), len(x), -1).swapaxes(0, 1)) for values in given]
+        run_vjp(x, c, *arrays)
+        for values, changed in zip(given, arrays):
+            values[:] = changed.swapaxes(0, 1).reshape(values.shape)
 
     def shape(inputs: Arrays) -> tuple[int, ...]:
         return _rows(problem, inputs)[0].shape
@@ -192,7 +188,7 @@ def step_batch_rule(problem: Any) -> Rule:
 
     def run(x: np.ndarray, c: np.ndarray, x_next: np.ndarray) -> None:
         for part in _batches(len(x)):
-            _step_batch(system, x[part], c[part], x_next[part], scratch(len(x[part]), max(BATCHES)))
+            _step_batch(system, x[part], c[part], x_next[part], scratch(len(x[part]), 1))
 
     def run_vjp(x: np.ndarray, c: np.ndarray, lam: np.ndarray, lam_x: np.ndarray, lam_c: np.ndarray) -> None:
         x_next = np.zeros_like(x)
@@ -249,8 +245,8 @@ def single_control_rule(problem: Problem) -> Rule:
     return in_place("control", write, add, shape, independent=frozenset(names), names=names)
 
 
-def control_rule(problem: Problem, unit: bool = False, name: str = "control") -> Rule:
-    """`control_batch`; `unit`: the parameters' cotangents by way of unit cotangents (one control only)."""
+def control_rule(problem: Problem, unit: bool = False) -> Rule:
+    """`control_batch`, which is all that a network has; `unit`: the parameters by way of unit cotangents (one control only)."""
     controller = problem.controller
 
     def run(inputs: Arrays, c: np.ndarray, variants: int) -> tuple[np.ndarray, Any]:
@@ -277,8 +273,8 @@ def control_rule(problem: Problem, unit: bool = False, name: str = "control") ->
         return len(inputs["state"]), problem.n_control
 
     names = {"output": "c", "state": "x_bar", "parameters": "gradients"}
-    shown = f"{name} (unit cotangents)" if unit else name
-    return in_place(shown, write, add, shape, independent=frozenset(("state",)), names=names)
+    name = "control (unit cotangents)" if unit else "control_batch" if isinstance(controller, Controller) else "control"
+    return in_place(name, write, add, shape, independent=frozenset(("state",)), names=names)
 
 
 def rollout_rule(problem: Problem) -> Rule:
@@ -388,11 +384,10 @@ def _check_controls(
 ) -> Iterator[Finding]:
     """The controller, at parameters near theta."""
     rows = random.permutation(states)
-    single = isinstance(problem.controller, Controller)
-    if single:
+    if isinstance(problem.controller, Controller):
         rows = rows[: max(ROWS, check_states.NUMBERS // problem.n_parameters)]
         thetas = theta + random.standard_normal((len(rows), problem.n_parameters))
         yield from findings(single_control_rule(problem), {"state": rows, "parameters": thetas}, random, **how)
     inputs = {"state": rows[:ROWS], "parameters": theta + 0.1 * random.standard_normal(theta.shape)}
     for unit in (False, True) if problem.n_control == 1 else (False,):
-        yield from findings(control_rule(problem, unit, "control_batch" if single else "control"), inputs, random, **how)
+        yield from findings(control_rule(problem, unit), inputs, random, **how)

@@ -238,9 +238,6 @@ def layout(controller: Any) -> dict[str, tuple[int, ...]]:
     for inner in shapes:
         if (name := next((str(layer) for layer in PurePosixPath(inner).parents if str(layer) in shapes), None)) is not None:
             raise ValueError(f"{who} has a parameter {name!r} and, in a layer of that name, {inner!r}; give one another name")
-    size, said = sum(map(math.prod, shapes.values())), controller.n_parameters
-    if size != said:
-        raise ValueError(f"{who} has {size} numbers, but its n_parameters is {said!r}")
     objects = sum(name.count("/") + 1 + len(shape) for name, shape in shapes.items())
     if objects > MOST_PARTS:
         raise ValueError(f"{who} has {objects} names, layers and axes; a run file keeps at most {MOST_PARTS}")

@@ -2,7 +2,7 @@
 
 At every place the slope is taken to both sides, from h = 2^-7 down. Where a function is smooth within 3 h the two slopes, and
 those of the next larger h, agree; a kink, a jump, noise or too large a step keep them apart. How far they are apart is how much
-their mean is in doubt. So the best step is chosen without a look at the vjp; it is wrong only where it is off by more than that.
+their mean is in doubt. So the best step is chosen without a look at the vjp, which is wrong where it is off by more than that.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -116,7 +116,7 @@ def _loss_calls(loss: Any, x: np.ndarray) -> Iterator[Call]:
 
 
 def _controller_calls(controller: Any, x: np.ndarray, n_control: int) -> Iterator[Call]:
-    theta, c = np.full(controller.n_parameters, 0.1, x.dtype), np.zeros(n_control, x.dtype)
+    theta, c = np.full(forward.parameter_count(controller), 0.1, x.dtype), np.zeros(n_control, x.dtype)
     yield forward.control, controller, theta, x, c
     yield backward.control_vjp, controller, theta, x, np.ones_like(c), np.zeros_like(theta), np.zeros_like(x)
 

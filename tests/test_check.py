@@ -195,7 +195,7 @@ def wrong(found):
 
 STEPS = {"step", "step_batch", "step_sample"}
 STATE, CONTROL, X_NEXT, COTANGENTS = ({(rule, name) for rule in STEPS} for name in ("state", "control", "x_next", "cotangents"))
-BATCH = {(f"control_batch{unit}", a) for unit in ("", " (unit cotangents)") for a in ("state", "parameters")}
+BATCH = {(rule, a) for rule in ("control_batch", "control (unit cotangents)") for a in ("state", "parameters")}
 ROLLOUT = {("rollout and sweep", "parameters")}
 
 

@@ -211,7 +211,7 @@ def test_an_argument_that_reaches_a_field_is_refused_in_one_line(write, capsys):
     )
     write("helper_of_own_parts.py", "STEPS = 4\n")
     write("own_parts.py", classes + text)
-    for value, shown in (("None", "None"), ("word", "'word'"), ("(1, 2)", "[1, 2]"), ("1" + 30 * "0", "1000")):
+    for value, shown in (("None", "None"), ("word", "'word'"), ("(1, 2)", "[1, 2]")):
         assert call("custom", "train", "own_parts:make", "--set", f"place={value}", "--out", "x.h5") == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and len(err) < 400 and f"Own.place is {shown}" in err, err

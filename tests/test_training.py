@@ -143,7 +143,7 @@ def test_the_regulariser_is_told_apart(task):
 
 def test_resuming_refuses_other_settings(tmp_path):
     train(epochs=1, out=tmp_path / "run.h5", variant="R")
-    with pytest.raises(ValueError, match=r"cannot be resumed: its variant is 'R', not 'C'"):
+    with pytest.raises(ValueError, match=r"cannot be resumed: variant: 'R' in the file, 'C' given"):
         train(epochs=2, out=tmp_path / "run.h5", variant="C", resume=True)
     fresh = train(epochs=1, out=tmp_path / "new.h5", resume=True)
     assert fresh.status == "complete"
