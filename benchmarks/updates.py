@@ -64,12 +64,8 @@ def sgemm():
 
 def operations(problem):
     """Useful operations of the forward pass, R, M and C, for one update."""
-    sizes = [shape for name, shape in problem.controller.layout().items() if name.endswith("kernel")]
     rows = BATCH * problem.steps
-    layers = [2 * int(np.prod(shape)) for shape in sizes]
-    if problem.task == "quantum":  # a convolution's kernel is used at every position
-        layers[0] *= problem.controller.positions_0
-        layers[1] *= problem.controller.positions_1
+    layers = [2 * windows * window * outputs for _, window, windows, outputs in problem.controller.windows()]
     forward, weights, deltas, first = sum(layers), sum(layers), sum(layers[1:]), layers[0]
     shared = problem.n_control == 1  # one backward pass of the network serves R and M
     modified = forward + deltas + weights

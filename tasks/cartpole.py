@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from stablebptt.adjoint import cartpole as _rules  # noqa: F401  (registers the methods)
-from stablebptt.adjoint import mlp as _network_rules  # noqa: F401
+from stablebptt.adjoint import network as _network_rules  # noqa: F401
 from stablebptt.data import initial_states
 from stablebptt.kernels.cartpole import Upright, cartpole
-from stablebptt.kernels.mlp import mlp
+from stablebptt.kernels.network import mlp
 from stablebptt.tasks import checks
 from stablebptt.tasks.problems import LOSSES, OUTPUT_INITS, Axis, Problem, mean_weights
 

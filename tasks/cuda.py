@@ -15,11 +15,10 @@ from numba import cuda, from_dtype
 
 from stablebptt.adjoint.cuda_sweep import Gates as DeviceGates
 from stablebptt.adjoint.cuda_sweep import bars_size, make_gradient, make_join
-from stablebptt.kernels.cnn import CNN
 from stablebptt.kernels.cuda_block import SIMULATED, TILE
 from stablebptt.kernels.cuda_rollout import make_evaluate, network_table, work_size
 from stablebptt.kernels.generics import sample_scratch
-from stablebptt.kernels.mlp import MLP
+from stablebptt.kernels.network import Network
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks.errors import BackendError
 from stablebptt.tasks.problems import Gradient, Loss, PathSpace, Problem
@@ -29,7 +28,6 @@ from stablebptt.tasks.variants import Gates
 warnings.filterwarnings("ignore", message="Grid size")
 
 # What the kernels compute layer by layer. (A class made of one of these may compute something else.)
-NETWORKS = (MLP, CNN)
 # More threads would not find registers: the kernels use up to 255 of 65,536. (The simulator's threads are expensive.)
 THREADS = 32 if SIMULATED else 256
 # Blocks that share the samples of one training: decided by its batch alone, so that sums are always cut alike.
@@ -336,9 +334,9 @@ def to_device(problem: Problem) -> CudaProblem:
         If there is no device, or the controller is none of this package's networks.
     """
     require()
-    if type(problem.controller) not in NETWORKS:
+    if type(problem.controller) is not Network:
         name = type(problem.controller).__name__
-        raise BackendError(f"backend 'cuda' runs the networks of this package (MLP, CNN); {name} is a controller of your own")
+        raise BackendError(f"backend 'cuda' runs the networks of this package; {name} is a controller of your own")
     values = {f.name: getattr(problem, f.name) for f in fields(problem) if f.name != "_spaces"}
     made = CudaProblem(**values)
     if made._path_bytes(1) > free_bytes():

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from stablebptt.adjoint import generics as backward
-from stablebptt.adjoint import mlp as _network_rules  # noqa: F401  (registers the methods)
+from stablebptt.adjoint import network as _network_rules  # noqa: F401  (registers the methods)
 from stablebptt.data.atomic import expanded
 from stablebptt.kernels import generics as forward
 from stablebptt.kernels.fingerprints import describe
 from stablebptt.kernels.generics import Controller, System
-from stablebptt.kernels.mlp import mlp
+from stablebptt.kernels.network import mlp
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import checks, descriptions, plain_python
 from stablebptt.tasks.errors import BackendError, DivergedError, OwnCodeError

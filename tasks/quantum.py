@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.adjoint import cnn as _network_rules  # noqa: F401
+from stablebptt.adjoint import network as _network_rules  # noqa: F401
 from stablebptt.adjoint import quantum as _rules  # noqa: F401  (registers the methods)
 from stablebptt.data import initial_states
-from stablebptt.kernels.cnn import cnn
+from stablebptt.kernels.network import cnn
 from stablebptt.kernels.quantum import LENGTH, Overlap, eigenstate, quantum
 from stablebptt.tasks import checks
 from stablebptt.tasks.problems import LOSSES, OUTPUT_INITS, Axis, Problem

@@ -30,7 +30,7 @@ from stablebptt import cli
 from stablebptt.adjoint.generics import cost_vjp, step_vjp
 from stablebptt.kernels.compiler import implements, like
 from stablebptt.kernels.generics import Controller, System, cost, step
-from stablebptt.kernels.mlp import MLP
+from stablebptt.kernels.network import Network
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import training
 from stablebptt.tasks.errors import BackendError
@@ -433,7 +433,7 @@ def test_a_controller_of_ones_own_is_refused():
         def layout(self):
             return {"force": (1,)}
 
-    class Bounded(MLP):
+    class Bounded(Network):
         """May have a `control_batch` of its own, which the device would not run."""
 
     problem = sb.problem("cartpole")

@@ -91,7 +91,7 @@ def ours(problem, layers):
     """The same problem with our MLP of that shape, and its parameters."""
     import dataclasses
 
-    from stablebptt.kernels.mlp import mlp as make_mlp
+    from stablebptt.kernels.network import mlp as make_mlp
 
     controller = make_mlp((problem.n_state, layers[0].shape[1], problem.n_control))
     return dataclasses.replace(problem, controller=controller), np.concatenate([layer.ravel() for layer in layers])

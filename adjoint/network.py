@@ -1,0 +1,169 @@
+"""Adjoint of the networks; mirror image of `stablebptt.kernels.network`."""
+
+from stablebptt.adjoint.generics import clear, control_batch_vjp, parameter_vjp, unpack
+from stablebptt.kernels.compiler import implements, inline, like
+from stablebptt.kernels.dense import add, copy, matmul, scale, tanh_all_vjp
+from stablebptt.kernels.network import Network, layer_of
+from stablebptt.kernels.simd import NONE, ONE, PAD, offset, pointer
+
+
+@implements(control_batch_vjp, Network)
+def _control_batch_vjp(network, weights, tape, x, row, c_bar, x_bar, want_x, slot, start):
+    n, n_control = c_bar.shape
+    last = network.table.shape[0] - 1
+    w, zeros, rows, chunk = pointer(weights), pointer(tape.zeros), tape.rows, tape.chunk
+    h, d = pointer(tape.hidden), offset(pointer(tape.deltas), slot * chunk * network.width)
+    for i in range(last - 1, -1, -1):
+        layer, above = layer_of(network, i), layer_of(network, i + 1)
+        span = layer.span
+        for q in range(layer.positions):
+            z_bar = offset(d, layer.place * chunk + (q * chunk + start) * span)
+            if i == last - 1:  # c = sum_q h_q . kernel_q
+                kernel = offset(w, above.kernel + q * span)
+                matmul(n, span, n_control, pointer(c_bar), n_control, ONE, kernel, above.taps * span, zeros, NONE, z_bar, span)
+            else:
+                bars = offset(d, above.place * chunk + start * above.span)
+                position_vjp(weights, layer, above, q, n, bars, chunk, zeros, z_bar)
+            tanh_all_vjp(n * span, offset(h, layer.place * rows + (q * rows + row) * span), z_bar)
+    if want_x:
+        state_vjp(layer_of(network, 0), weights, tape, offset(d, start * layer_of(network, 0).span), n, x_bar)
+
+
+@inline
+def position_vjp(weights, layer, above, q, n, bars, chunk, zeros, out):
+    """Cotangents of position q of a layer, before its tanh: the sum over the windows above that saw it."""
+    init, init_row = zeros, NONE
+    for tap in range(above.taps):
+        p = (q - tap) // above.stride
+        if q >= tap and p * above.stride == q - tap and p < above.positions:  # window p saw it through this tap
+            back = offset(pointer(weights), above.back + tap * above.outputs * layer.span)
+            bar = offset(bars, p * chunk * above.span)
+            matmul(n, layer.span, above.outputs, bar, above.span, ONE, back, layer.span, init, init_row, out, layer.span)
+            init, init_row = out, layer.span
+    if init_row == 0:  # no window saw it
+        for k in range(n * layer.span):
+            out[k] = like(weights, 0.0)
+
+
+@inline
+def state_vjp(layer, weights, tape, bars, n, x_bar):
+    """Add the first layer's cotangents of the state, window by window."""
+    out, length = pointer(x_bar), x_bar.shape[1]
+    back, below = offset(pointer(weights), layer.back), layer.below
+    if layer.positions == 1:
+        matmul(n, below, layer.outputs, bars, layer.span, ONE, back, below, out, length, out, length)
+        return
+    seen, zeros = pointer(tape.seen), pointer(tape.zeros)
+    for q in range(layer.positions):
+        bar = offset(bars, q * tape.chunk * layer.span)
+        matmul(n, below, layer.outputs, bar, layer.span, ONE, back, below, zeros, NONE, seen, below)
+        for r in range(n):
+            line, line_bar = offset(seen, r * below), offset(out, r * length + q * layer.stride * layer.inputs)
+            for k in range(layer.taps * layer.inputs):
+                line_bar[k] += line[k]
+
+
+@implements(clear, Network)
+def _clear(network, tape):
+    tape.gradient[:] = 0
+    tape.output[:] = 0
+    tape.output_bias[:] = 0
+
+
+@implements(parameter_vjp, Network)
+def _parameter_vjp(network, weights, tape, x, row, c_bar, unit):
+    last = network.table.shape[0] - 1
+    output_vjp(layer_of(network, last), layer_of(network, last - 1), tape, row, x.shape[0], c_bar)
+    for i in range(last):
+        layer = layer_of(network, i)
+        for p in range(layer.positions):
+            if layer.by_window:
+                windows_vjp(network, layer, p, tape, x, c_bar, unit)
+            else:
+                kernel_vjp(network, i, p, tape, x, row, c_bar, unit)
+
+
+@inline
+def output_vjp(layer, below, tape, row, n, c_bar):
+    """Gradients of the output layer: ``c = sum_p h_p . kernel_p + bias``."""
+    variants, length, n_control = c_bar.shape
+    span, h = below.span, offset(pointer(tape.hidden), below.place * tape.rows + row * below.span)
+    line = layer.taps * span
+    for v in range(variants):
+        bar = offset(pointer(c_bar), v * length * n_control)
+        for p in range(layer.taps):
+            out = offset(pointer(tape.output), v * n_control * line + p * span)
+            seen = offset(h, p * tape.rows * span)
+            matmul(n_control, span, n, bar, ONE, n_control, seen, span, out, line, out, line)
+        for r in range(n):
+            for q in range(n_control):
+                tape.output_bias[v, q] += c_bar[v, r, q]
+
+
+@inline
+def kernel_vjp(network, i, p, tape, x, row, c_bar, unit):
+    """Position p's share in the gradients of layer i: what it saw times its cotangents, scaled, of all variants side by side."""
+    layer, n, variants = layer_of(network, i), x.shape[0], c_bar.shape[0]
+    length, outputs, span = tape.scaled.shape[1], layer.outputs, layer.span
+    columns = (variants * outputs + PAD - 1) // PAD * PAD
+    scaled, g, one = pointer(tape.scaled), offset(pointer(tape.gradient), layer.gradient * length), like(x, 1.0)
+    bias_bar = offset(g, layer.taps * layer.inputs * length)
+    for r in range(n):
+        line = offset(scaled, r * length)
+        for v in range(variants):
+            factor = c_bar[v, r, 0] if unit else one
+            scale(outputs, factor, deltas(network, layer, tape, 0 if unit else v, p, r), offset(line, v * outputs))
+        add(columns, line, bias_bar)
+    if i == 0:
+        window, inner = offset(pointer(x), p * layer.stride * layer.inputs), layer.taps * layer.inputs
+        matmul(inner, columns, n, window, ONE, x.shape[1], scaled, length, g, length, g, length)
+    else:
+        below = layer_of(network, i - 1)
+        for tap in range(layer.taps):
+            place = below.place * tape.rows + ((p * layer.stride + tap) * tape.rows + row) * below.span
+            seen, out = offset(pointer(tape.hidden), place), offset(g, tap * layer.inputs * length)
+            matmul(layer.inputs, columns, n, seen, ONE, below.span, scaled, length, out, length, out, length)
+
+
+@inline
+def windows_vjp(network, layer, p, tape, x, c_bar, unit):
+    """Position p's share in the gradients of the first layer: its scaled windows, with a one for the bias, times its cotangents."""
+    n, variants, (wide, length) = x.shape[0], c_bar.shape[0], (tape.windows.shape[1], tape.gradient.shape[1])
+    windows, inner = tape.windows, layer.taps * layer.inputs
+    for v in range(variants):
+        for r in range(n):
+            factor = c_bar[v, r, 0] if unit else like(x, 1.0)
+            for k in range(inner):
+                windows[r, k] = factor * x[r, p * layer.stride * layer.inputs + k]
+            windows[r, inner] = factor
+        source = deltas(network, layer, tape, 0 if unit else v, p, 0)
+        out = offset(pointer(tape.gradient), layer.gradient * length + v * layer.apart)
+        matmul(layer.rows, layer.span, n, pointer(windows), ONE, wide, source, layer.span, out, length, out, length)
+
+
+@inline
+def deltas(network, layer, tape, slot, p, r):
+    """Address of the cotangents of position p of a layer, row r."""
+    place = slot * tape.chunk * network.width + layer.place * tape.chunk + (p * tape.chunk + r) * layer.span
+    return offset(pointer(tape.deltas), place)
+
+
+@implements(unpack, Network)
+def _unpack(network, tape, gradients):
+    last = network.table.shape[0] - 1
+    length, below = tape.gradient.shape[1], layer_of(network, last - 1).span
+    for v in range(gradients.shape[0]):
+        for i in range(last + 1):
+            layer = layer_of(network, i)
+            outputs, window = layer.outputs, layer.taps * layer.inputs
+            target = offset(pointer(gradients), v * network.n_parameters + layer.theta)
+            if i < last:  # the bias is the last row
+                source = offset(pointer(tape.gradient), layer.gradient * length + v * layer.apart)
+                for k in range(window + 1):
+                    copy(outputs, offset(source, k * length), offset(target, k * outputs))
+            else:
+                for q in range(outputs):
+                    source = offset(pointer(tape.output), (v * outputs + q) * layer.taps * below)
+                    for k in range(window):
+                        target[k * outputs + q] = source[k // layer.inputs * below + k % layer.inputs]
+                    target[window * outputs + q] = tape.output_bias[v, q]

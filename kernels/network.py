@@ -1,0 +1,276 @@
+"""Networks: layers whose outputs see windows of the layer below, tanh between them, a linear output.
+
+One loop serves every kind. A dense layer has one window, which sees everything; a convolution has many, each a few positions wide.
+Source: docs/cartpole.md (multilayer perceptron), docs/quantum.md (convolutions).
+
+The arenas (n rows: samples, or samples x time steps; P positions, J outputs per position, padded to a span):
+
+    hidden    layer 0 | layer 1 | ..          a layer: P blocks of (rows, span); number j of position p of row r lies at
+                                              place * rows + (p * rows + r) * span + j
+    weights   kernel (taps * inputs, span), bias (span), back (taps, J, span below): the kernel transposed, for the way back
+              of the first layer back (J, padded window); of the output layer kernel (J, taps, span below), bias, no back
+
+Pads hold zeros.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stablebptt.kernels.compiler import implements, inline
+from stablebptt.kernels.dense import aligned, copy, dot, matmul, tanh_all
+from stablebptt.kernels.generics import control_batch, pack
+from stablebptt.kernels.simd import NONE, ONE, offset, padded, pointer
+from stablebptt.kernels.structs import Struct
+
+# Rows of a matrix product that fill the largest tile.
+TILE_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A layer whose outputs see all numbers below."""
+
+    outputs: int
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A layer along the positions below: each window sees `taps` of them, `stride` further than the last one; no padding."""
+
+    features: int
+    taps: int = 3
+    stride: int = 2
+
+
+class Layer(Struct):
+    """What a layer computes, and where its numbers lie.
+
+    taps, stride : positions below in a window, and from window to window
+    inputs : numbers per position below
+    positions, outputs : windows, and numbers that each gives
+    span, below : outputs, and what one product of the way back gives, padded
+    kernel, bias, back : places in the weights' arena
+    place : numbers of the hidden layers before this one, per row of the tape
+    theta : place in theta
+    gradient, rows, apart : its first row and its rows in the gradients' arena, and columns from one of the m gradients to the next
+    by_window : 1 if its gradient scales the windows (of a first layer with many small ones), 0 if it scales the cotangents
+    convolution : 1, or 0 of a dense layer
+    """
+
+    taps: int
+    stride: int
+    inputs: int
+    positions: int
+    outputs: int
+    span: int
+    below: int
+    kernel: int
+    bias: int
+    back: int
+    place: int
+    theta: int
+    gradient: int
+    rows: int
+    apart: int
+    by_window: int
+    convolution: int
+
+
+class Network(Struct):
+    """A controller: table of its `Layer`s, one per row; numbers of parameters, of weights, and of hidden numbers per row."""
+
+    table: np.ndarray
+    n_parameters: int
+    n_weights: int
+    width: int
+
+    def layers(self) -> list[Layer]:
+        """The layers, from the state to the control."""
+        return [Layer(*row) for row in self.table.tolist()]
+
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the parameters, in the order of theta."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        counts = {"conv": 0, "dense": 0}
+        for layer in self.layers():
+            kind = "conv" if layer.convolution else "dense"
+            name, counts[kind] = f"{kind}_{counts[kind]}", counts[kind] + 1
+            sides = (layer.taps, layer.inputs) if layer.convolution else (layer.taps * layer.inputs,)
+            shapes[f"{name}/kernel"], shapes[f"{name}/bias"] = (*sides, layer.outputs), (layer.outputs,)
+        return shapes
+
+    def windows(self) -> list[tuple[int, int, int, int]]:
+        """Per layer: numbers from window to window, numbers in a window, windows, outputs per window."""
+        return [(a.stride * a.inputs, a.taps * a.inputs, a.positions, a.outputs) for a in self.layers()]
+
+    def tape(self, rows: int, chunk: int, variants: int, slots: int, dtype: type) -> "Tape":
+        """Arenas for `rows` stored rows and `chunk` rows at once backwards, of `variants` gradients."""
+        *hidden, last = self.layers()
+        widest = max(padded(variants * max(layer.apart, layer.outputs)) for layer in hidden)
+        seen = hidden[0].below
+        return Tape(
+            rows,
+            chunk,
+            aligned((rows * self.width,), dtype),
+            aligned((slots, chunk * self.width), dtype),
+            aligned((chunk + 1, widest), dtype),  # `scale` may write beyond the last row
+            aligned((chunk, max(layer.rows for layer in hidden)), dtype),
+            aligned((chunk, seen), dtype),
+            aligned((hidden[-1].gradient + hidden[-1].rows, widest), dtype),
+            aligned((variants * last.outputs, last.taps * last.below), dtype),
+            aligned((variants, last.outputs), dtype),
+            aligned((max(widest, seen),), dtype),
+        )
+
+
+class Tape(Struct):
+    """What the forward pass leaves for the backward pass, and the backward pass's own arenas (m gradients, n rows at once).
+
+    rows, chunk : rows of hidden, rows of deltas
+    hidden : activations; deltas (slots, ..) : their cotangents, laid out alike
+    scaled (chunk + 1, widest), windows (chunk, rows), seen (chunk, below) : scratch for what is scaled, and for cotangents of windows
+    gradient (rows, widest) : per hidden layer its kernel, then its bias; the m gradients side by side
+    output (m * n_control, taps * span), output_bias (m, n_control) : those of the output layer
+    """
+
+    rows: int
+    chunk: int
+    hidden: np.ndarray
+    deltas: np.ndarray
+    scaled: np.ndarray
+    windows: np.ndarray
+    seen: np.ndarray
+    gradient: np.ndarray
+    output: np.ndarray
+    output_bias: np.ndarray
+    zeros: np.ndarray
+
+
+def mlp(sizes: Sequence[int]) -> Network:
+    """A multilayer perceptron with layer sizes (n_state, hidden .., n_control); at least one hidden layer."""
+    return network((1, sizes[0]), [Dense(size) for size in sizes[1:]])
+
+
+def cnn(points: int, features: int) -> Network:
+    """Two convolutions over the (points, 2) numbers of a wave function, each with `features`, and one control."""
+    return network((points, 2), [Convolution(features), Convolution(features), Dense(1)])
+
+
+def network(shape: tuple[int, int], layers: Sequence[Dense | Convolution]) -> Network:
+    """A network on states of `shape` (positions, numbers per position).
+
+    Parameters
+    ----------
+    layers : from the state to the control; convolutions first; the last one is dense and linear, the others have tanh
+
+    Raises
+    ------
+    ValueError
+        If there is no hidden layer, a window does not fit, or a convolution follows a dense layer.
+    """
+    if len(layers) < 2 or not isinstance(layers[-1], Dense):
+        raise ValueError(f"layers are {list(layers)}; give at least one hidden layer, and a dense one as the last")
+    (positions, inputs), table = shape, []
+    weights = theta = place = gradient = 0
+    for number, given in enumerate(layers):
+        last = number == len(layers) - 1
+        taps, stride, outputs = _window(given, positions, number)
+        window, windows, span = taps * inputs, (positions - taps) // stride + 1, padded(outputs)
+        below = padded(window if number == 0 else inputs)
+        by_window = number == 0 and windows > 1 and window + 2 <= outputs
+        rows = -(-(window + 1) // TILE_ROWS) * TILE_ROWS if by_window else window + 1
+        bias = weights + (taps * below * outputs if last else window * span)
+        back, products = bias + span, 1 if number == 0 else taps
+        layer = Layer(
+            taps, stride, inputs, windows, outputs, span, below, weights, bias, back, place, theta, gradient, rows,
+            span if by_window else outputs, int(by_window), int(isinstance(given, Convolution)),
+        )  # fmt: skip
+        table.append([getattr(layer, name) for name in Layer.fields])
+        weights = back if last else back + products * outputs * below
+        theta += (window + 1) * outputs
+        if not last:
+            place += windows * span
+            gradient += rows
+        positions, inputs = windows, outputs
+    return Network(np.array(table, np.int64), theta, weights, place)
+
+
+def _window(layer: Dense | Convolution, positions: int, number: int) -> tuple[int, int, int]:
+    """Taps, stride and outputs of a layer over `positions`."""
+    if isinstance(layer, Dense):
+        return positions, positions, layer.outputs
+    if not 1 <= layer.taps <= positions or layer.stride < 1:
+        raise ValueError(
+            f"layer {number} has windows of {layer.taps} positions at distance {layer.stride}; there are {positions} below"
+        )
+    return layer.taps, layer.stride, layer.features
+
+
+@inline
+def layer_of(network, i):
+    """Layer i, from its row of the table."""
+    row = network.table[i]
+    return Layer(
+        row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9], row[10], row[11], row[12], row[13],
+        row[14], row[15], row[16],
+    )  # fmt: skip
+
+
+@implements(pack, Network)
+def _pack(network, theta, weights):
+    last = network.table.shape[0] - 1
+    w = pointer(weights)
+    for i in range(last + 1):
+        layer = layer_of(network, i)
+        source, outputs = offset(pointer(theta), layer.theta), layer.outputs
+        kernel, back = offset(w, layer.kernel), offset(w, layer.back)
+        window, below = layer.taps * layer.inputs, layer.below
+        inputs = window if i == 0 else layer.inputs
+        for k in range(window):
+            line = offset(source, k * outputs)
+            tap, j = k // inputs, k % inputs
+            if i < last:
+                copy(outputs, line, offset(kernel, k * layer.span))
+                for q in range(outputs):
+                    back[(tap * outputs + q) * below + j] = line[q]
+            else:
+                for q in range(outputs):
+                    kernel[(q * layer.taps + tap) * below + j] = line[q]
+        copy(outputs, offset(source, window * outputs), offset(w, layer.bias))
+
+
+@implements(control_batch, Network)
+def _control_batch(network, weights, x, c, tape, row):
+    n, n_state = x.shape
+    last = network.table.shape[0] - 1
+    w, h, rows = pointer(weights), pointer(tape.hidden), tape.rows
+    below = layer_of(network, 0)
+    for i in range(last):
+        layer = layer_of(network, i)
+        span, kernel, bias = layer.span, offset(w, layer.kernel), offset(w, layer.bias)
+        for p in range(layer.positions):
+            z = offset(h, layer.place * rows + (p * rows + row) * span)
+            if i == 0:
+                window = offset(pointer(x), p * layer.stride * layer.inputs)
+                matmul(n, span, layer.taps * layer.inputs, window, n_state, ONE, kernel, span, bias, NONE, z, span)
+            else:
+                for tap in range(layer.taps):
+                    seen = offset(h, below.place * rows + ((p * layer.stride + tap) * rows + row) * below.span)
+                    weight = offset(kernel, tap * layer.inputs * span)
+                    if tap == 0:
+                        matmul(n, span, layer.inputs, seen, below.span, ONE, weight, span, bias, NONE, z, span)
+                    else:
+                        matmul(n, span, layer.inputs, seen, below.span, ONE, weight, span, z, span, z, span)
+            tanh_all(n * span, z)
+        below = layer
+    layer = layer_of(network, last)
+    kernel, span = offset(w, layer.kernel), below.span
+    for r in range(n):
+        for q in range(layer.outputs):
+            total = weights[layer.bias + q]
+            for tap in range(layer.taps):
+                seen = offset(h, below.place * rows + (tap * rows + row + r) * span)
+                total += dot(span, seen, offset(kernel, (q * layer.taps + tap) * span))
+            c[r, q] = total
