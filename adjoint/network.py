@@ -104,7 +104,7 @@ def output_vjp(layer, below, tape, row, n, c_bar):
 def kernel_vjp(network, i, p, tape, x, row, c_bar, unit):
     """Position p's share in the gradients of layer i: what it saw times its cotangents, scaled, of all variants side by side."""
     layer, n, variants = layer_of(network, i), x.shape[0], c_bar.shape[0]
-    length, outputs, span = tape.scaled.shape[1], layer.outputs, layer.span
+    length, outputs = tape.scaled.shape[1], layer.outputs
     columns = (variants * outputs + PAD - 1) // PAD * PAD
     scaled, g, one = pointer(tape.scaled), offset(pointer(tape.gradient), layer.gradient * length), like(x, 1.0)
     bias_bar = offset(g, layer.taps * layer.inputs * length)
@@ -127,7 +127,7 @@ def kernel_vjp(network, i, p, tape, x, row, c_bar, unit):
 
 @inline
 def windows_vjp(network, layer, p, tape, x, c_bar, unit):
-    """Position p's share in the gradients of the first layer: its scaled windows, with a one for the bias, times its cotangents."""
+    """Position p's share in the gradients of the first layer: its window, scaled, with a one for the bias, times its cotangents."""
     n, variants, (wide, length) = x.shape[0], c_bar.shape[0], (tape.windows.shape[1], tape.gradient.shape[1])
     windows, inner = tape.windows, layer.taps * layer.inputs
     for v in range(variants):

@@ -1,6 +1,6 @@
 """Networks: layers whose outputs see windows of the layer below, tanh between them, a linear output.
 
-One loop serves every kind. A dense layer has one window, which sees everything; a convolution has many, each a few positions wide.
+One loop serves every kind: a dense layer has one window, which sees everything; a convolution has many, a few positions wide.
 Source: docs/cartpole.md (multilayer perceptron), docs/quantum.md (convolutions).
 
 The arenas (n rows: samples, or samples x time steps; P positions, J outputs per position, padded to a span):
@@ -54,7 +54,7 @@ class Layer(Struct):
     kernel, bias, back : places in the weights' arena
     place : numbers of the hidden layers before this one, per row of the tape
     theta : place in theta
-    gradient, rows, apart : its first row and its rows in the gradients' arena, and columns from one of the m gradients to the next
+    gradient, rows, apart : first row and rows in the gradients' arena, and columns from one of the m gradients to the next
     by_window : 1 if its gradient scales the windows (of a first layer with many small ones), 0 if it scales the cotangents
     convolution : 1, or 0 of a dense layer
     """
@@ -130,7 +130,7 @@ class Tape(Struct):
 
     rows, chunk : rows of hidden, rows of deltas
     hidden : activations; deltas (slots, ..) : their cotangents, laid out alike
-    scaled (chunk + 1, widest), windows (chunk, rows), seen (chunk, below) : scratch for what is scaled, and for cotangents of windows
+    scaled (chunk + 1, widest), windows (chunk, rows), seen (chunk, below) : scratch: what is scaled, cotangents of windows
     gradient (rows, widest) : per hidden layer its kernel, then its bias; the m gradients side by side
     output (m * n_control, taps * span), output_bias (m, n_control) : those of the output layer
     """
