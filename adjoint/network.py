@@ -127,7 +127,7 @@ def kernel_vjp(network, i, p, tape, x, row, c_bar, unit):
 
 @inline
 def windows_vjp(network, layer, p, tape, x, c_bar, unit):
-    """Position p's share in the gradients of the first layer: its window, scaled, with a one for the bias, times its cotangents."""
+    """Position p's share in the gradients of the first layer: its scaled window (a one for the bias) times its cotangents."""
     n, variants, (wide, length) = x.shape[0], c_bar.shape[0], (tape.windows.shape[1], tape.gradient.shape[1])
     windows, inner = tape.windows, layer.taps * layer.inputs
     for v in range(variants):
