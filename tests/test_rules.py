@@ -189,6 +189,7 @@ NOT_DIFFERENTIATED = {
         "advance": "is step on views",
         "places": "addresses",
     },
+    "network": {"layer_of": "numbers of a table"},
     "quantum": {
         "pivot": "part of step",
         "eliminate": "part of step",
