@@ -44,7 +44,7 @@ def in_numpy(controller, theta, x):
     for number, name in enumerate(names):
         kernel, bias = views[f"{name}/kernel"], views[f"{name}/bias"]
         if name.startswith("conv"):
-            taps, channels, features = kernel.shape
+            taps, channels, _ = kernel.shape
             stride = controller.windows()[number][0] // channels
             below = values.reshape(len(x), -1, channels)
             starts = range(0, below.shape[1] - taps + 1, stride)
