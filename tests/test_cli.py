@@ -317,9 +317,9 @@ def test_trajectories_in_pictures_films_and_numbers(run, tmp_path):
     assert_error(run("plot", "run.h5", "--smooth", 0, "--out", "c.png"), 2, "smooth is 0")
     assert_error(run("plot", "run.h5", "--curve", "speed", "--out", "c.png"), 2, "'speed'")
     assert run("plot", "run.h5", "--curve", "train", "--curve", "cosine", "--smooth", 2, "--out", "c.png").code == 0
-    result = run("animate", "run.h5", "--every", 4, "--dpi", 40, "--out", "film.gif")
-    assert result.code == 0 and "29 pictures" in result.err and (tmp_path / "film.gif").read_bytes().startswith(b"GIF8")
-    assert run("animate", "paths.h5", "--every", 6, "--dpi", 40, "--quiet", "--out", "other.gif").err == ""
+    result = run("animate", "run.h5", "--every", 4, "--fps", 5, "--dpi", 40, "--out", "film.gif")
+    assert result.code == 0 and "9 pictures" in result.err and (tmp_path / "film.gif").read_bytes().startswith(b"GIF8")
+    assert run("animate", "paths.h5", "--every", 6, "--fps", 5, "--dpi", 40, "--quiet", "--out", "other.gif").err == ""
     assert_error(run("animate", "run.h5", "--out", "film.gif"), 5, "exists")
     assert_error(run("animate", "run.h5", "--out", "film.avi"), 2, ".gif, .mp4")
     assert_error(run("animate", "run.h5", "--trajectory", 9, "--out", "x.gif"), 2, "trajectory is 9")

@@ -109,6 +109,7 @@ def assert_same_gradient(one, other, tolerance):
 
 
 @on_device
+@long_simulated
 @pytest.mark.parametrize("batch", [1, 9])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -136,6 +137,7 @@ def test_gradients(name, variant):
 
 
 @on_device
+@long_simulated
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gradients_in_float32(name):
     cpu, gpu = pair(name, "float32")

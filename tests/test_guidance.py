@@ -35,6 +35,16 @@ def test_golden_layers(golden):
     golden_checks.check_layers(TASK, golden)
 
 
+@njit
+def compiled_step(system, x, c, x_next):
+    step(system, x, c, x_next)
+
+
+@njit
+def compiled_step_vjp(system, x, c, lam, lam_x, lam_c):
+    step_vjp(system, x, c, lam, lam_x, lam_c)
+
+
 def accelerations(x, c, drivers):
     """The equations of docs/method.md 3.2, object by object; x (D+E, 2, 2)."""
     position, velocity = x[:, 0], x[:, 1]
@@ -66,7 +76,7 @@ def test_the_step_is_that_of_the_equations(herd, random):
     x, c = random.standard_normal((drivers + evaders, 2, 2)), random.standard_normal((drivers, 2))
     x_next = np.empty(x.size)
     system, dt = guidance(drivers, evaders, 0.07), 0.07
-    njit(lambda s, x, c, y: step(s, x, c, y))(system, x.ravel(), c.ravel(), x_next)
+    compiled_step(system, x.ravel(), c.ravel(), x_next)
     expected = np.empty_like(x)
     expected[:, 0] = x[:, 0] + dt * x[:, 1]
     expected[:, 1] = x[:, 1] + dt * accelerations(x, c, drivers)
@@ -85,20 +95,18 @@ def test_coinciding_objects(pair, dtype, random):
     x[pair[1], 0] = x[pair[0], 0]
     c = random.standard_normal(4).astype(dtype)
     x_next = np.empty(20, dtype)
-    run = njit(lambda s, x, c, y: step(s, x, c, y))
-    run(system, x.ravel(), c, x_next)
+    compiled_step(system, x.ravel(), c, x_next)
     expected = x[:, 1] + dtype(0.05) * accelerations(x.astype(float), c.reshape(2, 2), 2)
     np.testing.assert_allclose(x_next.reshape(x.shape)[:, 1], expected, rtol=1e-4, atol=1e-5)
     lam = random.standard_normal((3, 20)).astype(dtype)
     lam_x, lam_c = np.zeros((3, 20), dtype), np.zeros((3, 4), dtype)
-    back = njit(lambda s, x, c, a, b, d: step_vjp(s, x, c, a, b, d))
-    back(system, x.ravel(), c, lam, lam_x, lam_c)
+    compiled_step_vjp(system, x.ravel(), c, lam, lam_x, lam_c)
     assert np.all(np.isfinite(lam_x)) and np.all(np.isfinite(lam_c))
     if dtype is np.float64:
         direction, h = random.standard_normal(20), 1e-6
         moved = [np.empty(20), np.empty(20)]
         for sign, out in zip((1, -1), moved):
-            run(system, x.ravel() + sign * h * direction, c, out)
+            compiled_step(system, x.ravel() + sign * h * direction, c, out)
         slope = (moved[0] - moved[1]) / (2 * h)
         np.testing.assert_allclose(lam @ slope, lam_x @ direction, rtol=1e-4, atol=1e-4)
     batch = np.repeat(x.reshape(1, 20), 3, 0)
@@ -110,7 +118,7 @@ def test_nan_stays_visible():
     system, x = guidance(1, 2, 0.1), np.ones(12)
     x[8] = np.nan
     x_next = np.empty(12)
-    njit(lambda s, x, c, y: step(s, x, c, y))(system, x, np.zeros(2), x_next)
+    compiled_step(system, x, np.zeros(2), x_next)
     assert np.isnan(x_next[6])  # the velocity of the other evader
 
 

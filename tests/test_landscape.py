@@ -16,6 +16,7 @@ def walk(theta):
     return np.array(states), x
 
 
+@pytest.mark.slow
 def test_every_rule_of_the_walk():
     found = check(landscape.walk_problem(), seed=3)
     assert {f.rule for f in found} >= {"step", "cost", "control", "control (unit cotangents)", "rollout and sweep"}
