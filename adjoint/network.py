@@ -1,7 +1,7 @@
 """Adjoint of the networks; mirror image of `stablebptt.kernels.network`."""
 
 from stablebptt.adjoint.generics import clear, control_batch_vjp, parameter_vjp, unpack
-from stablebptt.kernels.compiler import implements, inline, like
+from stablebptt.kernels.compiler import block, implements, inline, like
 from stablebptt.kernels.dense import add, copy, matmul, scale, tanh_all_vjp
 from stablebptt.kernels.network import Network, layer_of
 from stablebptt.kernels.simd import NONE, ONE, PAD, offset, pointer
@@ -29,7 +29,7 @@ def _control_batch_vjp(network, weights, tape, x, row, c_bar, x_bar, want_x, slo
         state_vjp(layer_of(network, 0), weights, tape, offset(d, start * layer_of(network, 0).span), n, x_bar)
 
 
-@inline
+@block
 def position_vjp(weights, layer, above, q, n, bars, chunk, zeros, out):
     """Cotangents of position q of a layer, before its tanh: the sum over the windows above that saw it."""
     init, init_row = zeros, NONE
@@ -45,7 +45,7 @@ def position_vjp(weights, layer, above, q, n, bars, chunk, zeros, out):
             out[k] = like(weights, 0.0)
 
 
-@inline
+@block
 def state_vjp(layer, weights, tape, bars, n, x_bar):
     """Add the first layer's cotangents of the state, window by window."""
     out, length = pointer(x_bar), x_bar.shape[1]
@@ -83,7 +83,7 @@ def _parameter_vjp(network, weights, tape, x, row, c_bar, unit):
                 kernel_vjp(network, i, p, tape, x, row, c_bar, unit)
 
 
-@inline
+@block
 def output_vjp(layer, below, tape, row, n, c_bar):
     """Gradients of the output layer: ``c = sum_p h_p . kernel_p + bias``."""
     variants, length, n_control = c_bar.shape
@@ -100,7 +100,7 @@ def output_vjp(layer, below, tape, row, n, c_bar):
                 tape.output_bias[v, q] += c_bar[v, r, q]
 
 
-@inline
+@block
 def kernel_vjp(network, i, p, tape, x, row, c_bar, unit):
     """Position p's share in the gradients of layer i: what it saw times its cotangents, scaled, of all variants side by side."""
     layer, n, variants = layer_of(network, i), x.shape[0], c_bar.shape[0]
@@ -125,7 +125,7 @@ def kernel_vjp(network, i, p, tape, x, row, c_bar, unit):
             matmul(layer.inputs, columns, n, seen, ONE, below.span, scaled, length, out, length, out, length)
 
 
-@inline
+@block
 def windows_vjp(network, layer, p, tape, x, c_bar, unit):
     """Position p's share in the gradients of the first layer: its scaled window (a one for the bias) times its cotangents."""
     n, variants, (wide, length) = x.shape[0], c_bar.shape[0], (tape.windows.shape[1], tape.gradient.shape[1])

@@ -66,7 +66,7 @@ def _add_cost(loss, x, weight, cost_bar, lam):
                 line[k] += cost_bar[k]
 
 
-@inline
+@block
 def _network_path(controller, weights, tape, x, row, start, v, gate, space):
     """``lam += b N_x^T g`` of variant v at one time step (several controls: this part is sequential)."""
     lam, c_bar, x_bar = space.lam, space.c_bar, space.x_bar
