@@ -13,52 +13,47 @@ def _control_batch_vjp(network, weights, tape, x, row, c_bar, x_bar, want_x, slo
     last = network.table.shape[0] - 1
     w, zeros, rows, chunk = pointer(weights), pointer(tape.zeros), tape.rows, tape.chunk
     h, d = pointer(tape.hidden), offset(pointer(tape.deltas), slot * chunk * network.width)
+    above = layer_of(network, last)
     for i in range(last - 1, -1, -1):
-        layer, above = layer_of(network, i), layer_of(network, i + 1)
-        span = layer.span
+        layer = layer_of(network, i)
+        span, bars = layer.span, offset(d, above.place * chunk + start * above.span)
         for q in range(layer.positions):
             z_bar = offset(d, layer.place * chunk + (q * chunk + start) * span)
+            init, init_row = zeros, NONE
             if i == last - 1:  # c = sum_q h_q . kernel_q
                 kernel = offset(w, above.kernel + q * span)
-                matmul(n, span, n_control, pointer(c_bar), n_control, ONE, kernel, above.taps * span, zeros, NONE, z_bar, span)
-            else:
-                bars = offset(d, above.place * chunk + start * above.span)
-                position_vjp(weights, layer, above, q, n, bars, chunk, zeros, z_bar)
+                matmul(n, span, n_control, pointer(c_bar), n_control, ONE, kernel, above.taps * span, init, init_row, z_bar, span)
+                init_row = span
+            else:  # the sum over the windows above that saw position q
+                for tap in range(above.taps):
+                    p = (q - tap) // above.stride
+                    if q >= tap and p * above.stride == q - tap and p < above.positions:
+                        back = offset(w, above.back + tap * above.outputs * span)
+                        bar = offset(bars, p * chunk * above.span)
+                        matmul(n, span, above.outputs, bar, above.span, ONE, back, span, init, init_row, z_bar, span)
+                        init, init_row = z_bar, span
+            if init_row == 0:  # no window saw it
+                for k in range(n * span):
+                    z_bar[k] = like(weights, 0.0)
             tanh_all_vjp(n * span, offset(h, layer.place * rows + (q * rows + row) * span), z_bar)
-    if want_x:
-        state_vjp(layer_of(network, 0), weights, tape, offset(d, start * layer_of(network, 0).span), n, x_bar)
+        above = layer
+    if want_x:  # above is the first layer now
+        back, bars = offset(w, above.back), offset(d, start * above.span)
+        below, out, length = above.below, pointer(x_bar), x_bar.shape[1]
+        if above.positions == 1:
+            matmul(n, below, above.outputs, bars, above.span, ONE, back, below, out, length, out, length)
+        else:
+            windows_bar(above, n, bars, chunk, back, zeros, pointer(tape.seen), out, length)
 
 
 @block
-def position_vjp(weights, layer, above, q, n, bars, chunk, zeros, out):
-    """Cotangents of position q of a layer, before its tanh: the sum over the windows above that saw it."""
-    init, init_row = zeros, NONE
-    for tap in range(above.taps):
-        p = (q - tap) // above.stride
-        if q >= tap and p * above.stride == q - tap and p < above.positions:  # window p saw it through this tap
-            back = offset(pointer(weights), above.back + tap * above.outputs * layer.span)
-            bar = offset(bars, p * chunk * above.span)
-            matmul(n, layer.span, above.outputs, bar, above.span, ONE, back, layer.span, init, init_row, out, layer.span)
-            init, init_row = out, layer.span
-    if init_row == 0:  # no window saw it
-        for k in range(n * layer.span):
-            out[k] = like(weights, 0.0)
-
-
-@block
-def state_vjp(layer, weights, tape, bars, n, x_bar):
+def windows_bar(layer, n, bars, chunk, back, zeros, seen, out, length):
     """Add the first layer's cotangents of the state, window by window."""
-    out, length = pointer(x_bar), x_bar.shape[1]
-    back, below = offset(pointer(weights), layer.back), layer.below
-    if layer.positions == 1:
-        matmul(n, below, layer.outputs, bars, layer.span, ONE, back, below, out, length, out, length)
-        return
-    seen, zeros = pointer(tape.seen), pointer(tape.zeros)
     for q in range(layer.positions):
-        bar = offset(bars, q * tape.chunk * layer.span)
-        matmul(n, below, layer.outputs, bar, layer.span, ONE, back, below, zeros, NONE, seen, below)
+        bar = offset(bars, q * chunk * layer.span)
+        matmul(n, layer.below, layer.outputs, bar, layer.span, ONE, back, layer.below, zeros, NONE, seen, layer.below)
         for r in range(n):
-            line, line_bar = offset(seen, r * below), offset(out, r * length + q * layer.stride * layer.inputs)
+            line, line_bar = offset(seen, r * layer.below), offset(out, r * length + q * layer.stride * layer.inputs)
             for k in range(layer.taps * layer.inputs):
                 line_bar[k] += line[k]
 
