@@ -256,6 +256,19 @@ def _steep_vjp(loss, x, cost_bar, x_bar):
     x_bar[2] += cost_bar * x[2] * x[2] * x[2]
 
 
+def test_the_first_step_whose_loss_is_not_finite_is_named():
+    """A hanging pole costs more than 0.9 of a pole's most: of two weights, the second one takes the sum beyond float64."""
+    problem = small(output_init="zero")
+    x0, weights = problem.sample(2, 1), np.zeros(13)
+    most = problem.loss(problem.init(), np.array([[[0, 0], [np.pi, 0]]])).total
+    weights[[3, 5]] = 1e308 / most
+    wild = dataclasses.replace(problem, time_weights=weights)
+    with pytest.raises(sb.DivergedError, match=r"the loss is not finite from time step 5 on, though all states are") as caught:
+        wild.gradient(problem.init(), x0, "C")
+    assert caught.value.step == 5
+
+
+@pytest.mark.slow
 def test_the_first_bad_time_step_is_named():
     base = small(steps=12, output_init="glorot")
     x0, theta = base.sample(2, 1), base.init(1)
