@@ -30,7 +30,7 @@ from stablebptt import cli
 from stablebptt.adjoint.generics import cost_vjp, step_vjp
 from stablebptt.kernels.compiler import implements, like
 from stablebptt.kernels.generics import Controller, System, cost, step
-from stablebptt.kernels.network import Network
+from stablebptt.kernels.network import Convolution, Dense, Network, network
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import training
 from stablebptt.tasks.errors import BackendError
@@ -127,13 +127,36 @@ def test_rollouts(name, dtype, batch):
 SCHEDULE = (np.linspace(0, 1, STEPS), np.arange(STEPS) % 2)
 
 
+# C is R and M at once.
+VARIANTS = ["C", SCHEDULE, *(pytest.param(name, marks=pytest.mark.slow if SIMULATED else ()) for name in "RMSN")]
+
+
 @on_device
-@pytest.mark.parametrize("variant", ["R", "M", "S", "N", "C", SCHEDULE], ids=["R", "M", "S", "N", "C", "schedule"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=["C", "schedule", "R", "M", "S", "N"])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gradients(name, variant):
     cpu, gpu = pair(name)
     theta, x0 = cpu.init(1), cpu.sample(3, 2)
     assert_same_gradient(gpu.gradient(theta, x0, variant), cpu.gradient(theta, x0, variant), TOLERANCE["float64"])
+
+
+DEEP = [Convolution(5), Convolution(4, taps=2, stride=1), Convolution(3), Dense(4), Dense(1)]
+MANY = [Convolution(5, taps=2, stride=1), Convolution(3, taps=2), Dense(2)]  # convolutions over objects, two controls
+NETWORKS = {
+    "third convolution": ("quantum", {"points": 19}, network((19, 2), DEEP)),
+    "several controls": ("guidance", {"drivers": 1, "evaders": 4}, network((5, 4), MANY)),
+}
+
+
+@on_device
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_any_layers(name):
+    task, options, controller = NETWORKS[name]
+    cpu = dataclasses.replace(sb.problem(task, steps=3, dtype="float64", **options), controller=controller)
+    gpu = sb.tasks.on_backend(cpu, "cuda")
+    theta, x0 = 0.3 * np.random.default_rng(0).standard_normal(cpu.n_parameters), cpu.sample(3)
+    np.testing.assert_allclose(gpu.rollout(theta, x0).states, cpu.rollout(theta, x0).states, rtol=1e-10, atol=1e-12)
+    assert_same_gradient(gpu.gradient(theta, x0, "C"), cpu.gradient(theta, x0, "C"), TOLERANCE["float64"])
 
 
 @on_device
@@ -209,7 +232,7 @@ def ring(angles, forces, hidden, loss, **options):
 
 # Multiply-adds of a rollout's network, by which the time of a draw is limited.
 MOST_WORK = {"quick": 400, "slow": 2000} if SIMULATED else {"quick": 10_000, "slow": 300_000}
-QUICK, DRAWS = 2, {"cartpole": 12, "guidance": 12, "quantum": 33, "ring": 12}
+QUICK, DRAWS = 1, {"cartpole": 12, "guidance": 12, "quantum": 33, "ring": 12}
 SIZES = [
     pytest.param(task, number, id=f"{task}-{number}", marks=[] if number < QUICK and task != "ring" else [pytest.mark.slow])
     for task, count in DRAWS.items()
@@ -306,6 +329,7 @@ def test_wherever_the_memory_is(monkeypatch):
 
 
 @on_device
+@long_simulated
 def test_groups_share_a_large_batch(monkeypatch):
     from stablebptt.tasks import cuda
 
@@ -331,6 +355,7 @@ def test_bits_do_not_depend_on_the_threads(monkeypatch):
 
 
 @on_device
+@long_simulated
 def test_squares_of_exploding_gradients():
     """They do not fit into float32; the gradient does."""
     _, gpu = pair("cartpole", "float32")

@@ -130,6 +130,7 @@ def test_the_double_pendulum_learns(example, tmp_path):
     assert run.history["test_loss"][-1] < 0.6 * run.history["test_loss"][0]
 
 
+@pytest.mark.slow
 def test_the_regulator_reaches_the_riccati_optimum(example):
     """R and M have their zero at the optimum; C can stop where no component agrees in sign; S and N do not learn."""
     module = example("lqr")
