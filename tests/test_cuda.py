@@ -56,6 +56,7 @@ SMALL = SIMULATED or EMULATED  # where a thread is a Python loop
 if SIMULATED:
     strict_simulator.install()
 long_simulated = pytest.mark.slow if SIMULATED else lambda test: test
+without_a_device = pytest.mark.skipif(DEVICE, reason="of the CPU; run elsewhere")
 on_device = pytest.mark.skipif(not DEVICE, reason="no CUDA device; the simulator runs these tests in a process of its own")
 
 PROBLEMS = {
@@ -691,6 +692,7 @@ def test_without_a_device_there_is_one_clear_line(capsys, tmp_path):
         sb.problem("cartpole", backend="gpu")
 
 
+@without_a_device
 def test_seeds_together_on_the_cpu(tmp_path, capsys):
     problem = sb.problem("cartpole", steps=5, hidden=(6,))
     seen = []
@@ -709,6 +711,7 @@ def test_seeds_together_on_the_cpu(tmp_path, capsys):
     assert ended.value.code == 2 and "give a range such as 0:132" in capsys.readouterr().err
 
 
+@without_a_device
 def test_a_seed_that_diverges_does_not_end_the_others(tmp_path):
     problem = sb.problem("cartpole", steps=5, hidden=(6,))
     begun = type(problem).sample
@@ -725,6 +728,7 @@ def test_a_seed_that_diverges_does_not_end_the_others(tmp_path):
     assert np.array_equal(fine.theta, sb.train(problem, seed=2, **SETTINGS).theta)
 
 
+@without_a_device
 def test_ctrl_c_leaves_every_seed_a_file(tmp_path):
     def stop(seed, progress):
         if seed == 1 and progress.epoch == 2:

@@ -147,18 +147,6 @@ def test_the_regulator_reaches_the_riccati_optimum(example):
     assert 0 < gaps["C"] < 0.02 and gaps["S"] > 10 and gaps["N"] > 10
 
 
-def test_recomputed_activations_of_an_own_controller(example, monkeypatch):
-    """A controller without activations has nothing to keep; here it says that it has."""
-    problem = example("lqr").make_problem()
-    theta, x0 = problem.init(1) + 0.3, problem.sample(7)
-    kept = [problem.gradient(theta, x0, variant).value for variant in "RMNC"]
-    monkeypatch.setattr("stablebptt.tasks.problems.tape_width", lambda controller: 1)
-    again = dataclasses.replace(problem, tape_bytes=0)
-    assert problem._gradient_space(7, 1).kept and not again._gradient_space(7, 1).kept
-    for variant, values in zip("RMNC", kept):
-        assert np.array_equal(again.gradient(theta, x0, variant).value, values), variant
-
-
 def test_scipy_trains_a_controller(example):
     """L-BFGS-B on the exact gradient finds the regulator's optimum; of a network it lowers the loss."""
     module = example("lqr")

@@ -204,6 +204,18 @@ def test_names_are_kept_in_one_form_of_unicode(monkeypatch):
     assert list(six().layers(np.zeros(6))) == ["\u00e9"]
 
 
+def test_recomputed_activations_of_an_own_controller(monkeypatch):
+    """A controller without activations has nothing to keep; here it says that it has."""
+    problem = six(steps=40)
+    theta, x0 = problem.init(1) + 0.3, problem.sample(7)
+    kept = [problem.gradient(theta, x0, variant).value for variant in "RMNC"]
+    monkeypatch.setattr("stablebptt.tasks.problems.tape_width", lambda controller: 1)
+    again = dataclasses.replace(problem, tape_bytes=0)
+    assert problem._gradient_space(7, 1).kept and not again._gradient_space(7, 1).kept
+    for variant, values in zip("RMNC", kept):
+        assert np.array_equal(again.gradient(theta, x0, variant).value, values), variant
+
+
 class Any6(Controller):
     """A controller whose layout is given, for mistakes."""
 
