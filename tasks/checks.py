@@ -163,7 +163,8 @@ def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any, finite: boo
         if given.dtype.kind not in "fiu":
             raise TypeError
         with np.errstate(over="ignore"):  # seen below
-            result = np.ascontiguousarray(given, dtype)
+            # An array that may not be written would be another type, with machine code and last bits of its own.
+            result = np.require(given, dtype, ("C", "A", "W"))
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be an array of real numbers of shape {_show(shape)}") from None
     fits = len(given.shape) == len(shape) and all(

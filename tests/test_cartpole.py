@@ -83,3 +83,18 @@ def test_the_published_set_up_is_the_default():
     ]  # fmt: skip
     assert np.all(problem.layers(problem.init(0))["dense_2/kernel"] == 0)
     assert problem.time_weights[-1] == 1 and problem.time_weights[:-1].sum() == 0
+
+
+def test_arrays_that_may_not_be_written_take_the_same_machine_code():
+    from stablebptt.adjoint.gradient import evaluate, gradient
+
+    problem = sb.problem("cartpole", steps=5)
+    theta, x0 = problem.init(1), problem.sample(3)
+    expected = problem.gradient(theta, x0, "C").value, problem.losses(theta, x0)[0]
+    compiled = len(evaluate.signatures), len(gradient.signatures)
+    shifted = np.frombuffer(b"\0" + x0.tobytes(), np.uint8)[1:].view(x0.dtype).reshape(x0.shape)  # read-only and not aligned
+    theta = np.broadcast_to(theta, theta.shape)
+    found = problem.gradient(theta, shifted, "C").value, problem.losses(theta, shifted)[0]
+    assert not theta.flags.writeable and not shifted.flags.aligned
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected))
+    assert (len(evaluate.signatures), len(gradient.signatures)) == compiled
