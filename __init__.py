@@ -1,16 +1,25 @@
-"""Stabilised backpropagation through time: neural controllers trained through physics simulators."""
+"""Stabilised backpropagation through time: neural controllers trained through physics simulators.
 
-from stablebptt.adjoint.c_interface import c_header, cfunc_address
-from stablebptt.data.storage import FileFormatError
-from stablebptt.tasks import optimizers, problem
-from stablebptt.tasks.errors import BackendError, DivergedError
-from stablebptt.tasks.minimize import minimize_fun
-from stablebptt.tasks.optimizers import clip
-from stablebptt.tasks.problems import Axis, Problem
-from stablebptt.tasks.seeds import train_seeds
-from stablebptt.tasks.sweeps import sweep
-from stablebptt.tasks.training import Run, load, train
+The first name that is asked for imports the whole package (PEP 562): what needs no kernels, such as ``stablebptt inspect``,
+starts without Numba.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from stablebptt.version import __version__
+
+if TYPE_CHECKING:
+    from stablebptt.adjoint.c_interface import c_header, cfunc_address
+    from stablebptt.data.storage import FileFormatError
+    from stablebptt.tasks import optimizers, problem
+    from stablebptt.tasks.errors import BackendError, DivergedError
+    from stablebptt.tasks.minimize import minimize_fun
+    from stablebptt.tasks.optimizers import clip
+    from stablebptt.tasks.problems import Axis, Problem
+    from stablebptt.tasks.seeds import train_seeds
+    from stablebptt.tasks.sweeps import sweep
+    from stablebptt.tasks.training import Run, load, train
 
 __all__ = [
     "Axis",
@@ -31,3 +40,31 @@ __all__ = [
     "train",
     "train_seeds",
 ]
+_HOMES = {
+    "adjoint.c_interface": ("c_header", "cfunc_address"),
+    "data.storage": ("FileFormatError",),
+    "tasks": ("optimizers", "problem"),
+    "tasks.errors": ("BackendError", "DivergedError"),
+    "tasks.minimize": ("minimize_fun",),
+    "tasks.optimizers": ("clip",),
+    "tasks.problems": ("Axis", "Problem"),
+    "tasks.seeds": ("train_seeds",),
+    "tasks.sweeps": ("sweep",),
+    "tasks.training": ("Run", "load", "train"),
+}
+_ROOMS = ("adjoint", "data", "kernels", "tasks")
+
+if not TYPE_CHECKING:  # else every name would seem to be there
+
+    def __getattr__(name: str) -> Any:
+        """A public name or a room; with it come all others."""
+        if name not in __all__ and name not in _ROOMS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        for home, names in _HOMES.items():
+            module = importlib.import_module(f"{__name__}.{home}")
+            globals().update({public: getattr(module, public) for public in names})
+        return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})

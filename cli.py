@@ -904,13 +904,18 @@ def rotation(out: Path, force: bool, quiet: bool, as_json: bool) -> None:
 
 
 @command(stablebptt, "info")
+@click.option("--versions", "only_versions", is_flag=True, help="Versions only.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--quiet", is_flag=True, help="No messages.")
-def info(as_json: bool, quiet: bool) -> None:
+def info(only_versions: bool, as_json: bool, quiet: bool) -> None:
     """Versions, processor, GPU and cache folder."""
+    from stablebptt.data.run_file import versions
+
+    if only_versions:
+        _print(versions(), as_json)
+        return
     from llvmlite import binding
 
-    from stablebptt.data.run_file import versions
     from stablebptt.kernels.cache import usable_folder
     from stablebptt.kernels.simd import VECTOR_BYTES
 

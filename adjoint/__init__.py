@@ -8,6 +8,7 @@ Every differentiable function ``f`` of kernels has a partner ``f_vjp`` in the fi
 - Nothing here checks its arguments; `stablebptt.tasks` does.
 """
 
+from stablebptt.adjoint import cartpole, guidance, network, quantum  # noqa: F401  (registers the methods)
 from stablebptt.adjoint.generics import (
     clear,
     control_batch_vjp,

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from stablebptt.kernels.quantum import eigenstate
-
 
 def cartpole(random: np.random.Generator, count: int, poles: int) -> np.ndarray:
     """States (count, 1+P, 2): every entry uniform in [-1, 1], angles uniform in pi +- pi/6 (hanging) [m, m/s, rad, rad/s]."""
@@ -27,11 +25,11 @@ def _on_annulus(random: np.random.Generator, shape: tuple[int, ...], inner: floa
     return radius[..., None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
 
 
-def quantum(random: np.random.Generator, count: int, points: int, weights: tuple[float, float]) -> np.ndarray:
-    """States (count, Nx, 2): superpositions of eigenstates 1 and 2 with normal magnitudes times a weight each and uniform phases,
-    normalised."""
+def quantum(random: np.random.Generator, count: int, basis: np.ndarray, weights: tuple[float, float]) -> np.ndarray:
+    """States (count, Nx, 2): superpositions of two eigenstates, `basis` (2, Nx), with normal magnitudes times a weight each and
+    uniform phases, normalised."""
     magnitudes = random.standard_normal((count, 2)) * weights
     phases = random.uniform(0, 2 * np.pi, (count, 2))
-    psi = (magnitudes * np.exp(1j * phases)) @ np.stack([eigenstate(points, number) for number in (1, 2)])
+    psi = (magnitudes * np.exp(1j * phases)) @ basis
     psi /= np.linalg.norm(psi, axis=1, keepdims=True)
     return np.stack([psi.real, psi.imag], axis=-1)

@@ -10,7 +10,7 @@ from stablebptt.adjoint import network as _network_rules  # noqa: F401
 from stablebptt.data import initial_states
 from stablebptt.kernels.cartpole import Upright, cartpole
 from stablebptt.kernels.network import mlp
-from stablebptt.tasks import checks
+from stablebptt.tasks import checks, titles
 from stablebptt.tasks.problems import LOSSES, OUTPUT_INITS, Axis, Problem, mean_weights
 
 
@@ -36,7 +36,7 @@ def cartpole_problem(
             "poles": poles, "steps": steps, "duration": duration, "loss": loss, "hidden": list(hidden),
             "dtype": np.dtype(kind).name, "output_init": output_init,
         },
-        title=f"cartpole, {poles} pole{'s' if poles > 1 else ''}",
+        title=titles.cartpole(poles),
         system=cartpole(duration / steps, kind),
         controller=mlp((2 + 2 * poles, *hidden, 1)),
         loss_function=Upright(),

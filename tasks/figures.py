@@ -1,21 +1,27 @@
 """Learning curves, and what all pictures share; drawn with matplotlib."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from stablebptt.data.atomic import replacing
+from stablebptt.data.run_file import Content
 from stablebptt.tasks import checks
-from stablebptt.tasks.training import Run
+
+if TYPE_CHECKING:
+    from stablebptt.tasks.training import Run
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; one per variant.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 COLOURS = {"R": PALETTE[1], "M": PALETTE[0], "C": PALETTE[2], "S": PALETTE[3], "N": PALETTE[4]}
 STYLES = ("-", "--", ":", "-.")
 FORMATS = (".png", ".pdf", ".svg")
+AnyRun = TypeVar("AnyRun", "Run", Content)
 CURVES = {
     "test": ("test_loss", "test loss"),
     "train": ("train_loss", "training loss"),
@@ -88,18 +94,18 @@ def save(draw: Callable[[], Any], path: Path) -> None:
         figure.savefig(beside, dpi=150)
 
 
-def variant_name(run: Run) -> str:
+def variant_name(run: Run | Content) -> str:
     """Letter of a run's variant, or "schedule"."""
     variant = run.config["variant"]
     return variant if isinstance(variant, str) else "schedule"
 
 
-def families(runs: list[Run]) -> dict[str, list[Run]]:
+def families(runs: list[AnyRun]) -> dict[str, list[AnyRun]]:
     """Runs that differ in nothing but seed and epochs, named by the variant and by what tells them from the others."""
     facts = [_facts(run) for run in runs]
     names = sorted({name for known in facts for name in known})
     telling = [name for name in names if len({known.get(name) for known in facts}) > 1 and name != "variant"]
-    families: dict[str, list[Run]] = {}
+    families: dict[str, list[AnyRun]] = {}
     for run, known in zip(runs, facts):
         parts = [variant_name(run)]
         parts += [f"{name.replace('_', ' ')} {known[name].strip(chr(34))}" for name in telling if name in known]
@@ -107,7 +113,7 @@ def families(runs: list[Run]) -> dict[str, list[Run]]:
     return families
 
 
-def _facts(run: Run) -> dict[str, str]:
+def _facts(run: Run | Content) -> dict[str, str]:
     """The configuration without levels, seed and epochs; as words, so that it can be compared."""
     facts: dict[str, Any] = {name: value for name, value in run.config.items() if name not in ("seed", "epochs")}
     optimizer = facts.pop("optimizer", {})

@@ -10,7 +10,7 @@ from stablebptt.adjoint import network as _network_rules  # noqa: F401
 from stablebptt.data import initial_states
 from stablebptt.kernels.guidance import Gathering, guidance
 from stablebptt.kernels.network import mlp
-from stablebptt.tasks import checks
+from stablebptt.tasks import checks, titles
 from stablebptt.tasks.problems import LOSSES, OUTPUT_INITS, Axis, Problem, mean_weights
 
 
@@ -40,7 +40,7 @@ def guidance_problem(
             "target": list(goal), "loss": loss, "hidden": list(hidden), "dtype": np.dtype(kind).name,
             "output_init": output_init,
         },
-        title=f"guidance, {drivers} drivers, {evaders} evaders, rho {rho:g}",
+        title=titles.guidance(drivers, evaders, rho),
         system=guidance(drivers, evaders, duration / steps, kind),
         controller=mlp((4 * (drivers + evaders), *hidden, 2 * drivers)),
         loss_function=Gathering(drivers, evaders, kind(goal[0]), kind(goal[1])),

@@ -10,7 +10,7 @@ from stablebptt.adjoint import quantum as _rules  # noqa: F401  (registers the m
 from stablebptt.data import initial_states
 from stablebptt.kernels.network import cnn
 from stablebptt.kernels.quantum import LENGTH, Overlap, eigenstate, quantum
-from stablebptt.tasks import checks
+from stablebptt.tasks import checks, titles
 from stablebptt.tasks.problems import LOSSES, OUTPUT_INITS, Axis, Problem
 
 
@@ -41,6 +41,7 @@ def quantum_problem(
     output_init = checks.choice("output_init", output_init, OUTPUT_INITS)
     time_weights = np.zeros(steps + 1)
     time_weights[1 if loss == "continuous" else steps :] = 1.0  # a sum over time, not a mean
+    basis = np.stack([eigenstate(points, number) for number in (1, 2)])
     places = tuple((LENGTH / (points + 1) * np.arange(1, points + 1)).tolist())
     return Problem(
         task="quantum",
@@ -48,7 +49,7 @@ def quantum_problem(
             "points": points, "dt": dt, "steps": steps, "target": target, "weights": [first, second], "width": width,
             "loss": loss, "dtype": np.dtype(kind).name, "output_init": output_init,
         },
-        title=f"quantum, target {target}",
+        title=titles.quantum(target),
         system=quantum(points, dt, kind),
         controller=cnn(points, width),
         loss_function=Overlap(eigenstate(points, target).astype(kind)),
@@ -59,7 +60,7 @@ def quantum_problem(
         time_weights=time_weights,
         dtype=kind,
         output_init=output_init,
-        draw=partial(initial_states.quantum, points=points, weights=(first, second)),
+        draw=partial(initial_states.quantum, basis=basis, weights=(first, second)),
         state_axes=(
             Axis("position", "place in the box", places),
             Axis("part", "real and imaginary part", ("re", "im")),

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from stablebptt.data import run_file, storage
+from stablebptt.data.run_file import Content
 from stablebptt.data.storage import FileFormatError, Group, Variable
-from stablebptt.tasks import figures, training
-from stablebptt.tasks.training import Run
+from stablebptt.tasks import figures
+from stablebptt.tasks.titles import title as title_of
 
 # A run has solved its task if its best test loss is below this; of quantum control, where losses are summed, per time step.
 SOLVED = {"cartpole": 0.05, "guidance": 1.0, "quantum": 0.25}
@@ -29,7 +30,7 @@ class Family:
     ----------
     task, title, variant, clip : what they have in common
     rest : what else tells them from the other families of the task
-    runs : list of Run
+    runs : what their files hold
     """
 
     task: str
@@ -37,7 +38,7 @@ class Family:
     variant: str
     clip: str
     rest: str
-    runs: tuple[Run, ...]
+    runs: tuple[Content, ...]
 
     def last(self) -> np.ndarray:
         return np.array([run.history["test_loss"][-1] if len(run.history["epoch"]) else np.nan for run in self.runs])
@@ -52,10 +53,11 @@ class Family:
         return int(np.sum(self.best() < threshold(self.runs[0])))
 
 
-def threshold(run: Run) -> float:
+def threshold(run: Content) -> float:
     """The test loss below which a run has solved its task; NaN where none is known."""
-    scale = run.problem.time_weights.sum() if run.config["task"] == "quantum" else 1.0
-    return SOLVED.get(run.config["task"], float("nan")) * float(scale)
+    task, options = run.config["task"], run.config["options"]
+    summed = task == "quantum" and options["loss"] == "continuous"
+    return SOLVED.get(task, float("nan")) * float(options["steps"] if summed else 1)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -63,11 +65,11 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     known = values[np.isfinite(values)]
     if len(known) < 2:
         return float("nan"), float("nan")
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known))
+    half = stdtrit(len(known) - 1, (1 + CONFIDENCE) / 2) * known.std(ddof=1) / np.sqrt(len(known))
     return float(known.mean() - half), float(known.mean() + half)
 
 
-def load_runs(folder: Path) -> tuple[list[Run], list[str]]:
+def load_runs(folder: Path) -> tuple[list[Content], list[str]]:
     """All run files in a folder, and one line about each file that could not be read."""
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder")
@@ -75,19 +77,29 @@ def load_runs(folder: Path) -> tuple[list[Run], list[str]]:
     for path in sorted(folder.glob("*.h5")):
         try:
             if run_file.kind(path) == run_file.RUN_FORMAT:
-                runs.append(training.load(path))
+                runs.append(_load(path))
         except FileFormatError as error:
             problems.append(str(error))
     problems += [f"{path.name}: {path.read_text('utf-8')}" for path in sorted(folder.glob("*.error.txt")) if path.is_file()]
     return runs, problems
 
 
-def families(runs: Iterable[Run]) -> list[Family]:
+def _load(path: Path) -> Content:
+    """A run file whose configuration tells what it is a run of."""
+    content = run_file.load(path)
+    try:
+        title_of(content.config), threshold(content)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise FileFormatError(f"{path}: the configuration makes no problem ({error})") from None
+    return content
+
+
+def families(runs: Iterable[Content]) -> list[Family]:
     """Runs by what they have in common besides the seed: by task, difficulty, clipping and variant."""
     runs = list(runs)
     found = []
-    for title in sorted({run.problem.title for run in runs}, key=lambda t: (t.split(",")[0], _natural(t))):
-        alike = [run for run in runs if run.problem.title == title]
+    for title in sorted({title_of(run.config) for run in runs}, key=lambda t: (t.split(",")[0], _natural(t))):
+        alike = [run for run in runs if title_of(run.config) == title]
         for name, members in figures.families(alike).items():
             first = members[0].config
             rest = ", ".join(part for part in name.split(", ")[1:] if not part.startswith("clip "))

@@ -78,7 +78,7 @@ def test_what_counts_as_solved_or_diverged(loaded):
 
 def sb_run(task):
     problem = sb.problem(task)
-    return training.Run({"task": task}, {}, np.zeros(1), np.zeros(1), problem, {}, "complete")
+    return training.Run({"task": task, "options": problem.options}, {}, np.zeros(1), np.zeros(1), problem, {}, "complete")
 
 
 def test_the_report(loaded, reported):
