@@ -637,7 +637,8 @@ def test_options_of_the_commands(module, capsys, tmp_path):
     assert [r["function"] for r in records] == ["step"] * 2 + ["step_batch"] * 2
     assert [r["argument"] for r in records] == ["state", "control"] * 2
     assert all(r["step"] == 1e-3 and r["passed"] and r["error"] < 1e-5 and r["verdict"] == "ok" for r in records)
-    assert call("custom", "check", "mistakes:make", "--states", "states.npy", "--tolerance", 1e-6) == 0
+    np.save(tmp_path / "carts.npy", np.zeros((3, 2, 2)) + 0.1)
+    assert call("cartpole", "check", "--steps", 3, "--hidden", 4, "--states", "carts.npy", "--tolerance", 1e-6) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["function", "argument", "step", "sure", "to", "error"]
     assert all(line.endswith("  ok") and len(line) <= 80 for line in lines[1:]) and len(lines) > 9

@@ -129,12 +129,16 @@ SCHEDULE = (np.linspace(0, 1, STEPS), np.arange(STEPS) % 2)
 
 
 # C is R and M at once.
+FIRST = [
+    pytest.param(name, marks=pytest.mark.slow if SIMULATED and name in ("cartpole continuous", "quantum final") else ())
+    for name in PROBLEMS
+]
 VARIANTS = ["C", SCHEDULE, *(pytest.param(name, marks=pytest.mark.slow if SIMULATED else ()) for name in "RMSN")]
 
 
 @on_device
 @pytest.mark.parametrize("variant", VARIANTS, ids=["C", "schedule", "R", "M", "S", "N"])
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", FIRST)
 def test_gradients(name, variant):
     cpu, gpu = pair(name)
     theta, x0 = cpu.init(1), cpu.sample(3, 2)

@@ -147,6 +147,7 @@ def test_the_regulator_reaches_the_riccati_optimum(example):
     assert 0 < gaps["C"] < 0.02 and gaps["S"] > 10 and gaps["N"] > 10
 
 
+@pytest.mark.slow
 def test_scipy_trains_a_controller(example):
     """L-BFGS-B on the exact gradient finds the regulator's optimum; of a network it lowers the loss."""
     module = example("lqr")
