@@ -8,16 +8,20 @@ fingerprinted is named, and its code must not be kept on disk.
 
 import dis
 import enum
+import functools
 import hashlib
 import math
 import secrets
 import sys
+import sysconfig
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 from numba.core import types as numba_types
 from numba.core.caching import FunctionCache
@@ -30,6 +34,10 @@ HASHED = tuple(f"stablebptt.{room}" for room in ROOMS)
 # Packages whose functions count by name; their versions are in the key of every cache file.
 LIBRARIES = {"numba", "numpy", *sys.stdlib_module_names} - {"__main__"}
 LIBRARY_KINDS = (types.FunctionType, types.BuiltinFunctionType, type, np.ufunc, type(np.sum))
+LIBRARY_FOLDERS = tuple(
+    {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    | {Path(np.__file__).resolve().parent, Path(numba.__file__).resolve().parent}
+)
 # Begins the fingerprint of what is compiled afresh in every process.
 UNKEPT = "unkept" + secrets.token_hex(6)
 
@@ -135,7 +143,7 @@ class _Walk:
             yield f"{instruction.opname} {_literal(operand)}"
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and operand in names:
                 found = names[operand]
-                if isinstance(found, types.ModuleType) and found.__name__.partition(".")[0] in LIBRARIES:
+                if isinstance(found, types.ModuleType) and _of_library(found.__name__):
                     yield found.__name__  # what is loaded from it is named by the next instructions
                 else:
                     yield self.value(*_attribute(found, operand, instructions[place + 1 :]))
@@ -169,7 +177,9 @@ class _Walk:
         if hasattr(type(value), "_methods"):
             fields = (self.value(getattr(value, field), f"{name}.{field}") for field in type(value).fields)
             return f"{self.struct(type(value))}({', '.join(fields)})"
-        if isinstance(value, numba_types.Type | np.dtype | enum.Enum):
+        if isinstance(value, enum.Enum):
+            return f"{_name(type(value))}.{value.name} {self.value(value.value, f'{name}.value')}"
+        if isinstance(value, numba_types.Type | np.dtype):
             return f"{_name(type(value))} {value}"
         return self.reached(value, name)
 
@@ -177,8 +187,11 @@ class _Walk:
         """A class that compiled code uses."""
         if hasattr(cls, "_methods"):
             return self.struct(cls)
-        if issubclass(cls, BaseException | enum.Enum | tuple) or _is_library(cls):
-            return f"{_name(cls)} {getattr(cls, '_fields', '')} {list(cls) if issubclass(cls, enum.Enum) else ''}"
+        if issubclass(cls, enum.Enum):  # with its aliases
+            members = (key + self.value(member.value, f"{name}.{key}") for key, member in cls.__members__.items())
+            return f"{_name(cls)}({', '.join(members)})"
+        if issubclass(cls, BaseException | tuple) or _is_library(cls):
+            return f"{_name(cls)} {getattr(cls, '_fields', '')}"
         return self.cannot(cls, name)
 
     def reached(self, value: Any, name: str) -> str:
@@ -246,14 +259,17 @@ def _name(item: Any) -> str:
     return f"{item.__module__}.{name}" if hasattr(item, "__module__") and (is_hashed(item) or _is_library(item)) else name
 
 
-def _top(item: Any) -> str:
-    module = getattr(item, "__module__", None) or type(item).__module__
-    return str(module).partition(".")[0]
-
-
 def _is_library(item: Any) -> bool:
     """Whether an item is a function or class of a library (an object that a library made is none)."""
-    return isinstance(item, LIBRARY_KINDS) and _top(item) in LIBRARIES
+    return isinstance(item, LIBRARY_KINDS) and _of_library(getattr(item, "__module__", None) or type(item).__module__)
+
+
+@functools.cache
+def _of_library(module: str) -> bool:
+    """Whether a module is one of the libraries, and not one of the user's under the same name."""
+    top = module.partition(".")[0]
+    file = getattr(sys.modules.get(top), "__file__", None)
+    return top in LIBRARIES and (file is None or any(folder in Path(file).resolve().parents for folder in LIBRARY_FOLDERS))
 
 
 def is_hashed(item: Any) -> bool:

@@ -79,12 +79,17 @@ class Layer(Struct):
 
 
 class Network(Struct):
-    """A controller: table of its `Layer`s, one per row; numbers of parameters, of weights, and of hidden numbers per row."""
+    """A controller: table of its `Layer`s, one per row; numbers of a state, of parameters, of weights, of hidden ones per row."""
 
     table: np.ndarray
+    n_state: int
     n_parameters: int
     n_weights: int
     width: int
+
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of a state and of a control."""
+        return self.n_state, int(self.layers()[-1].outputs)
 
     def layers(self) -> list[Layer]:
         """The layers, from the state to the control."""
@@ -194,7 +199,7 @@ def network(shape: tuple[int, int], layers: Sequence[Dense | Convolution]) -> Ne
             place += windows * span
             gradient += rows
         positions, inputs = windows, outputs
-    return Network(np.array(table, np.int64), theta, weights, place)
+    return Network(np.array(table, np.int64), shape[0] * shape[1], theta, weights, place)
 
 
 def _window(layer: Dense | Convolution, positions: int, number: int) -> tuple[int, int, int]:

@@ -144,6 +144,8 @@ class Struct:
                 setattr(cls, name, dataclasses.field())
         dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
         fields = tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        if hidden := next((name for name in fields if name.startswith("_")), None):
+            raise TypeError(f"{cls.__qualname__}.{hidden} cannot be a field; give it a name that begins with a letter")
         for name in hiding:
             if name in cls.__dict__:  # a default, which the constructor knows
                 delattr(cls, name)

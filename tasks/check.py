@@ -49,6 +49,8 @@ BATCHES = (1, 3, 8, 33, 64)
 ROWS, ROLLED = 33, 3
 # States at which a user's functions are called in plain Python.
 PLAIN = 6
+# And so many more, with one cotangent, for what lies in a branch.
+MANY = 100
 # Two ways of computing one step agree to this part.
 SAME = 1e-9
 
@@ -318,6 +320,7 @@ def check_system(
         given = check_states.read_states(states, tuple(shapes[0]))
         plain_python.try_system(subject.system, given[:PLAIN], subject.n_control)
         inputs = check_states.of_states(given, subject.n_control, random)
+    plain_python.try_system(subject.system, inputs["state"][:MANY], subject.n_control, (1,))
     return _check_steps(subject, inputs, random, how)
 
 
@@ -350,6 +353,7 @@ def check(
         plain_python.try_problem(problem, given[:PLAIN])
         starts = given[:ROLLED].reshape(-1, *problem.state_shape)
         inputs = check_states.of_states(given, problem.n_control, random)
+    plain_python.try_problem(problem, inputs["state"][:MANY], (1,))
     found = _check_steps(problem, inputs, random, how)
     found += findings(cost_rule(problem), {"state": inputs["state"]}, random, **how)
     found += _check_controls(problem, inputs["state"], theta, random, how)

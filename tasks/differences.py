@@ -175,7 +175,11 @@ class _Slopes:
         self.x = np.asarray(inputs[name]).reshape(self.places, -1)
         self.cotangents = cotangents.reshape(len(cotangents), self.places, -1)
         self.bars = bars.reshape(len(bars), self.places, -1)
-        self.value = np.maximum(np.abs(self.base), _medians(np.abs(self.base), np.isfinite(self.base)))
+        # Where an output is small it is measured on what it usually is, but on no more than there is at this place:
+        # rows of a rollout that has grown must not drown the others.
+        usual = _medians(np.abs(self.base), np.isfinite(self.base))
+        there = np.maximum(np.abs(self.base).max(axis=1, initial=0.0), np.abs(self.x).max(axis=1, initial=0.0))
+        self.value = np.maximum(np.abs(self.base), np.minimum(usual, there[:, None]))
 
     def directions(self, random: np.random.Generator) -> Iterator[np.ndarray]:
         """Directions (P, n): every number alone; of many numbers some alone, others at a place, and all together."""

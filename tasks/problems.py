@@ -13,6 +13,7 @@ from stablebptt.adjoint.gradient import PathSpace, evaluate, gradient
 from stablebptt.adjoint.sweep import SweepSpace, chunk_steps, sweep_space
 from stablebptt.kernels.dense import aligned
 from stablebptt.kernels.generics import System, new_tape, parameter_count, scratch_size, tape_width, weight_count
+from stablebptt.kernels.network import Network
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import checks
 from stablebptt.tasks.errors import DivergedError
@@ -204,8 +205,29 @@ class Problem:
                 "Make a problem with another horizon by sb.problem(..., steps=...)"
             )
         checks.array("time_weights", self.time_weights, (self.steps + 1,), np.float64)
+        checks.real("dt", self.dt, above=0)
+        checks.real("regularization", self.regularization, least=0)
+        checks.choice("output_init", self.output_init, OUTPUT_INITS)
+        self._check_parts()
         paths = (self.steps + 1.0) * EVALUATION_BATCH * (self.n_state + self.n_control)
         checks.memory(self.title, np.dtype(self.dtype).itemsize * (paths + 10.0 * self.n_parameters))
+
+    def _check_parts(self) -> None:
+        """Raise an error if system, controller and loss are in another precision, or the network has other sizes."""
+        if self.dtype not in (np.float32, np.float64):
+            raise ValueError(f"dtype is {self.dtype!r}; it must be np.float32 or np.float64")
+        for name, base in (("system", System), ("controller", Struct), ("loss_function", Struct)):
+            part = getattr(self, name)
+            if not isinstance(part, base):
+                raise TypeError(f"{name} is {part!r}; it must be an instance of a subclass of {base.__name__}")
+            for key in type(part).fields:
+                kind = np.asarray(getattr(part, key)).dtype
+                if kind.kind == "f" and kind != self.dtype:
+                    wanted = np.dtype(self.dtype)
+                    raise ValueError(f"{name}.{key} is in {kind}, the problem in {wanted}; make another by sb.problem(...)")
+        if isinstance(self.controller, Network) and (sizes := self.controller.sizes()) != (self.n_state, self.n_control):
+            shapes = f"{self.n_state} and {self.n_control}"
+            raise ValueError(f"the network has {sizes[0]} inputs and {sizes[1]} controls; the problem has {shapes}")
 
     @property
     def backend(self) -> str:

@@ -171,6 +171,8 @@ def _over_time(row: Any, rollouts: Rollouts, values: np.ndarray, label: str, nam
     """Curves of values (phases, times, n) over time in a row of panels; without names, no legend."""
     for axes, curves in zip(row, values):
         for number, (curve, name) in enumerate(zip(curves.T, names or itertools.repeat(None))):
+            if step:  # the last control acts until the end
+                curve = np.append(curve, curve[-1:])
             times = rollouts.time[: len(curve)]
             axes.plot(times, curve, label=name, linewidth=1.3, drawstyle="steps-post" if step else "default", **look(number))
         axes.set_xlim(0, rollouts.time[-1])

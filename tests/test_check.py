@@ -656,3 +656,48 @@ def test_the_command_says_what_is_wrong(module, capsys):
     out, err = capsys.readouterr()
     assert out.count("WRONG") == 2 and "step (control: the vjp must add to lam_c, whatever it holds)" in err
     assert err.count("\n") == 1
+
+
+def test_an_index_in_a_branch_is_named(module, capsys):
+    module("x_next[1] = x[1]", "x_next[1] = x[7] if x[0] > 3.0 else x[1]")
+    assert call("check", "mistakes:Spring") == 2
+    words = capsys.readouterr().err
+    assert "index 7 is out of bounds" in words and "mistakes.py, line" in words and words.count("\n") == 1
+
+
+class Growing(System):
+    """A state that grows with every step: x_0' = growth x_0 + dt c, x_1' = growth x_1 + x_0^2."""
+
+    growth: float
+    fault: int = RIGHT
+    dt: float = 0.1
+
+    state_shape = (2,)
+    control_shape = (1,)
+
+
+@implements(step, Growing)
+def _grow(s, x, c, x_next):
+    x_next[0] = s.growth * x[0] + s.dt * c[0]
+    x_next[1] = s.growth * x[1] + x[0] * x[0]
+
+
+@implements(step_vjp, Growing)
+def _grow_vjp(s, x, c, lam, lam_x, lam_c):
+    for v in range(lam.shape[0]):
+        lam_x[v, 0] += s.growth * lam[v, 0]
+        lam_x[v, 1] += s.growth * lam[v, 1]
+        if s.fault != MISSING_TERM:
+            lam_x[v, 0] += 2 * x[0] * lam[v, 1]
+        if s.fault == OFF_BY_ONE:  # the wrong sign
+            lam_c[v, 0] -= s.dt * lam[v, 0]
+        else:
+            lam_c[v, 0] += s.dt * lam[v, 0]
+
+
+@pytest.mark.parametrize("growth", [1.5, 4.0, 100.0, 1000.0])
+def test_states_that_grow_hide_nothing(growth):
+    for seed in range(3):
+        assert wrong(check.check_system(Growing(growth), seed)) == set()
+        assert wrong(check.check_system(Growing(growth, OFF_BY_ONE), seed)) == {("step", "control"), ("step_batch", "control")}
+        assert wrong(check.check_system(Growing(growth, MISSING_TERM), seed)) == {("step", "state"), ("step_batch", "state")}

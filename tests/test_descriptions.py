@@ -220,3 +220,23 @@ def test_a_sweep_remakes_only_what_was_planned():
     options = {**make().options, "source": f"{__name__}:make", "arguments": {"place": 2.0}}
     with pytest.raises(ValueError, match=r"has changed since the sweep was planned: loss\.place: 1\.0 in the file, 2\.0 given"):
         custom.remake(options)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"control_shape": (3,)}, "the network has 2 inputs and 1 controls; the problem has 2 and 3"),
+        ({"state_shape": (4,)}, "the network has 2 inputs and 1 controls; the problem has 4 and 1"),
+        ({"dt": -1.0}, "dt is -1.0; it must be above 0"),
+        ({"regularization": -1.0}, "regularization is -1.0; it must be at least 0"),
+        ({"output_init": "none"}, "unknown output_init 'none'"),
+        ({"dtype": "int32"}, "dtype is 'int32'; it must be np.float32 or np.float64"),
+        ({"dtype": np.float64}, "system.stiffness is in float32, the problem in float64"),
+        ({"system": Tabled(9.0, np.zeros(2, np.float32))}, "system.stiffness is in float64, the problem in float32"),
+        ({"system": Away(1.0)}, "system is Away.*; it must be an instance of a subclass of System"),
+        ({"controller": (5,)}, r"controller is \(5,\); it must be an instance of a subclass of Struct"),
+    ],
+)
+def test_a_problem_cannot_be_changed_into_a_wrong_one(change, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        dataclasses.replace(make(), **change)

@@ -15,6 +15,8 @@ from stablebptt.kernels import Controller, System, cache, fingerprints, implemen
 from stablebptt.kernels.structs import Struct
 
 PARAMS = """
+import enum
+
 import numpy as np
 from numba import njit
 from stablebptt.kernels import block, inline, Struct
@@ -23,6 +25,13 @@ STIFFNESS = 2.0
 TABLE = np.arange(3000.0)
 NESTED = (1, (2.0, "three"))
 COUNT = 3
+
+class Mode(enum.Enum):
+    SOFT = 2.0
+    HARD = 5.0
+    USUAL = 2.0
+
+MODE = Mode.SOFT
 
 class Inner(Struct):
     strength: float
@@ -47,7 +56,7 @@ def jitted(x):
 """
 MODEL = """
 import params_module
-from params_module import TABLE, NESTED, INNER, STIFFNESS, jitted, large, small
+from params_module import MODE, TABLE, NESTED, INNER, STIFFNESS, Mode, jitted, large, small
 from stablebptt.kernels import System, implements, step
 
 class Model(System):
@@ -57,6 +66,8 @@ class Model(System):
 def _step(system, x, c, x_next):
     count = NESTED[0]
     x_next[0] = small(x[0]) + large(x[0]) + jitted(x[0]) + TABLE[5] * INNER.strength
+    if Mode.HARD is not MODE:
+        x_next[0] += MODE.value
     for k in range(params_module.COUNT):
         x_next[0] += k * count * STIFFNESS
 """
@@ -66,6 +77,10 @@ EDITS = [
     ("params", "TABLE = np.arange(3000.0)", "TABLE = np.arange(3000.0, dtype=np.float32)"),
     ("params", '"three"', '"four"'),
     ("params", "COUNT = 3", "COUNT = 3.0"),
+    ("params", "SOFT = 2.0", "SOFT = 2.5"),
+    ("params", "HARD = 5.0", "HARD = 6.0"),
+    ("params", "USUAL = 2.0", "USUAL = 5.0"),
+    ("params", "Mode.SOFT", "Mode.HARD"),
     ("params", "Inner(1.5)", "Inner(1.25)"),
     ("params", "return x * 2.0", "return x * 4.0"),
     ("params", "deep(x) + STIFFNESS", "deep(x) - STIFFNESS"),
@@ -117,6 +132,17 @@ def test_what_reaches_the_machine_code_counts(tmp_path, edit):
 @pytest.mark.parametrize("edit", [("", "", ""), *NEUTRAL], ids=lambda edit: edit[2] or "nothing")
 def test_what_does_not_reach_it_does_not_count(tmp_path, edit):
     assert fingerprint(tmp_path, edit) == fingerprint(tmp_path)
+
+
+def test_a_module_named_like_one_of_a_library_counts_by_content(tmp_path, monkeypatch):
+    model = MODEL.replace("params_module", "profile")
+    found = []
+    for text in (PARAMS, PARAMS.replace("COUNT = 3", "COUNT = 4")):
+        monkeypatch.setitem(sys.modules, "profile", load(tmp_path, "profile", text))
+        fingerprints._of_library.cache_clear()
+        found.append(load(tmp_path, "model_of_profile", model).Model.fingerprint())
+    fingerprints._of_library.cache_clear()
+    assert found[0] != found[1]
 
 
 def factory(strength, table=(1.0, 2.0)):
@@ -250,6 +276,12 @@ FIELDS = (
     "width", "fields", "tape", "scratch_size", "sample_scratch", "classes", "constants", "fingerprint", "n_weights",
     "n_parameters",
 )  # fmt: skip
+
+
+def test_fields_begin_with_a_letter():
+    for name in ("_print", "_methods", "_mine"):
+        with pytest.raises(TypeError, match=f"Hidden.{name} cannot be a field; give it a name that begins with a letter"):
+            type("Hidden", (System,), {"__annotations__": {name: float}, "__module__": __name__, "__qualname__": "Hidden"})
 
 
 @pytest.mark.parametrize("base", [Struct, System, Controller])

@@ -53,7 +53,9 @@ def test_cartpole(rollouts):
         assert f"loss {found.loss[column, 1]:.3g}" in plane.get_title()
         assert np.array_equal(angles.get_lines()[1].get_ydata(), found.states[column, 1, :, 2, 0])
         assert np.array_equal(cart.get_lines()[0].get_ydata(), found.states[column, 1, :, 0, 0])
-        assert np.array_equal(force.get_lines()[0].get_ydata(), found.controls[column, 1, :, 0])
+        times, forces = force.get_lines()[0].get_data()  # the last one acts until the end
+        assert np.array_equal(forces[:-1], found.controls[column, 1, :, 0]) and forces[-1] == forces[-2]
+        assert np.array_equal(times, found.time)
         assert force.get_xlabel() == "time [s]" and plane.get_xlim()[1] - plane.get_xlim()[0] >= 2.4
         pole = plane.get_lines()[1].get_xydata()  # from the cart to the tip, at time 0
         assert np.hypot(*(pole[1] - pole[0])) == pytest.approx(1.0, rel=1e-6)  # twice the half length
