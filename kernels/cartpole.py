@@ -8,8 +8,7 @@ import math
 import numpy as np
 
 from stablebptt.kernels.compiler import implements, inline, like
-from stablebptt.kernels.generics import System, cost, step
-from stablebptt.kernels.structs import Struct
+from stablebptt.kernels.generics import Loss, System, cost, step
 
 
 class CartPole(System):
@@ -22,7 +21,7 @@ class CartPole(System):
     half_length: float
 
 
-class Upright(Struct):
+class Upright(Loss):
     """Loss ``1 - mean(cos q)`` over the poles."""
 
 

@@ -7,9 +7,8 @@ Source: docs/guidance.md; explicit Euler for positions and velocities.
 import numpy as np
 
 from stablebptt.kernels.compiler import block, implements, inline, like
-from stablebptt.kernels.generics import System, cost, step, step_batch
+from stablebptt.kernels.generics import Loss, System, cost, step, step_batch
 from stablebptt.kernels.simd import ONE, lanes, offset, padded, pointer
-from stablebptt.kernels.structs import Struct
 from stablebptt.kernels.views import Lanes, One, constant, from_lanes, get, inverse_or_zero, padded_batch, put, sqrt, to_lanes
 
 
@@ -34,7 +33,7 @@ class Guidance(System):
         return padded(batch) * (2 * n_state + n_control + variants * (2 * n_state + n_control))
 
 
-class Gathering(Struct):
+class Gathering(Loss):
     """Loss: mean squared distance of the evaders from a target, per direction."""
 
     drivers: int

@@ -8,9 +8,8 @@ State (Nx, 2), flat ``re, im`` of psi_1 .. psi_Nx; control: the tilt c. ``(1 + i
 import numpy as np
 
 from stablebptt.kernels.compiler import block, implements, inline, like
-from stablebptt.kernels.generics import System, cost, step, step_batch, step_sample
+from stablebptt.kernels.generics import Loss, System, cost, step, step_batch, step_sample
 from stablebptt.kernels.simd import ONE, lanes, offset, padded, pointer
-from stablebptt.kernels.structs import Struct
 from stablebptt.kernels.views import Lanes, One, constant, from_lanes, get, padded_batch, put, to_lanes
 
 LENGTH = 2.0
@@ -32,7 +31,7 @@ class Quantum(System):
         return 4 * self.points
 
 
-class Overlap(Struct):
+class Overlap(Loss):
     """Loss ``1 - |<psi, target>|^2`` with a real target (Nx,)."""
 
     target: np.ndarray

@@ -10,8 +10,7 @@ import numpy as np
 from stablebptt.adjoint.combine import combine
 from stablebptt.adjoint.generics import control_vjp, cost_vjp, step_vjp
 from stablebptt.kernels.compiler import implements, like
-from stablebptt.kernels.generics import Controller, System, control, cost, step
-from stablebptt.kernels.structs import Struct
+from stablebptt.kernels.generics import Controller, Loss, System, control, cost, step
 from stablebptt.tasks import checks, optimizers
 from stablebptt.tasks.figures import COLOURS, new_figure
 from stablebptt.tasks.problems import Axis, Problem, mean_weights
@@ -25,7 +24,7 @@ class Walk(System):
     """``x' = x + c``: a point that goes where it is told."""
 
 
-class Goal(Struct):
+class Goal(Loss):
     """Loss ``(x - goal)^2 / 2``."""
 
     goal: float

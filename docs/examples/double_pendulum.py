@@ -10,10 +10,8 @@ import math
 import numpy as np
 
 import stablebptt as sb
-from stablebptt.adjoint.generics import cost_vjp, step_vjp
-from stablebptt.kernels.compiler import implements, inline, like
-from stablebptt.kernels.generics import System, cost, step
-from stablebptt.kernels.structs import Struct
+from stablebptt.adjoint import cost_vjp, step_vjp
+from stablebptt.kernels import Loss, System, cost, implements, inline, like, step
 
 
 class DoublePendulum(System):
@@ -31,7 +29,7 @@ class DoublePendulum(System):
     control_shape = (1,)
 
 
-class BothUp(Struct):
+class BothUp(Loss):
     """Loss ``1 - mean(cos)`` of the two links."""
 
 

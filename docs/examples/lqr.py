@@ -8,10 +8,8 @@ import numpy as np
 from scipy.linalg import solve_discrete_are
 
 import stablebptt as sb
-from stablebptt.adjoint.generics import control_vjp, cost_vjp, step_vjp
-from stablebptt.kernels.compiler import implements, like
-from stablebptt.kernels.generics import Controller, System, control, cost, step
-from stablebptt.kernels.structs import Struct
+from stablebptt.adjoint import control_vjp, cost_vjp, step_vjp
+from stablebptt.kernels import Controller, Loss, System, control, cost, implements, like, step
 
 DT = 0.1
 A = np.array([[1.0, DT], [0.0, 1.0]])  # a mass on a rail, pushed
@@ -27,7 +25,7 @@ class Linear(System):
     b: np.ndarray
 
 
-class Quadratic(Struct):
+class Quadratic(Loss):
     """Loss ``x^T Q x`` with a symmetric Q."""
 
     q: np.ndarray
