@@ -76,6 +76,7 @@ class Adam(Rule):
         return {"count": np.zeros(1, np.int64), "mean": np.zeros_like(theta), "square": np.zeros_like(theta)}
 
     def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        checks.unmasked("gradient", gradient)
         count = state["count"] + 1
         t = int(count[0])
         alpha = self.learning_rate * math.sqrt(1 - self.beta2**t) / (1 - self.beta1**t)
@@ -104,6 +105,7 @@ class Sgd(Rule):
         return {"velocity": np.zeros_like(theta)} if self.momentum else {}
 
     def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        checks.unmasked("gradient", gradient)
         if not self.momentum:
             return theta - self.learning_rate * gradient, {}
         velocity = self.momentum * state["velocity"] - self.learning_rate * gradient
@@ -122,6 +124,7 @@ class Adagrad(Rule):
         return {"accumulator": np.full_like(theta, self.initial)}
 
     def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        checks.unmasked("gradient", gradient)
         accumulator = state["accumulator"] + gradient * gradient
         step = self.learning_rate * gradient / np.sqrt(accumulator + self.epsilon)
         return theta - step, {"accumulator": accumulator}
@@ -139,6 +142,7 @@ class Adadelta(Rule):
         return {"gradients": np.zeros_like(theta), "steps": np.zeros_like(theta)}
 
     def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        checks.unmasked("gradient", gradient)
         gradients = self.rho * state["gradients"] + (1 - self.rho) * gradient * gradient
         step = gradient * np.sqrt(state["steps"] + self.epsilon) / np.sqrt(gradients + self.epsilon)
         steps = self.rho * state["steps"] + (1 - self.rho) * step * step
@@ -157,6 +161,7 @@ class Rmsprop(Rule):
         return {"square": np.zeros_like(theta)}
 
     def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        checks.unmasked("gradient", gradient)
         square = self.rho * state["square"] + (1 - self.rho) * gradient * gradient
         return theta - self.learning_rate * gradient / np.sqrt(square + self.epsilon), {"square": square}
 
