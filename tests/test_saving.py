@@ -546,7 +546,7 @@ def test_masked_arrays_are_refused_wherever_arrays_come_in():
         lambda: sb.clip(masked(theta), "norm"),
         lambda: pole(hidden=masked(np.array([4]))),
         lambda: sb.problem("guidance", target=masked(np.zeros(2))),
-        *(lambda rule=make(): rule.apply(theta, masked(theta), rule.init(theta)) for make in optimizers.RULES.values()),
+        *(lambda make=make: make().apply(theta, masked(theta), make().init(theta)) for make in optimizers.RULES.values()),
     ):
         with pytest.raises(TypeError, match=r"is a masked array; give plain numbers"):
             doing()
