@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -118,19 +117,12 @@ class Result(NamedTuple):
 @pytest.fixture
 def run(capsys, monkeypatch, tmp_path):
     """Run a command in this process, in a folder of its own."""
-    from stablebptt import cli
+    import commands
 
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
-        previous, code = signal.getsignal(signal.SIGTERM), 0
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as leave:
-            code = leave.code or 0
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-        return Result(code, *capsys.readouterr())
+        return Result(commands.call(*arguments), *capsys.readouterr())
 
     return call
 

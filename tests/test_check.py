@@ -2,15 +2,14 @@
 
 import importlib
 import json
-import signal
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from commands import call
 
 import stablebptt as sb
-from stablebptt import cli
 from stablebptt.adjoint.generics import control_vjp, cost_vjp, step_batch_vjp, step_sample_vjp, step_vjp
 from stablebptt.data import run_file
 from stablebptt.data.run_file import FileFormatError
@@ -173,18 +172,6 @@ def above(random, count):
 def ball(system=RIGHT, loss=RIGHT, controller=RIGHT, **more):
     parts = {"system": Ball(system), "loss": Rest(loss), "controller": Thruster(controller)}
     return sb.problem(**parts, sample=above, steps=150, dt=Ball.dt, dtype="float64", title="ball", **more)
-
-
-def call(*words):
-    """A command in this process; its exit code."""
-    previous = signal.getsignal(signal.SIGTERM)
-    try:
-        cli.main([str(word) for word in words])
-    except SystemExit as leave:
-        return leave.code or 0
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    return 0
 
 
 def wrong(found):

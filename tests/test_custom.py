@@ -5,18 +5,17 @@ import importlib
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import call
 from numba import njit
 from scipy.optimize import minimize
 
 import stablebptt as sb
-from stablebptt import cli
 from stablebptt.adjoint.generics import cost_vjp, step_vjp
 from stablebptt.interop import arrays
 from stablebptt.kernels.compiler import OPTIONS, implements
@@ -34,18 +33,6 @@ def example(monkeypatch):
     """Import an example by name."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     return importlib.import_module
-
-
-def call(*words):
-    """A command in this process; its exit code."""
-    previous = signal.getsignal(signal.SIGTERM)
-    try:
-        cli.main([str(word) for word in words])
-    except SystemExit as leave:
-        return leave.code or 0
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    return 0
 
 
 # --- the page -----------------------------------------------------------------------------------------------------

@@ -1,13 +1,12 @@
 """Modules and functions of the user's own: how they are named, and what is said when they fail."""
 
 import os
-import signal
 import sys
 
 import pytest
+from commands import call
 
 import stablebptt as sb
-from stablebptt import cli
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import custom, sweeps
 from stablebptt.tasks.errors import OwnCodeError
@@ -50,18 +49,6 @@ def write(tmp_path):
         return path
 
     return write
-
-
-def call(*words):
-    """A command in this process; its exit code."""
-    previous = signal.getsignal(signal.SIGTERM)
-    try:
-        cli.main([str(word) for word in words])
-    except SystemExit as leave:
-        return leave.code or 0
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    return 0
 
 
 def written(write, name="folder/own_parts.py"):

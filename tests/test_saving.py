@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import os
-import signal
 import socket
 import stat
 import subprocess
@@ -16,9 +15,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from commands import call
 
 import stablebptt as sb
-from stablebptt import cli
 from stablebptt.adjoint.generics import control_vjp, cost_vjp, step_vjp
 from stablebptt.data import atomic, run_file, storage, summary
 from stablebptt.kernels.compiler import implements
@@ -123,18 +122,6 @@ def pole(**options):
 
 def train(problem, epochs=2, **settings):
     return sb.train(problem, epochs=epochs, **{**COUNTS, **settings})
-
-
-def call(*words):
-    """A command in this process; its exit code."""
-    previous = signal.getsignal(signal.SIGTERM)
-    try:
-        cli.main([str(word) for word in words])
-    except SystemExit as leave:
-        return leave.code or 0
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    return 0
 
 
 @contextlib.contextmanager

@@ -2,11 +2,11 @@
 
 import json
 import os
-import signal
 from pathlib import Path
 
 import click
 import pytest
+from commands import call as call_command
 
 from stablebptt import cli
 
@@ -34,14 +34,7 @@ def run(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def call(*words):
-        code, previous = 0, signal.getsignal(signal.SIGTERM)
-        try:
-            cli.main([str(word) for word in words])
-        except SystemExit as leave:
-            code = leave.code or 0
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-        captured = capsys.readouterr()
+        code, captured = call_command(*words), capsys.readouterr()
         return code, captured.out, captured.err
 
     return call
