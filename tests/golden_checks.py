@@ -21,6 +21,7 @@ def check_rollout(task, golden, dtype) -> None:
     problem = problem_of(task, golden, dtype)
     theta = golden.arrays["theta"].astype(dtype)
     x0 = golden.arrays["batches"][0].astype(dtype)
+    problem.gradient(theta, x0)  # compiled first, it leaves little to compile for a rollout
     path, loss = problem.rollout(theta, x0), problem.loss(theta, x0)
     n = len(golden.arrays["states"])
     exact = dtype == "float64"

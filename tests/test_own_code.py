@@ -207,6 +207,7 @@ def test_an_argument_that_reaches_a_field_is_refused_in_one_line(write, capsys):
 # --- sweeps -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_sweep_of_a_file(write, jobs):
     written(write)
