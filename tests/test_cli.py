@@ -294,6 +294,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
         assert first or done.stdout.splitlines()[-1] == "0"
 
 
+@pytest.mark.slow
 def test_landscape(run, tmp_path):
     result = run("landscape", "rotation", "--out", "r.svg", "--json")
     losses = json.loads(result.out)

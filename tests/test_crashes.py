@@ -69,8 +69,8 @@ def kill_again_and_again(folder, kills, epochs, longest):
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["run.h5"]
 
 
-def test_ten_kills(tmp_path):
-    kill_again_and_again(tmp_path, 10, 60, 1.2)
+def test_five_kills(tmp_path):
+    kill_again_and_again(tmp_path, 5, 30, 1.2)
 
 
 @pytest.mark.slow

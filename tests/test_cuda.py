@@ -760,14 +760,9 @@ def test_a_sweep_is_no_place_for_a_device():
 both_speeds = pytest.mark.parametrize("marks", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 
 
-# What the default run does in the simulator: sizes drawn at random, networks of any layers, faults that it must find.
-QUICK_SIMULATED = "any_size or any_layers or simulator_finds or command_line"
-
-
-def run_elsewhere(marks, only="", **environment):
+def run_elsewhere(marks, **environment):
     """Run the tests of this file in another process; its summary is printed and must hold no skipped test of a device."""
-    chosen = ["-m", marks, "-k", only, str(Path(__file__))]
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *chosen]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-m", marks, str(Path(__file__))]
     limit = 900 if marks == "not slow" else 3600
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=limit)
     print(done.stdout[-3000:], done.stderr[-2000:])
@@ -775,14 +770,9 @@ def run_elsewhere(marks, only="", **environment):
     assert "no CUDA device" not in done.stdout
 
 
-@pytest.mark.skipif(DEVICE, reason="there is a device, or this is the simulator")
-def test_in_the_simulator():
-    run_elsewhere("not slow", QUICK_SIMULATED, NUMBA_ENABLE_CUDASIM="1")
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(DEVICE, reason="there is a device, or this is the simulator")
-def test_all_in_the_simulator():
+def test_in_the_simulator():
     run_elsewhere("slow or not slow", NUMBA_ENABLE_CUDASIM="1")
 
 

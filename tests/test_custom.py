@@ -380,7 +380,8 @@ void step_single(stablebptt_step_float step, int64_t n, int64_t q, const float *
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-@pytest.mark.parametrize("task", ["cartpole", *(pytest.param(task, marks=pytest.mark.slow) for task in ("guidance", "quantum"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["cartpole", "guidance", "quantum"])
 def test_a_c_program_gets_the_same_bits(tmp_path, task, random):
     import ctypes
 

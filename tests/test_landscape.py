@@ -24,6 +24,7 @@ def test_every_rule_of_the_walk():
         assert finding.passed, finding
 
 
+@pytest.mark.slow
 def test_fields_are_those_of_the_recursion():
     found = landscape.fields(9)
     theta = found["theta"]
@@ -52,6 +53,7 @@ def test_losses_of_the_published_figure():
     assert losses["divergence"][-1] < 1e-5
 
 
+@pytest.mark.slow
 def test_the_figure_of_fields():
     figure = landscape.draw_fields(landscape.fields(15))
     panels, bar = figure.axes[:4], figure.axes[4]

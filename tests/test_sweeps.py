@@ -299,6 +299,7 @@ def trains(folder, count):
 procfs = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="workers are found in /proc")
 
 
+@pytest.mark.slow
 @posix
 @procfs
 def test_nothing_is_lost_when_a_worker_is_killed(tmp_path, long_alone):
@@ -446,7 +447,7 @@ print([outcome.status for outcome in outcomes])
 """
 
 
-@pytest.mark.parametrize("source", ["script", "standard input"])
+@pytest.mark.parametrize("source", ["standard input", pytest.param("script", marks=pytest.mark.slow)])
 def test_a_script_needs_no_main_guard(tmp_path, source):
     counts = {"train_count": 4, "test_count": 4, "epochs": 1, "seed": "0:2"}
     plan = {"task": "cartpole", "options": {"steps": 4, "hidden": [4]}, "train": counts}
