@@ -269,7 +269,7 @@ class Problem:
         for name, shape in layout.items():
             values = np.zeros(shape)
             if name.endswith("kernel"):
-                *window, inputs, outputs = (*shape, *(1,) * (2 - len(shape)))
+                *window, inputs, outputs = tuple(shape) + (1,) * (2 - len(shape))
                 limit = np.sqrt(6 / (int(np.prod(window)) * (inputs + outputs)))
                 values = np.asarray(random.uniform(-limit, limit, shape))
                 if name == last and self.output_init == "zero":
