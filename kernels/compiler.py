@@ -13,6 +13,7 @@ from numba.core.typing.templates import builtin_registry
 from numba.extending import overload
 
 from stablebptt.kernels.cache import KernelCache
+from stablebptt.kernels.linking import NO_WRAPPERS, optimise_once
 from stablebptt.kernels.structs import Struct, StructType
 
 # Reassociation and contraction make loops vectorise; `nnan` and `ninf` are left out, so NaN and Inf stay visible.
@@ -26,6 +27,7 @@ def kernel(function: Callable) -> Any:
         return _uncompiled(function)
     dispatcher = njit(nogil=True, **OPTIONS)(function)
     dispatcher._cache = KernelCache(function)
+    optimise_once(dispatcher)
     return dispatcher
 
 
@@ -53,7 +55,7 @@ def compiled_as(function: Callable, resolve: Callable, forceinline: bool) -> Cal
     For a CUDA device without flags: it takes any of them for leave to use approximate sines, and contracts anyway.
     `function.templates` keep what was compiled; see `fingerprints`.
     """
-    targets: dict[str, Any] = {"cpu": OPTIONS, "cuda": {}}
+    targets: dict[str, Any] = {"cpu": {**OPTIONS, **NO_WRAPPERS}, "cuda": {}}
     templates = []
     for target, options in targets.items():
 

@@ -1,0 +1,74 @@
+"""One optimisation per entry point.
+
+Numba optimises every function that it compiles, and makes machine code of it, together with all that this function calls. What an
+entry point calls five levels deep goes through that five times. Here a function without a wrapper, which nothing but
+compiled code can call, is only linked into its callers: the entry point is then optimised once, as a whole.
+"""
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import llvmlite.binding as llvm
+from numba.core.codegen import JITCodeLibrary
+from numba.core.registry import cpu_target
+
+# Options of functions that only compiled code calls.
+NO_WRAPPERS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+WRAPPERS = ("_ZN7cpython", "cfunc")
+ENVIRONMENT = "_ZN08NumbaEnv"
+SMALL = 40_000  # characters of LLVM's text; a cart-pole's step has 15,000
+
+
+class LinkedLibrary(JITCodeLibrary):
+    """Code of one function; made ready to run only if it has a wrapper.
+
+    What is small is optimised by itself, too: it costs nothing, and its last bits do not depend on what it is built into.
+    """
+
+    def _optimize_final_module(self) -> None:
+        self._is_entry = any(f.name.startswith(WRAPPERS) for f in self._final_module.functions if not f.is_declaration)
+        if self._is_entry or len(str(self._final_module)) < SMALL:
+            super()._optimize_final_module()
+
+    def _finalize_final_module(self) -> None:
+        if self._is_entry:
+            super()._finalize_final_module()
+            return
+        self._finalize_dynamic_globals()
+        self._environments = _declared(self._final_module)
+        self._codegen._add_module(self._environments)
+        self._codegen._engine.finalize_object()
+        self._finalized = True
+
+
+def _declared(module: Any) -> Any:
+    """A module with nothing but the places of `module` that Numba writes to: pointers to Python's side of its functions."""
+    word = f"i{8 * ctypes.sizeof(ctypes.c_void_p)}"
+    names = [place.name for place in module.global_variables if place.name.startswith(ENVIRONMENT)]
+    places = llvm.parse_assembly("\n".join(f'@"{name}" = common global {word} 0' for name in names))
+    places.triple, places.data_layout = module.triple, module.data_layout
+    return places
+
+
+@contextlib.contextmanager
+def _linked_libraries() -> Iterator[None]:
+    codegen = cpu_target.target_context.codegen()
+    before = codegen._library_class
+    codegen._library_class = LinkedLibrary
+    try:
+        yield
+    finally:
+        codegen._library_class = before
+
+
+def optimise_once(dispatcher: Any) -> None:
+    """Let Numba compile this entry point so. It calls the compiler with its lock held."""
+    compile_one: Callable = dispatcher._compiler.compile
+
+    def compile_linked(arguments: Any, return_type: Any) -> Any:
+        with _linked_libraries():
+            return compile_one(arguments, return_type)
+
+    dispatcher._compiler.compile = compile_linked
