@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from numba import njit
+
 from stablebptt.kernels.compiler import block, kernel
 from stablebptt.kernels.linking import LinkedLibrary
 
