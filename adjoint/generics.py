@@ -4,6 +4,21 @@ import numpy as np
 
 from stablebptt.kernels.compiler import generic, generic_block, implements
 from stablebptt.kernels.generics import Controller, System
+from stablebptt.kernels.structs import Struct
+
+
+class Rows(Struct):
+    """Rows that go backwards together.
+
+    x (n, n_state) : their states
+    row : `control_batch` left their activations in rows row .. row + n of the tape
+    slot, start : where `control_batch_vjp` leaves their cotangents in the tape: rows start .. start + n of a slot
+    """
+
+    x: np.ndarray
+    row: int
+    slot: int
+    start: int
 
 
 @generic
@@ -35,21 +50,23 @@ def control_vjp(controller, theta, x, c_bar, theta_bar, x_bar):
 
 
 @generic_block
-def control_batch_vjp(controller, weights, tape, x, row, c_bar, x_bar, want_x, slot, start):
-    """Add ``N_x^T c_bar`` to x_bar (n, padded n_state) if `want_x`, for n rows x (n, n_state).
+def control_batch_vjp(controller, weights, tape, rows, c_bar):
+    """Leave the cotangents inside the network in the tape, for `state_vjp` and `parameter_vjp`: of c_bar (n, n_control).
 
-    `control_batch` has left the activations at `row` of the tape. The cotangents inside the network stay in the tape, slot
-    `slot`, rows start .. start + n, for `parameter_vjp`.
+    (`control_batch` leaves the activations.)
     """
 
 
 @generic_block
-def parameter_vjp(controller, weights, tape, x, row, c_bar, unit):
-    """Add ``N_theta^T c_bar`` to the tape's gradients, for n rows and m cotangents: x (n, n_state), c_bar (m, rows, n_control),
-    of which the first n rows count.
+def state_vjp(controller, weights, tape, rows, c_bar, x_bar):
+    """Add ``N_x^T c_bar`` to x_bar (n, padded n_state), after `control_batch_vjp` of the same rows and c_bar (n, n_control)."""
 
-    The cotangents inside the network come from `control_batch_vjp`, rows 0 .. n: of cotangent v in slot v; or, if `unit`
-    (one control), those of the cotangent 1, in slot 0.
+
+@generic_block
+def parameter_vjp(controller, weights, tape, rows, c_bar):
+    """Add ``N_theta^T c_bar`` to the tape's gradients, for m cotangents c_bar (m, .., n_control), of which the first n rows count.
+
+    After `control_batch_vjp` of all n rows: of cotangent v in slot v; or, of a `unit` tape, of the cotangent 1 in slot 0.
     """
 
 
@@ -85,15 +102,20 @@ def _unpack(controller, tape, gradients):
 
 
 @implements(control_batch_vjp, Controller)
-def _control_each_vjp(controller, weights, tape, x, row, c_bar, x_bar, want_x, slot, start):
-    if want_x:
-        unused = np.zeros_like(weights)
-        for r in range(c_bar.shape[0]):
-            control_vjp(controller, weights, x[r], c_bar[r], unused, x_bar[r, : x.shape[1]])
+def _control_batch_vjp(controller, weights, tape, rows, c_bar):
+    pass
+
+
+@implements(state_vjp, Controller)
+def _state_each_vjp(controller, weights, tape, rows, c_bar, x_bar):
+    x, unused = rows.x, np.zeros_like(weights)
+    for r in range(x.shape[0]):
+        control_vjp(controller, weights, x[r], c_bar[r], unused, x_bar[r, : x.shape[1]])
 
 
 @implements(parameter_vjp, Controller)
-def _parameters_each_vjp(controller, weights, tape, x, row, c_bar, unit):
+def _parameters_each_vjp(controller, weights, tape, rows, c_bar):
+    x = rows.x
     unused = np.zeros_like(x[0])
     for v in range(c_bar.shape[0]):
         for r in range(x.shape[0]):

@@ -1,6 +1,6 @@
 """Adjoint of the networks; mirror image of `stablebptt.kernels.network`."""
 
-from stablebptt.adjoint.generics import clear, control_batch_vjp, parameter_vjp, unpack
+from stablebptt.adjoint.generics import clear, control_batch_vjp, parameter_vjp, state_vjp, unpack
 from stablebptt.kernels.compiler import block, implements, inline, like
 from stablebptt.kernels.dense import add, copy, matmul, scale, tanh_all_vjp
 from stablebptt.kernels.network import Network, layer_of
@@ -8,11 +8,11 @@ from stablebptt.kernels.simd import NONE, ONE, PAD, offset, pointer
 
 
 @implements(control_batch_vjp, Network)
-def _control_batch_vjp(network, weights, tape, x, row, c_bar, x_bar, want_x, slot, start):
+def _control_batch_vjp(network, weights, tape, rows, c_bar):
     n, n_control = c_bar.shape
     last = network.table.shape[0] - 1
-    w, zeros, rows, chunk = pointer(weights), pointer(tape.zeros), tape.rows, tape.chunk
-    h, d = pointer(tape.hidden), offset(pointer(tape.deltas), slot * chunk * network.width)
+    w, zeros, length, chunk, start = pointer(weights), pointer(tape.zeros), tape.rows, tape.chunk, rows.start
+    h, d = pointer(tape.hidden), offset(pointer(tape.deltas), rows.slot * chunk * network.width)
     above = layer_of(network, last)
     for i in range(last - 1, -1, -1):
         layer = layer_of(network, i)
@@ -35,25 +35,24 @@ def _control_batch_vjp(network, weights, tape, x, row, c_bar, x_bar, want_x, slo
             if init_row == 0:  # no window saw it
                 for k in range(n * span):
                     z_bar[k] = like(weights, 0.0)
-            tanh_all_vjp(n * span, offset(h, layer.place * rows + (q * rows + row) * span), z_bar)
+            tanh_all_vjp(n * span, offset(h, layer.place * length + (q * length + rows.row) * span), z_bar)
         above = layer
-    if want_x:  # above is the first layer now
-        back, bars = offset(w, above.back), offset(d, start * above.span)
-        below, out, length = above.below, pointer(x_bar), x_bar.shape[1]
-        if above.positions == 1:
-            matmul(n, below, above.outputs, bars, above.span, ONE, back, below, out, length, out, length)
-        else:
-            windows_bar(above, n, bars, chunk, back, zeros, pointer(tape.seen), out, length)
 
 
-@block
-def windows_bar(layer, n, bars, chunk, back, zeros, seen, out, length):
-    """Add the first layer's cotangents of the state, window by window."""
-    for q in range(layer.positions):
-        bar = offset(bars, q * chunk * layer.span)
-        matmul(n, layer.below, layer.outputs, bar, layer.span, ONE, back, layer.below, zeros, NONE, seen, layer.below)
+@implements(state_vjp, Network)
+def _state_vjp(network, weights, tape, rows, c_bar, x_bar):
+    layer = layer_of(network, 0)
+    n, below, length, out = rows.x.shape[0], layer.below, x_bar.shape[1], pointer(x_bar)
+    back, seen = offset(pointer(weights), layer.back), pointer(tape.seen)
+    if layer.positions == 1:
+        bars = deltas(network, layer, tape, rows.slot, 0, rows.start)
+        matmul(n, below, layer.outputs, bars, layer.span, ONE, back, below, out, length, out, length)
+        return
+    for q in range(layer.positions):  # window by window
+        bars = deltas(network, layer, tape, rows.slot, q, rows.start)
+        matmul(n, below, layer.outputs, bars, layer.span, ONE, back, below, pointer(tape.zeros), NONE, seen, below)
         for r in range(n):
-            line, line_bar = offset(seen, r * layer.below), offset(out, r * length + q * layer.stride * layer.inputs)
+            line, line_bar = offset(seen, r * below), offset(out, r * length + q * layer.stride * layer.inputs)
             for k in range(layer.taps * layer.inputs):
                 line_bar[k] += line[k]
 
@@ -66,23 +65,23 @@ def _clear(network, tape):
 
 
 @implements(parameter_vjp, Network)
-def _parameter_vjp(network, weights, tape, x, row, c_bar, unit):
+def _parameter_vjp(network, weights, tape, rows, c_bar):
     last = network.table.shape[0] - 1
-    output_vjp(layer_of(network, last), layer_of(network, last - 1), tape, row, x.shape[0], c_bar)
+    output_vjp(layer_of(network, last), layer_of(network, last - 1), tape, rows, c_bar)
     for i in range(last):
         layer = layer_of(network, i)
         for p in range(layer.positions):
             if layer.by_window:
-                windows_vjp(network, layer, p, tape, x, c_bar, unit)
+                windows_vjp(network, layer, p, tape, rows, c_bar)
             else:
-                kernel_vjp(network, i, p, tape, x, row, c_bar, unit)
+                kernel_vjp(network, i, p, tape, rows, c_bar)
 
 
 @block
-def output_vjp(layer, below, tape, row, n, c_bar):
+def output_vjp(layer, below, tape, rows, c_bar):
     """Gradients of the output layer: ``c = sum_p h_p . kernel_p + bias``."""
-    variants, length, n_control = c_bar.shape
-    span, h = below.span, offset(pointer(tape.hidden), below.place * tape.rows + row * below.span)
+    n, (variants, length, n_control) = rows.x.shape[0], c_bar.shape
+    span, h = below.span, offset(pointer(tape.hidden), below.place * tape.rows + rows.row * below.span)
     line = layer.taps * span
     for v in range(variants):
         bar = offset(pointer(c_bar), v * length * n_control)
@@ -96,8 +95,9 @@ def output_vjp(layer, below, tape, row, n, c_bar):
 
 
 @block
-def kernel_vjp(network, i, p, tape, x, row, c_bar, unit):
+def kernel_vjp(network, i, p, tape, rows, c_bar):
     """Position p's share in the gradients of layer i: what it saw times its cotangents, scaled, of all variants side by side."""
+    x, unit = rows.x, tape.unit
     layer, n, variants = layer_of(network, i), x.shape[0], c_bar.shape[0]
     length, outputs = tape.scaled.shape[1], layer.outputs
     columns = (variants * outputs + PAD - 1) // PAD * PAD
@@ -115,14 +115,15 @@ def kernel_vjp(network, i, p, tape, x, row, c_bar, unit):
     else:
         below = layer_of(network, i - 1)
         for tap in range(layer.taps):
-            place = below.place * tape.rows + ((p * layer.stride + tap) * tape.rows + row) * below.span
+            place = below.place * tape.rows + ((p * layer.stride + tap) * tape.rows + rows.row) * below.span
             seen, out = offset(pointer(tape.hidden), place), offset(g, tap * layer.inputs * length)
             matmul(layer.inputs, columns, n, seen, ONE, below.span, scaled, length, out, length, out, length)
 
 
 @block
-def windows_vjp(network, layer, p, tape, x, c_bar, unit):
+def windows_vjp(network, layer, p, tape, rows, c_bar):
     """Position p's share in the gradients of the first layer: its scaled window (a one for the bias) times its cotangents."""
+    x, unit = rows.x, tape.unit
     n, variants, (wide, length) = x.shape[0], c_bar.shape[0], (tape.windows.shape[1], tape.gradient.shape[1])
     windows, inner = tape.windows, layer.taps * layer.inputs
     for v in range(variants):

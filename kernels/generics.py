@@ -74,11 +74,14 @@ def tape_width(controller: Any) -> int:
     return 0 if isinstance(controller, Controller) else controller.width
 
 
-def new_tape(controller: Any, rows: int, chunk: int, variants: int, slots: int, dtype: Any) -> Any:
-    """What passes from the forward to the backward pass, for `rows` stored rows, `chunk` rows at once and m = variants."""
+def new_tape(controller: Any, dtype: Any, *, rows: int, chunk: int, variants: int, unit: bool) -> Any:
+    """What passes from the forward to the backward pass, for `rows` stored rows, `chunk` rows at once and m = variants.
+
+    unit : the cotangents inside the network are those of the cotangent 1 of the only control; they serve all variants
+    """
     if isinstance(controller, Controller):
         return GradientTape(np.zeros((variants, parameter_count(controller)), dtype))
-    return controller.tape(rows, chunk, variants, slots, dtype)
+    return controller.tape(dtype, rows=rows, chunk=chunk, variants=variants, unit=unit)
 
 
 @generic

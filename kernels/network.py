@@ -110,16 +110,17 @@ class Network(Struct):
         """Per layer: numbers from window to window, numbers in a window, windows, outputs per window."""
         return [(a.stride * a.inputs, a.taps * a.inputs, a.positions, a.outputs) for a in self.layers()]
 
-    def tape(self, rows: int, chunk: int, variants: int, slots: int, dtype: type) -> "Tape":
-        """Arenas for `rows` stored rows and `chunk` rows at once backwards, of `variants` gradients."""
+    def tape(self, dtype: type, *, rows: int, chunk: int, variants: int, unit: bool) -> "Tape":
+        """Arenas for `rows` stored rows and `chunk` rows at once backwards, of `variants` gradients; see `new_tape`."""
         *hidden, last = self.layers()
         widest = max(padded(variants * max(layer.apart, layer.outputs)) for layer in hidden)
         seen = hidden[0].below
         return Tape(
             rows,
             chunk,
+            unit,
             aligned((rows * self.width,), dtype),
-            aligned((slots, chunk * self.width), dtype),
+            aligned((1 if unit else variants, chunk * self.width), dtype),
             aligned((chunk + 1, widest), dtype),  # `scale` may write beyond the last row
             aligned((chunk, max(layer.rows for layer in hidden)), dtype),
             aligned((chunk, seen), dtype),
@@ -134,7 +135,8 @@ class Tape(Struct):
     """What the forward pass leaves for the backward pass, and the backward pass's own arenas (m gradients, n rows at once).
 
     rows, chunk : rows of hidden, rows of deltas
-    hidden : activations; deltas (slots, ..) : their cotangents, laid out alike
+    unit : whether deltas are those of the cotangent 1 (of the only control), one slot for all variants; else a slot for each
+    hidden : activations; deltas (1 or m, ..) : their cotangents, laid out alike
     scaled (chunk + 1, widest), windows (chunk, rows), seen (chunk, below) : scratch: what is scaled, cotangents of windows
     gradient (rows, widest) : per hidden layer its kernel, then its bias; the m gradients side by side
     output (m * n_control, taps * span), output_bias (m, n_control) : those of the output layer
@@ -142,6 +144,7 @@ class Tape(Struct):
 
     rows: int
     chunk: int
+    unit: bool
     hidden: np.ndarray
     deltas: np.ndarray
     scaled: np.ndarray

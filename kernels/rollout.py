@@ -1,24 +1,99 @@
-"""Rolling a controller out through a system, and what the path costs."""
+"""Rolling a controller out through a system, and what the path costs; letters: `stablebptt.kernels`.
 
-from stablebptt.kernels.compiler import block, like
-from stablebptt.kernels.generics import control_batch, cost, step_batch
+    Episode   system | controller | loss | time weights | rho         the same during a whole run
+
+    Arena     weights           theta, as `pack` arranges it
+              path    states    x_0   x_1   ..   x_T-1   x_T          x_t+1 = S(x_t, c_t)
+                      controls  c_0   c_1   ..   c_T-1                c_t = N(theta, x_t)
+                      physics, effort                                 what every sample's path costs
+              tape              activations: of all time steps (kept), or of the last one
+              scratch           the system's
+"""
+
+from typing import Any
+
+import numpy as np
+
+from stablebptt.kernels.compiler import block, inline, kernel, like
+from stablebptt.kernels.dense import aligned
+from stablebptt.kernels.generics import control_batch, cost, new_tape, pack, scratch_size, step_batch, weight_count
+from stablebptt.kernels.structs import Struct
+
+
+class Episode(Struct):
+    """What stays the same during a run.
+
+    system, controller, loss : structs with methods for the generic functions
+    time_weights (T+1,) : weight of the mean cost at every time step
+    regularization : rho, weight of the mean square of the controls
+    n_state, n_control : numbers of one state and one control
+    """
+
+    system: Struct
+    controller: Struct
+    loss: Struct
+    time_weights: np.ndarray
+    regularization: float
+    n_state: int
+    n_control: int
+
+
+class Path(Struct):
+    """States (T+1, B, n_state), controls (T, B, n_control); the two parts of the loss (B,), see `path_cost`."""
+
+    states: np.ndarray
+    controls: np.ndarray
+    physics: np.ndarray
+    effort: np.ndarray
+
+
+class Arena(Struct):
+    """Where a batch is rolled out: weights (n_weights,), path, tape, whether it keeps all time steps, scratch (scratch_size,)."""
+
+    weights: np.ndarray
+    path: Path
+    tape: Struct
+    kept: bool
+    scratch: np.ndarray
+
+
+def new_arena(episode: Any, batch: int, dtype: Any, *, tape: Any = None, kept: bool = False, variants: int = 1) -> Arena:
+    """An arena for `batch` samples; for a way back with m = variants adjoints with its `tape` (`kept`: with T * B rows)."""
+    steps, controller = len(episode.time_weights) - 1, episode.controller
+    path = Path(
+        aligned((steps + 1, batch, episode.n_state), dtype),
+        aligned((steps, batch, episode.n_control), dtype),
+        np.zeros(batch),
+        np.zeros(batch),
+    )
+    if tape is None:
+        tape = new_tape(controller, dtype, rows=batch, chunk=1, variants=1, unit=True)
+    scratch = aligned((scratch_size(episode.system, batch, variants),), dtype)
+    return Arena(aligned((weight_count(controller),), dtype), path, tape, kept, scratch)
+
+
+@inline
+def effort_weight(regularization, count):
+    """Weight w of `count` controls: the mean loss contains ``w c^2 / 2`` of each."""
+    return 2.0 * regularization / count
 
 
 @block
-def rollout(system, controller, weights, states, controls, tape, keep, scratch):
-    """Fill states (T+1, B, n_state) from states[0], and controls (T, B, n_control).
-
-    With `keep` the activations of all steps go to the tape (T * B rows), else each step overwrites the first B rows.
-    """
+def rollout(episode, arena):
+    """Fill the path's states and controls from states[0]; activations go to rows t * B of the tape, or all to the first B."""
+    system, controller, weights, tape, scratch = episode.system, episode.controller, arena.weights, arena.tape, arena.scratch
+    states, controls, kept = arena.path.states, arena.path.controls, arena.kept
     steps, batch, _ = controls.shape
     for t in range(steps):
-        control_batch(controller, weights, states[t], controls[t], tape, t * batch if keep else 0)
+        control_batch(controller, weights, states[t], controls[t], tape, t * batch if kept else 0)
         step_batch(system, states[t], controls[t], states[t + 1], scratch)
 
 
 @block
-def path_cost(loss, states, controls, time_weights, physics, effort):
+def path_cost(episode, path):
     """Per sample (in float64): the weighted sum of costs over x_1 .. x_T, and the sum of all squared controls."""
+    loss, time_weights = episode.loss, episode.time_weights
+    states, controls, physics, effort = path.states, path.controls, path.physics, path.effort
     steps, batch, n_control = controls.shape
     for b in range(batch):
         physics[b] = 0.0
@@ -30,3 +105,21 @@ def path_cost(loss, states, controls, time_weights, physics, effort):
             for q in range(n_control):
                 squares += controls[t, b, q] * controls[t, b, q]
             effort[b] += squares
+
+
+@block
+def follow(episode, theta, x0, arena):
+    """Roll theta (n_parameters,) out from x0 (B, n_state), and leave path and loss in the arena."""
+    pack(episode.controller, theta, arena.weights)
+    first = arena.path.states[0]
+    for b in range(x0.shape[0]):
+        for k in range(x0.shape[1]):
+            first[b, k] = x0[b, k]
+    rollout(episode, arena)
+    path_cost(episode, arena.path)
+
+
+@kernel
+def evaluate(episode, theta, x0, arena):
+    """The compiled entry point of `follow`."""
+    follow(episode, theta, x0, arena)

@@ -180,11 +180,12 @@ class Struct:
     @property
     def _numba_type_(self) -> StructType:
         fingerprint = type(self).fingerprint()
-        known = self.__dict__.get("_known_type")
-        if known is None or known.fingerprint != fingerprint:
+        known, parts = self.__dict__.get("_known_type", (None, ()))
+        if known is None or known.fingerprint != fingerprint or any(part._numba_type_ is not kind for part, kind in parts):
             kinds = tuple((name, typeof(getattr(self, name))) for name in type(self).fields)
             known = StructType(type(self).__qualname__, fingerprint, kinds)
-            object.__setattr__(self, "_known_type", known)
+            parts = [(getattr(self, name), kind) for name, kind in kinds if isinstance(kind, StructType)]
+            object.__setattr__(self, "_known_type", (known, parts))
         return known
 
 

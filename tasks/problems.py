@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.adjoint.gradient import PathSpace, evaluate, gradient
-from stablebptt.adjoint.sweep import SweepSpace, chunk_steps, sweep_space
-from stablebptt.kernels.dense import aligned
-from stablebptt.kernels.generics import System, new_tape, parameter_count, scratch_size, tape_width, weight_count
+from stablebptt.adjoint import rollout as backward
+from stablebptt.kernels import rollout as forward
+from stablebptt.kernels.generics import System, parameter_count
 from stablebptt.kernels.network import Network
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import checks
@@ -131,24 +130,13 @@ def first_step(bad: Callable[[int], bool], last: int) -> int:
     return low
 
 
-@dataclass(frozen=True)
-class _GradientSpace:
-    """Arenas of `Problem.differentiate`; `kept`: the tape holds the activations of all time steps."""
-
-    tape: Any
-    kept: bool
-    path: PathSpace
-    sweep: SweepSpace
-    gradients: np.ndarray
-    joined: np.ndarray
-
-
 class _Spaces(threading.local):
     """Arenas of a problem, per thread: threads may share a problem."""
 
     def __init__(self) -> None:
-        self.paths: dict[int, tuple[Any, PathSpace]] = {}
-        self.gradients: dict[tuple[int, int], _GradientSpace] = {}
+        self.episode: forward.Episode | None = None
+        self.paths: dict[int, forward.Arena] = {}
+        self.gradients: dict[tuple[int, int], backward.Arena] = {}
         self.queues: dict[int, Any] = {}  # of a device
 
     # An arena is scratch: copies of a problem (pickled, deep-copied) make their own.
@@ -315,7 +303,7 @@ class Problem:
 
     def effort_weight(self, batch: int) -> Any:
         """Weight w of the controls of a batch: the mean loss contains ``w c^2 / 2`` of every control."""
-        return self.dtype(2 * self.regularization / (batch * self.steps * self.n_control))
+        return self.dtype(forward.effort_weight(self.regularization, batch * self.steps * self.n_control))
 
     def total(self, physics: Any, effort: Any) -> tuple[Any, Any]:
         """Losses with and without the regulariser from their parts."""
@@ -367,24 +355,16 @@ class Problem:
 
     def differentiate(self, theta: np.ndarray, x0: np.ndarray, opened: Gates) -> Gradient:
         """`gradient` without checks; the arrays are views of arenas that the next call overwrites."""
-        batch, variants = len(x0), len(opened.physics)
-        space = self._gradient_space(batch, variants)
-        path, gradients, joined = space.path, space.gradients, space.joined
-        results = np.zeros(7)
-        effort_weight = self.effort_weight(batch)
-        gradient(
-            self.system, self.controller, self.loss_function, theta, x0.reshape(batch, self.n_state), self.time_weights,
-            effort_weight, opened.physics, opened.network, space.tape, space.kept, path, space.sweep,
-            gradients, joined if opened.joined else joined[:0], results,
-        )  # fmt: skip
-        regular2, modified2, product, joined2, physics, effort, finite = results.tolist()
-        total, _ = self.total(physics, effort)
-        loss = Loss(total, physics) if finite else Loss(math.nan, math.nan)  # a loss may not see every number
+        batch = len(x0)
+        arena = self._gradient_space(batch, len(opened.physics))
+        results = backward.gradient(self._episode(), theta, x0.reshape(batch, self.n_state), opened, arena)
+        total, _ = self.total(results.physics, results.effort)
+        loss = Loss(total, results.physics) if results.finite else Loss(math.nan, math.nan)
         if not opened.joined:
-            return Gradient(gradients[0], loss, regular2)
-        norms = math.sqrt(regular2) * math.sqrt(modified2)
-        cosine = product / norms if norms > 0 else math.nan
-        return Gradient(joined, loss, joined2, gradients[0], gradients[1], cosine)
+            return Gradient(arena.gradients[0], loss, results.regular2)
+        norms = math.sqrt(results.regular2) * math.sqrt(results.modified2)
+        cosine = results.product / norms if norms > 0 else math.nan
+        return Gradient(arena.joined, loss, results.joined2, arena.gradients[0], arena.gradients[1], cosine)
 
     def differentiate_all(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], opened: Gates, lane: int = 0
@@ -442,46 +422,32 @@ class Problem:
     def _states(self, x0: Any) -> np.ndarray:
         return checks.array("x0", x0, ("B", *self.state_shape), self.dtype)
 
-    def _evaluate(self, theta: np.ndarray, x0: np.ndarray) -> PathSpace:
-        tape, space = self._path_spaces(len(x0))
-        flat = x0.reshape(len(x0), self.n_state)
-        evaluate(self.system, self.controller, self.loss_function, theta, flat, self.time_weights, tape, space)
-        return space
+    def _evaluate(self, theta: np.ndarray, x0: np.ndarray) -> forward.Path:
+        arena = self._path_arena(len(x0))
+        forward.evaluate(self._episode(), theta, x0.reshape(len(x0), self.n_state), arena)
+        return arena.path
 
-    def _path_space(self, batch: int, variants: int) -> PathSpace:
-        return PathSpace(
-            aligned((weight_count(self.controller),), self.dtype),
-            aligned((self.steps + 1, batch, self.n_state), self.dtype),
-            aligned((self.steps, batch, self.n_control), self.dtype),
-            np.zeros(batch),
-            np.zeros(batch),
-            aligned((scratch_size(self.system, batch, variants),), self.dtype),
-        )
+    def _episode(self) -> forward.Episode:
+        """What the kernels are told of this problem."""
+        if self._spaces.episode is None:
+            parts = self.system, self.controller, self.loss_function
+            rho = float(self.regularization)
+            self._spaces.episode = forward.Episode(*parts, self.time_weights, rho, self.n_state, self.n_control)
+        return self._spaces.episode
 
-    def _path_spaces(self, batch: int) -> tuple[Any, PathSpace]:
+    def _path_arena(self, batch: int) -> forward.Arena:
         known = self._spaces.paths
         if batch not in known:
             if len(known) > 4:
                 known.clear()  # odd sizes must not pile up
-            known[batch] = (new_tape(self.controller, batch, 1, 1, 1, self.dtype), self._path_space(batch, 1))
+            known[batch] = forward.new_arena(self._episode(), batch, self.dtype)
         return known[batch]
 
-    def _gradient_space(self, batch: int, variants: int) -> _GradientSpace:
+    def _gradient_space(self, batch: int, variants: int) -> backward.Arena:
         known, key = self._spaces.gradients, (batch, variants)
         if key not in known:
             if len(known) > 4:
                 known.clear()
-            chunk = chunk_steps(batch) * batch
-            row_bytes = tape_width(self.controller) * np.dtype(self.dtype).itemsize
-            kept = self.steps * batch * row_bytes <= self.tape_bytes
-            rows = self.steps * batch if kept else chunk
-            slots = 1 if self.n_control == 1 else variants
-            known[key] = _GradientSpace(
-                new_tape(self.controller, rows, chunk, variants, slots, self.dtype),
-                kept,
-                self._path_space(batch, variants),
-                sweep_space(batch, variants, self.n_state, self.n_control, self.dtype),
-                np.zeros((variants, self.n_parameters), self.dtype),
-                np.zeros(self.n_parameters, self.dtype),
-            )
+            episode, tape_bytes = self._episode(), self.tape_bytes
+            known[key] = backward.new_arena(episode, batch, variants, self.dtype, tape_bytes=tape_bytes)
         return known[key]

@@ -1,24 +1,15 @@
 """The gradient variants as gates of the sweep: R, M, S, N, C, or a schedule; docs/method.md, section 2."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from stablebptt.adjoint.rollout import Gates
 from stablebptt.tasks import checks
 
 # Open (1) or closed (0): the path through the physics, the path through the network's input.
 GATES = {"R": (1.0, 1.0), "M": (1.0, 0.0), "S": (0.0, 0.0), "N": (0.0, 1.0)}
 NAMES = ("R", "M", "S", "N", "C")
-
-
-@dataclass(frozen=True)
-class Gates:
-    """Gates of m sweeps that run together: physics and network (m, T); `joined` if they are R and M, to become C."""
-
-    physics: np.ndarray
-    network: np.ndarray
-    joined: bool
 
 
 def gates(variant: Any, steps: int, dtype: Any = np.float64) -> Gates:

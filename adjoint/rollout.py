@@ -1,0 +1,256 @@
+"""Adjoint of the rollout with two gates per time step: every variant of the gradient is data; docs/method.md, section 2.
+
+    Gates     physics, network (m, T)                    open (1), closed (0) or between, of m pairs
+
+    Arena     forward     the rollout's, see `stablebptt.kernels.rollout`
+              bars        cotangents: of the states of one time step, and of the controls and inputs of a chunk of them
+              gradients   R | M | ..   (m, n_parameters)          joined   C   (n_parameters,)
+
+    chunks    .. | t t+1 t+2 .. | .. T-1       n rows: its time steps x B samples; the last chunk goes first
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stablebptt.adjoint.combine import combine, inner
+from stablebptt.adjoint.generics import (
+    Rows,
+    clear,
+    control_batch_vjp,
+    cost_vjp,
+    parameter_vjp,
+    state_vjp,
+    step_batch_vjp,
+    unpack,
+)
+from stablebptt.kernels import rollout as forward
+from stablebptt.kernels.compiler import block, inline, kernel, like
+from stablebptt.kernels.dense import aligned
+from stablebptt.kernels.generics import control_batch, new_tape, parameter_count, tape_width
+from stablebptt.kernels.rollout import effort_weight, follow
+from stablebptt.kernels.simd import padded
+from stablebptt.kernels.structs import Struct
+
+CHUNK_ROWS = 128
+
+
+class Gates(Struct):
+    """Gates (m, T) of the paths through physics and network of m adjoints; `joined` if they are R and M, to become C."""
+
+    physics: np.ndarray
+    network: np.ndarray
+    joined: bool
+
+
+class Bars(Struct):
+    """Cotangents, n rows of a chunk.
+
+    lam, lam_x (B, m, n_state), lam_c (B, m, n_control) : of the states of one time step, and what the step gives back
+    c_bar (m, n, n_control) : of the controls
+    ones (n, n_control), x_bar (n, padded n_state) : the cotangent 1 of a control, and what the network gives back for it
+    cost_bar (n_state,) : derivative of one cost
+    unused (n, n_control) : controls computed again
+    """
+
+    lam: np.ndarray
+    lam_x: np.ndarray
+    lam_c: np.ndarray
+    c_bar: np.ndarray
+    ones: np.ndarray
+    x_bar: np.ndarray
+    cost_bar: np.ndarray
+    unused: np.ndarray
+
+
+class Arena(Struct):
+    """Where gradients (m, n_parameters) of a batch are computed, and joined (n_parameters,)."""
+
+    forward: forward.Arena
+    bars: Bars
+    gradients: np.ndarray
+    joined: np.ndarray
+
+
+class Results(NamedTuple):
+    """Of a gradient, in float64: squares and inner product of R (or the only one), M and C; mean parts of the loss.
+
+    finite : whether all last states are (a loss may not see every number)
+    """
+
+    regular2: float
+    modified2: float
+    product: float
+    joined2: float
+    physics: float
+    effort: float
+    finite: bool
+
+
+def chunk_steps(batch: int) -> int:
+    """Time steps that go backwards together; depends on the batch alone, so that sums are always cut alike."""
+    return max(1, CHUNK_ROWS // batch)
+
+
+def new_arena(episode: Any, batch: int, variants: int, dtype: Any, *, tape_bytes: int) -> Arena:
+    """An arena for m = variants adjoints of a batch; the tape keeps all time steps if they need no more than `tape_bytes`."""
+    n_state, n_control, controller = episode.n_state, episode.n_control, episode.controller
+    all_rows, rows = (len(episode.time_weights) - 1) * batch, chunk_steps(batch) * batch
+    kept = all_rows * tape_width(controller) * np.dtype(dtype).itemsize <= tape_bytes
+    tape = new_tape(controller, dtype, rows=all_rows if kept else rows, chunk=rows, variants=variants, unit=n_control == 1)
+    bars = Bars(
+        aligned((batch, variants, n_state), dtype),
+        aligned((batch, variants, n_state), dtype),
+        aligned((batch, variants, n_control), dtype),
+        aligned((variants, rows, n_control), dtype),
+        aligned((rows, n_control), dtype),
+        aligned((rows, padded(n_state)), dtype),
+        aligned((n_state,), dtype),
+        aligned((rows, n_control), dtype),
+    )
+    path = forward.new_arena(episode, batch, dtype, tape=tape, kept=kept, variants=variants)
+    n = parameter_count(controller)
+    return Arena(path, bars, np.zeros((variants, n), dtype), np.zeros(n, dtype))
+
+
+@inline
+def _is_open(gates, v, first, end):
+    """Whether one of the gates (m, T) of adjoint v is open in time steps first .. end."""
+    for t in range(first, end):
+        if gates[v, t] != 0:
+            return True
+    return False
+
+
+@inline
+def _add_cost(loss, x, weight, bars):
+    """Add the weighted derivative of the cost at x (B, n_state) to all adjoints."""
+    lam, cost_bar = bars.lam, bars.cost_bar
+    batch, variants, n_state = lam.shape
+    for b in range(batch):
+        cost_bar[:] = 0
+        cost_vjp(loss, x[b], weight, cost_bar)
+        for v in range(variants):
+            line = lam[b, v]
+            for k in range(n_state):
+                line[k] += cost_bar[k]
+
+
+@inline
+def _step_back(episode, gates, arena, t, start):
+    """Adjoints of x_t from those of x_t+1, but for the way through the network of several controls.
+
+    The cotangents of the controls go to rows start .. start + B of c_bar.
+    """
+    path, bars, time_weights = arena.forward.path, arena.bars, episode.time_weights
+    lam, lam_x, lam_c, c_bar, x_bar = bars.lam, bars.lam_x, bars.lam_c, bars.c_bar, bars.x_bar
+    states, controls = path.states, path.controls
+    batch, variants, n_state = lam.shape
+    n_control = controls.shape[2]
+    effort = lam.dtype.type(effort_weight(episode.regularization, controls.size))
+    if time_weights[t + 1] != 0:
+        _add_cost(episode.loss, states[t + 1], lam.dtype.type(time_weights[t + 1] / batch), bars)
+    lam_x[:] = 0
+    lam_c[:] = 0
+    step_batch_vjp(episode.system, states[t], states[t + 1], controls[t], lam, lam_x, lam_c, arena.forward.scratch)
+    for b in range(batch):
+        for v in range(variants):
+            a = gates.physics[v, t]
+            for q in range(n_control):
+                c_bar[v, start + b, q] = lam_c[b, v, q] + effort * controls[t, b, q]
+            for k in range(n_state):
+                lam[b, v, k] = a * lam_x[b, v, k] if a != 0 else like(lam, 0.0)
+            if n_control == 1 and gates.network[v, t] != 0:
+                g = gates.network[v, t] * c_bar[v, start + b, 0]
+                for k in range(n_state):
+                    lam[b, v, k] += g * x_bar[start + b, k]
+
+
+@block
+def _network_path(controller, arena, rows, gate):
+    """``lam += b N_x^T g`` of the adjoint of a slot at one time step (several controls: this part is sequential)."""
+    weights, tape, bars, v = arena.forward.weights, arena.forward.tape, arena.bars, rows.slot
+    lam, x_bar = bars.lam, bars.x_bar
+    batch, _, n_state = lam.shape
+    c_bar = bars.c_bar[v, rows.start : rows.start + batch]
+    control_batch_vjp(controller, weights, tape, rows, c_bar)
+    if gate != 0:
+        for b in range(batch):
+            for k in range(x_bar.shape[1]):
+                x_bar[b, k] = 0
+        state_vjp(controller, weights, tape, rows, c_bar, x_bar[:batch])
+        for b in range(batch):
+            for k in range(n_state):
+                lam[b, v, k] += gate * x_bar[b, k]
+
+
+@block
+def _chunk_vjp(episode, gates, arena, first, end):
+    """Bring all adjoints back through the time steps first .. end, and add to the gradients in the tape."""
+    controller, path, bars = episode.controller, arena.forward.path, arena.bars
+    weights, tape, states, c_bar = arena.forward.weights, arena.forward.tape, path.states, bars.c_bar
+    batch, variants, n_state = bars.lam.shape
+    n, kept, scalar = (end - first) * batch, arena.forward.kept, path.controls.shape[2] == 1
+    x, row = states[first:end].reshape(n, n_state), first * batch if kept else 0
+    rows = Rows(x, row, 0, 0)
+    if not kept:
+        control_batch(controller, weights, x, bars.unused[:n], tape, 0)
+    if scalar:
+        bars.ones[:] = 1
+        control_batch_vjp(controller, weights, tape, rows, bars.ones[:n])
+        wanted = False
+        for v in range(variants):
+            wanted = wanted or _is_open(gates.network, v, first, end)
+        if wanted:
+            bars.x_bar[:] = 0
+            state_vjp(controller, weights, tape, rows, bars.ones[:n], bars.x_bar[:n])
+    for t in range(end - 1, first - 1, -1):
+        start = (t - first) * batch
+        _step_back(episode, gates, arena, t, start)
+        if not scalar:
+            for v in range(variants):
+                if _is_open(gates.network, v, first, end):
+                    _network_path(controller, arena, Rows(states[t], row + start, v, start), gates.network[v, t])
+    if not scalar:
+        for v in range(variants):
+            if not _is_open(gates.network, v, first, end):
+                control_batch_vjp(controller, weights, tape, Rows(x, row, v, 0), c_bar[v, :n])
+    parameter_vjp(controller, weights, tape, rows, c_bar)
+
+
+@block
+def rollout_vjp(episode, gates, arena):
+    """Run m adjoints backwards together along the arena's path, and leave their parameter gradients in the tape.
+
+    A closed gate (0) stops its path altogether. ``arena.bars.lam`` ends as the cotangent of states[0].
+
+    Notes
+    -----
+    With one control, dN/dx of every row does not depend on the adjoints: it comes from one batched pass per chunk that all
+    of them share. With several, adjoints whose network gate is closed take one batched pass after the recursion.
+    """
+    steps, batch, _ = arena.forward.path.controls.shape
+    chunk = arena.bars.c_bar.shape[1] // batch
+    clear(episode.controller, arena.forward.tape)
+    arena.bars.lam[:] = 0
+    first = (steps - 1) // chunk * chunk
+    while first >= 0:
+        _chunk_vjp(episode, gates, arena, first, min(first + chunk, steps))
+        first -= chunk
+
+
+@kernel
+def gradient(episode, theta, x0, gates, arena):
+    """The compiled entry point: path, loss and gradients of theta (n_parameters,) from x0 (B, n_state), joined if the gates are."""
+    follow(episode, theta, x0, arena.forward)
+    rollout_vjp(episode, gates, arena)
+    gradients, joined, path = arena.gradients, arena.joined, arena.forward.path
+    unpack(episode.controller, arena.forward.tape, gradients)
+    regular2, modified2, product, joined2 = inner(gradients[0], gradients[0]), 0.0, 0.0, 0.0
+    if gates.joined:
+        combine(gradients[1], gradients[0], joined)
+        modified2 = inner(gradients[1], gradients[1])
+        product = inner(gradients[0], gradients[1])
+        joined2 = inner(joined, joined)
+    finite = np.all(np.isfinite(path.states[path.states.shape[0] - 1]))
+    return Results(regular2, modified2, product, joined2, np.mean(path.physics), np.mean(path.effort), finite)
