@@ -142,8 +142,9 @@ def _step_back(episode, gates, arena, t, start):
 
     The cotangents of the controls go to rows start .. start + B of c_bar.
     """
-    path, bars, time_weights = arena.forward.path, arena.bars, episode.time_weights
+    ahead, bars, time_weights = arena.forward, arena.bars, episode.time_weights
     lam, lam_x, lam_c, c_bar, x_bar = bars.lam, bars.lam_x, bars.lam_c, bars.c_bar, bars.x_bar
+    path = ahead.path
     states, controls = path.states, path.controls
     batch, variants, n_state = lam.shape
     n_control = controls.shape[2]
@@ -152,7 +153,7 @@ def _step_back(episode, gates, arena, t, start):
         _add_cost(episode.loss, states[t + 1], lam.dtype.type(time_weights[t + 1] / batch), bars)
     lam_x[:] = 0
     lam_c[:] = 0
-    step_batch_vjp(episode.system, states[t], states[t + 1], controls[t], lam, lam_x, lam_c, arena.forward.scratch)
+    step_batch_vjp(episode.system, states[t], states[t + 1], controls[t], lam, lam_x, lam_c, ahead.scratch)
     for b in range(batch):
         for v in range(variants):
             a = gates.physics[v, t]
@@ -167,10 +168,9 @@ def _step_back(episode, gates, arena, t, start):
 
 
 @block
-def _network_path(controller, arena, rows, gate):
+def _network_path(controller, weights, tape, rows, gate, bars):
     """``lam += b N_x^T g`` of the adjoint of a slot at one time step (several controls: this part is sequential)."""
-    weights, tape, bars, v = arena.forward.weights, arena.forward.tape, arena.bars, rows.slot
-    lam, x_bar = bars.lam, bars.x_bar
+    lam, x_bar, v = bars.lam, bars.x_bar, rows.slot
     batch, _, n_state = lam.shape
     c_bar = bars.c_bar[v, rows.start : rows.start + batch]
     control_batch_vjp(controller, weights, tape, rows, c_bar)
@@ -187,10 +187,10 @@ def _network_path(controller, arena, rows, gate):
 @block
 def _chunk_vjp(episode, gates, arena, first, end):
     """Bring all adjoints back through the time steps first .. end, and add to the gradients in the tape."""
-    controller, path, bars = episode.controller, arena.forward.path, arena.bars
-    weights, tape, states, c_bar = arena.forward.weights, arena.forward.tape, path.states, bars.c_bar
+    controller, network, ahead, bars = episode.controller, gates.network, arena.forward, arena.bars
+    weights, tape, path, kept, c_bar = ahead.weights, ahead.tape, ahead.path, ahead.kept, bars.c_bar
     batch, variants, n_state = bars.lam.shape
-    n, kept, scalar = (end - first) * batch, arena.forward.kept, path.controls.shape[2] == 1
+    states, n, scalar = path.states, (end - first) * batch, c_bar.shape[2] == 1
     x, row = states[first:end].reshape(n, n_state), first * batch if kept else 0
     rows = Rows(x, row, 0, 0)
     if not kept:
@@ -200,7 +200,7 @@ def _chunk_vjp(episode, gates, arena, first, end):
         control_batch_vjp(controller, weights, tape, rows, bars.ones[:n])
         wanted = False
         for v in range(variants):
-            wanted = wanted or _is_open(gates.network, v, first, end)
+            wanted = wanted or _is_open(network, v, first, end)
         if wanted:
             bars.x_bar[:] = 0
             state_vjp(controller, weights, tape, rows, bars.ones[:n], bars.x_bar[:n])
@@ -209,11 +209,11 @@ def _chunk_vjp(episode, gates, arena, first, end):
         _step_back(episode, gates, arena, t, start)
         if not scalar:
             for v in range(variants):
-                if _is_open(gates.network, v, first, end):
-                    _network_path(controller, arena, Rows(states[t], row + start, v, start), gates.network[v, t])
+                if _is_open(network, v, first, end):
+                    _network_path(controller, weights, tape, Rows(states[t], row + start, v, start), network[v, t], bars)
     if not scalar:
         for v in range(variants):
-            if not _is_open(gates.network, v, first, end):
+            if not _is_open(network, v, first, end):
                 control_batch_vjp(controller, weights, tape, Rows(x, row, v, 0), c_bar[v, :n])
     parameter_vjp(controller, weights, tape, rows, c_bar)
 
@@ -229,10 +229,10 @@ def rollout_vjp(episode, gates, arena):
     With one control, dN/dx of every row does not depend on the adjoints: it comes from one batched pass per chunk that all
     of them share. With several, adjoints whose network gate is closed take one batched pass after the recursion.
     """
-    steps, batch, _ = arena.forward.path.controls.shape
-    chunk = arena.bars.c_bar.shape[1] // batch
+    bars, steps = arena.bars, gates.physics.shape[1]
+    chunk = bars.c_bar.shape[1] // bars.lam.shape[0]
     clear(episode.controller, arena.forward.tape)
-    arena.bars.lam[:] = 0
+    bars.lam[:] = 0
     first = (steps - 1) // chunk * chunk
     while first >= 0:
         _chunk_vjp(episode, gates, arena, first, min(first + chunk, steps))
@@ -242,15 +242,16 @@ def rollout_vjp(episode, gates, arena):
 @kernel
 def gradient(episode, theta, x0, gates, arena):
     """The compiled entry point: path, loss and gradients of theta (n_parameters,) from x0 (B, n_state), joined if the gates are."""
-    follow(episode, theta, x0, arena.forward)
+    ahead, gradients, joined = arena.forward, arena.gradients, arena.joined
+    follow(episode, theta, x0, ahead)
     rollout_vjp(episode, gates, arena)
-    gradients, joined, path = arena.gradients, arena.joined, arena.forward.path
-    unpack(episode.controller, arena.forward.tape, gradients)
+    unpack(episode.controller, ahead.tape, gradients)
     regular2, modified2, product, joined2 = inner(gradients[0], gradients[0]), 0.0, 0.0, 0.0
     if gates.joined:
         combine(gradients[1], gradients[0], joined)
         modified2 = inner(gradients[1], gradients[1])
         product = inner(gradients[0], gradients[1])
         joined2 = inner(joined, joined)
+    path = ahead.path
     finite = np.all(np.isfinite(path.states[path.states.shape[0] - 1]))
     return Results(regular2, modified2, product, joined2, np.mean(path.physics), np.mean(path.effort), finite)

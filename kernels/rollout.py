@@ -82,7 +82,8 @@ def effort_weight(regularization, count):
 def rollout(episode, arena):
     """Fill the path's states and controls from states[0]; activations go to rows t * B of the tape, or all to the first B."""
     system, controller, weights, tape, scratch = episode.system, episode.controller, arena.weights, arena.tape, arena.scratch
-    states, controls, kept = arena.path.states, arena.path.controls, arena.kept
+    path, kept = arena.path, arena.kept
+    states, controls = path.states, path.controls
     steps, batch, _ = controls.shape
     for t in range(steps):
         control_batch(controller, weights, states[t], controls[t], tape, t * batch if kept else 0)
@@ -111,12 +112,13 @@ def path_cost(episode, path):
 def follow(episode, theta, x0, arena):
     """Roll theta (n_parameters,) out from x0 (B, n_state), and leave path and loss in the arena."""
     pack(episode.controller, theta, arena.weights)
-    first = arena.path.states[0]
+    path = arena.path
+    first = path.states[0]
     for b in range(x0.shape[0]):
         for k in range(x0.shape[1]):
             first[b, k] = x0[b, k]
     rollout(episode, arena)
-    path_cost(episode, arena.path)
+    path_cost(episode, path)
 
 
 @kernel

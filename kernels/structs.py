@@ -69,8 +69,8 @@ class StructAttribute(AttributeTemplate):
 
 @lower_getattr_generic(StructType)
 def _lower_attribute(context: Any, builder: Any, struct: StructType, value: Any, name: str) -> Any:
-    proxy = cgutils.create_struct_proxy(struct)(context, builder, value)
-    return impl_ret_borrowed(context, builder, dict(struct.fields)[name], getattr(proxy, name))
+    item = context.data_model_manager[struct].get(builder, value, name)  # no copy of the whole struct on the stack
+    return impl_ret_borrowed(context, builder, dict(struct.fields)[name], item)
 
 
 @unbox(StructType)
