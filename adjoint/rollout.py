@@ -50,7 +50,7 @@ class Bars(Struct):
     c_bar (m, n, n_control) : of the controls
     ones (n, n_control), x_bar (n, padded n_state) : the cotangent 1 of a control, and what the network gives back for it
     cost_bar (n_state,) : derivative of one cost
-    unused (n, n_control) : controls computed again
+    scratch (scratch_size,) : the system's, that of the rollout
     """
 
     lam: np.ndarray
@@ -60,7 +60,7 @@ class Bars(Struct):
     ones: np.ndarray
     x_bar: np.ndarray
     cost_bar: np.ndarray
-    unused: np.ndarray
+    scratch: np.ndarray
 
 
 class Arena(Struct):
@@ -98,6 +98,7 @@ def new_arena(episode: Any, batch: int, variants: int, dtype: Any, *, tape_bytes
     all_rows, rows = (len(episode.time_weights) - 1) * batch, chunk_steps(batch) * batch
     kept = all_rows * tape_width(controller) * np.dtype(dtype).itemsize <= tape_bytes
     tape = new_tape(controller, dtype, rows=all_rows if kept else rows, chunk=rows, variants=variants, unit=n_control == 1)
+    path = forward.new_arena(episode, batch, dtype, tape=tape, kept=kept, variants=variants)
     bars = Bars(
         aligned((batch, variants, n_state), dtype),
         aligned((batch, variants, n_state), dtype),
@@ -106,19 +107,19 @@ def new_arena(episode: Any, batch: int, variants: int, dtype: Any, *, tape_bytes
         aligned((rows, n_control), dtype),
         aligned((rows, padded(n_state)), dtype),
         aligned((n_state,), dtype),
-        aligned((rows, n_control), dtype),
+        path.scratch,
     )
-    path = forward.new_arena(episode, batch, dtype, tape=tape, kept=kept, variants=variants)
     n = parameter_count(controller)
     return Arena(path, bars, np.zeros((variants, n), dtype), np.zeros(n, dtype))
 
 
 @inline
-def _is_open(gates, v, first, end):
-    """Whether one of the gates (m, T) of adjoint v is open in time steps first .. end."""
-    for t in range(first, end):
-        if gates[v, t] != 0:
-            return True
+def _is_open(gates, first, end):
+    """Whether one of the gates (m, T) is open in time steps first .. end."""
+    for v in range(gates.shape[0]):
+        for t in range(first, end):
+            if gates[v, t] != 0:
+                return True
     return False
 
 
@@ -137,15 +138,13 @@ def _add_cost(loss, x, weight, bars):
 
 
 @inline
-def _step_back(episode, gates, arena, t, start):
+def _step_back(episode, gates, path, bars, t, start):
     """Adjoints of x_t from those of x_t+1, but for the way through the network of several controls.
 
     The cotangents of the controls go to rows start .. start + B of c_bar.
     """
-    ahead, bars, time_weights = arena.forward, arena.bars, episode.time_weights
+    time_weights, states, controls = episode.time_weights, path.states, path.controls
     lam, lam_x, lam_c, c_bar, x_bar = bars.lam, bars.lam_x, bars.lam_c, bars.c_bar, bars.x_bar
-    path = ahead.path
-    states, controls = path.states, path.controls
     batch, variants, n_state = lam.shape
     n_control = controls.shape[2]
     effort = lam.dtype.type(effort_weight(episode.regularization, controls.size))
@@ -153,7 +152,7 @@ def _step_back(episode, gates, arena, t, start):
         _add_cost(episode.loss, states[t + 1], lam.dtype.type(time_weights[t + 1] / batch), bars)
     lam_x[:] = 0
     lam_c[:] = 0
-    step_batch_vjp(episode.system, states[t], states[t + 1], controls[t], lam, lam_x, lam_c, ahead.scratch)
+    step_batch_vjp(episode.system, states[t], states[t + 1], controls[t], lam, lam_x, lam_c, bars.scratch)
     for b in range(batch):
         for v in range(variants):
             a = gates.physics[v, t]
@@ -185,40 +184,6 @@ def _network_path(controller, weights, tape, rows, gate, bars):
 
 
 @block
-def _chunk_vjp(episode, gates, arena, first, end):
-    """Bring all adjoints back through the time steps first .. end, and add to the gradients in the tape."""
-    controller, network, ahead, bars = episode.controller, gates.network, arena.forward, arena.bars
-    weights, tape, path, kept, c_bar = ahead.weights, ahead.tape, ahead.path, ahead.kept, bars.c_bar
-    batch, variants, n_state = bars.lam.shape
-    states, n, scalar = path.states, (end - first) * batch, c_bar.shape[2] == 1
-    x, row = states[first:end].reshape(n, n_state), first * batch if kept else 0
-    rows = Rows(x, row, 0, 0)
-    if not kept:
-        control_batch(controller, weights, x, bars.unused[:n], tape, 0)
-    if scalar:
-        bars.ones[:] = 1
-        control_batch_vjp(controller, weights, tape, rows, bars.ones[:n])
-        wanted = False
-        for v in range(variants):
-            wanted = wanted or _is_open(network, v, first, end)
-        if wanted:
-            bars.x_bar[:] = 0
-            state_vjp(controller, weights, tape, rows, bars.ones[:n], bars.x_bar[:n])
-    for t in range(end - 1, first - 1, -1):
-        start = (t - first) * batch
-        _step_back(episode, gates, arena, t, start)
-        if not scalar:
-            for v in range(variants):
-                if _is_open(network, v, first, end):
-                    _network_path(controller, weights, tape, Rows(states[t], row + start, v, start), network[v, t], bars)
-    if not scalar:
-        for v in range(variants):
-            if not _is_open(network, v, first, end):
-                control_batch_vjp(controller, weights, tape, Rows(x, row, v, 0), c_bar[v, :n])
-    parameter_vjp(controller, weights, tape, rows, c_bar)
-
-
-@block
 def rollout_vjp(episode, gates, arena):
     """Run m adjoints backwards together along the arena's path, and leave their parameter gradients in the tape.
 
@@ -229,14 +194,39 @@ def rollout_vjp(episode, gates, arena):
     With one control, dN/dx of every row does not depend on the adjoints: it comes from one batched pass per chunk that all
     of them share. With several, adjoints whose network gate is closed take one batched pass after the recursion.
     """
-    bars, steps = arena.bars, gates.physics.shape[1]
-    chunk = bars.c_bar.shape[1] // bars.lam.shape[0]
-    clear(episode.controller, arena.forward.tape)
+    controller, network, bars, ahead = episode.controller, gates.network, arena.bars, arena.forward
+    weights, tape, kept, path = ahead.weights, ahead.tape, ahead.kept, ahead.path
+    states, c_bar, ones, x_bar = path.states, bars.c_bar, bars.ones, bars.x_bar
+    variants, steps = network.shape
+    batch, n_state, scalar = states.shape[1], states.shape[2], c_bar.shape[2] == 1
+    chunk = c_bar.shape[1] // batch
+    clear(controller, tape)
     bars.lam[:] = 0
-    first = (steps - 1) // chunk * chunk
-    while first >= 0:
-        _chunk_vjp(episode, gates, arena, first, min(first + chunk, steps))
-        first -= chunk
+    for first in range((steps - 1) // chunk * chunk, -1, -chunk):
+        end = min(first + chunk, steps)
+        n, row = (end - first) * batch, first * batch if kept else 0
+        x = states[first:end].reshape(n, n_state)
+        rows = Rows(x, row, 0, 0)
+        if not kept:
+            control_batch(controller, weights, x, c_bar[0, :n], tape, 0)
+        if scalar:
+            ones[:] = 1
+            control_batch_vjp(controller, weights, tape, rows, ones[:n])
+            if _is_open(network, first, end):
+                x_bar[:] = 0
+                state_vjp(controller, weights, tape, rows, ones[:n], x_bar[:n])
+        for t in range(end - 1, first - 1, -1):
+            start = (t - first) * batch
+            _step_back(episode, gates, path, bars, t, start)
+            if not scalar:
+                for v in range(variants):
+                    if _is_open(network[v : v + 1], first, end):
+                        _network_path(controller, weights, tape, Rows(states[t], row + start, v, start), network[v, t], bars)
+        if not scalar:
+            for v in range(variants):
+                if not _is_open(network[v : v + 1], first, end):
+                    control_batch_vjp(controller, weights, tape, Rows(x, row, v, 0), c_bar[v, :n])
+        parameter_vjp(controller, weights, tape, rows, c_bar)
 
 
 @kernel

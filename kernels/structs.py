@@ -110,14 +110,14 @@ def _enable_construction(cls: type["Struct"]) -> None:
         struct = StructType(cls.__qualname__, cls.fingerprint(), tuple(zip(cls.fields, values)))
 
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> Any:
-            proxy = cgutils.create_struct_proxy(struct)(context, builder)
-            for position, (name, kind) in enumerate(struct.fields):
+            value = ir.Constant(context.get_value_type(struct), ir.Undefined)
+            for position, (_, kind) in enumerate(struct.fields):
                 item = builder.extract_value(given[0], position)
                 item = context.cast(builder, item, signature.args[0][position], kind)
-                setattr(proxy, name, item)
+                value = builder.insert_value(value, item, position)
                 if context.enable_nrt:
                     context.nrt.incref(builder, kind, item)
-            return impl_ret_new_ref(context, builder, struct, proxy._getvalue())
+            return impl_ret_new_ref(context, builder, struct, value)
 
         return struct(arguments), generate
 
