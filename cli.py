@@ -334,14 +334,14 @@ def _train(
     backend: str,
     **settings: Any,
 ) -> None:
-    from stablebptt.tasks import checks, on_backend, optimizers, training
+    from stablebptt.tasks import checks, on_backend, optimizers, training, variants
 
     rates = {"learning_rate": settings.pop("lr"), "momentum": settings.pop("momentum")}
     rates = {name: value for name, value in rates.items() if value is not None}
     with _usage():
         rule = optimizers.from_description({"name": optimizer, **rates})
         chosen = training.Settings(**settings, optimizer=rule)
-        training.gates(chosen.variant, problem.steps)
+        variants.gates(chosen.variant, problem.steps)
         checks.real("checkpoint_seconds", checkpoint_seconds, least=0)
         problem = on_backend(problem, backend)
         numbers = None if seeds is None else checks.span("seeds", seeds)

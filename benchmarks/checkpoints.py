@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import stablebptt as sb
-from stablebptt.tasks import training
+from stablebptt.tasks import divergence, training
 from stablebptt.tasks.training import TESTING, Settings
 from stablebptt.tasks.variants import gates
 
@@ -41,9 +41,9 @@ def measure(task, folder, **options):
 
     seconds = median_seconds(save, REPEATS)
     x0, opened = problem.sample(8), gates("C", problem.steps, problem.dtype)
-    result = problem.differentiate(theta, x0, opened)
-    update = median_seconds(lambda: problem.differentiate(theta, x0, opened), 200)
-    look = median_seconds(lambda: problem.check(result, theta, x0, opened), 2000)
+    result = next(problem.engine.gradients([theta], [x0], opened))
+    update = median_seconds(lambda: next(problem.engine.gradients([theta], [x0], opened)), 200)
+    look = median_seconds(lambda: divergence.check_gradient(problem, result, theta, x0, opened), 2000)
     size = (folder / "long.h5").stat().st_size
     print(
         f"{task:<10} checkpoint {1e3 * seconds:6.1f} ms, {size / 1e3:5.0f} kB, "

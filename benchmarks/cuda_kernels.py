@@ -10,7 +10,7 @@ how many instructions the warps issue, and the time that takes at 4 per cycle.
 import argparse
 import re
 import sys
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ def kernels(problem, variants=2):
 
         keep = send
 
-    made = backend.CudaProblem(**{f.name: getattr(problem, f.name) for f in fields(problem) if f.name != "_spaces"})
+    made = replace(problem, backend="cuda")
     kind, queue, x0 = np.dtype(made.dtype), Host(), made.sample(8)
     real = types.float32 if kind == np.float32 else types.float64
     opened = gates("C" if variants == 2 else "R", made.steps, made.dtype)
@@ -76,7 +76,7 @@ def kernels(problem, variants=2):
         ("gradient", variants, make_gradient, (given, np.empty((1, 1, 1), kind))),
     ):
         chosen = backend.plan(made, count, SHARED_BYTES)
-        arguments = (*made._arguments(queue, chosen, [made.init()], [x0], 1, 1, name), *more)
+        arguments = (*made.engine._arguments(queue, chosen, [made.init()], [x0], 1, 1, name), *more)
         found.append((name, make(real, *chosen.shared), arguments, chosen.shared_bytes))
     found.append(("join", make_join(real), results, backend.THREADS * kind.itemsize))
     options = {"cc": CAPABILITY, "device": False, "abi": "numba", "output": "ptx"}
@@ -129,7 +129,7 @@ def execute():
         theta, x0 = problem.init(1), problem.sample(8)
         for variant in "RMC":
             machine.total = 0
-            problem.differentiate(theta, x0, gates(variant, problem.steps, problem.dtype))
+            next(problem.engine.gradients([theta], [x0], gates(variant, problem.steps, problem.dtype)))
             needed = multiply_adds(problem, variant) / 32
             milliseconds = 1e3 * machine.total / 4 / 1.98e9
             print(f"{f'{title}, {variant}':<40}{machine.total:>18,}{needed / machine.total:>14.0%} {milliseconds:>26.2f}")

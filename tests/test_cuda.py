@@ -382,7 +382,7 @@ def test_divergence_is_found():
     assert caught.value.step is not None
     assert np.isnan(gpu.losses(theta, x0)[0]).tolist() == [False, True, False]
     for variant in "MC":  # nothing hides a NaN, not even the comparison of signs
-        lost = gpu.differentiate(theta * np.float32(np.nan), gpu.sample(3, 2), gates(variant, STEPS, np.float32))
+        lost = next(gpu.engine.gradients([theta * np.float32(np.nan)], [gpu.sample(3, 2)], gates(variant, STEPS, np.float32)))
         assert np.isnan(lost.value).all() and np.isnan(lost.norm2) and np.isnan(lost.loss.total)
 
 
@@ -677,7 +677,7 @@ def test_every_barrier_is_needed(name, number, monkeypatch):
     with found if name else contextlib.nullcontext():
         for _ in range(2):
             gpu.gradient(theta, x0, "C")
-            next(gpu._parts([theta], [x0], 0, 1))
+            next(gpu.engine._losses([theta], [x0], 1, 0))
 
 
 # --- anywhere -----------------------------------------------------------------------------------------------------
