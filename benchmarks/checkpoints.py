@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import stablebptt as sb
-from stablebptt.tasks import divergence, training
-from stablebptt.tasks.training import TESTING, Settings
+from stablebptt.tasks import divergence, runs
+from stablebptt.tasks.problems import TESTING
+from stablebptt.tasks.training import Settings
 from stablebptt.tasks.variants import gates
 
 EPOCHS, REPEATS, INTERVAL = 1000, 15, 30.0
@@ -31,13 +32,13 @@ def measure(task, folder, **options):
     run = sb.train(problem, "C", 1, out=folder / f"{task}.h5")
     settings = Settings(epochs=EPOCHS)
     testing = problem.sample(settings.test_count, 0, TESTING)
-    row = tuple(run.history[name][0] for name in training.HISTORY)
+    row = tuple(run.history[name][0] for name in runs.HISTORY)
     theta = run.theta
     state = settings.optimizer.init(theta)
-    progress = training.Progress(EPOCHS, theta, state, theta, 1.0, 1, tuple(row for _ in range(EPOCHS)))
+    progress = runs.Progress(EPOCHS, theta, state, theta, 1.0, 1, tuple(row for _ in range(EPOCHS)))
 
     def save():
-        training.run_file.save(folder / "long.h5", training._run(problem, settings, progress, testing, "running"), progress)
+        runs.run_file.save(folder / "long.h5", runs.run_of(problem, settings, progress, testing, "running"), progress)
 
     seconds = median_seconds(save, REPEATS)
     x0, opened = problem.sample(8), gates("C", problem.steps, problem.dtype)

@@ -10,17 +10,8 @@ from stablebptt.data.atomic import expanded
 from stablebptt.tasks import checks
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import LARGEST_SEED, Problem
-from stablebptt.tasks.training import (
-    ActiveRun,
-    Progress,
-    Run,
-    advance,
-    check_options,
-    check_training,
-    look,
-    make_settings,
-    usable,
-)
+from stablebptt.tasks.runs import Progress, Run, check_options, resumed
+from stablebptt.tasks.training import ActiveRun, advance, check_training, make_settings, usable
 
 # Writing a file takes about 30 ms: with this pause per run, files take at most 1 % of the time.
 SECONDS_PER_FILE = 3.0
@@ -63,7 +54,7 @@ def train_seeds(
     paths = _paths(out, numbers, resume, force)
     for seed, path in paths.items():  # all are looked at before the first is changed
         if path is not None and resume and path.exists():
-            look(path, problem, chosen[seed])
+            resumed(path, problem, chosen[seed])
     pause = max(checkpoint_seconds, SECONDS_PER_FILE * len(numbers)) if len(numbers) > 1 else checkpoint_seconds
     told = {seed: None if report is None else partial(report, seed) for seed in numbers}
     return advance(

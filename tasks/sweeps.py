@@ -29,7 +29,8 @@ from stablebptt.data.storage import FileFormatError
 from stablebptt.tasks import checks, custom, optimizers, problem, training, variants
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import Problem
-from stablebptt.tasks.training import Progress, Settings
+from stablebptt.tasks.runs import Progress, problem_of
+from stablebptt.tasks.training import Settings
 
 PLANS = Path(__file__).resolve().parent.parent / "data" / "plans"
 PAPER = ("cartpole", "guidance", "quantum")
@@ -50,7 +51,7 @@ class Planned:
     @property
     def label(self) -> str:
         """What it is, in words that fit into a file name."""
-        title = re.sub(r"[^A-Za-z0-9.]+", "-", training.problem_of(self.config, "plan").title)[:LONGEST_TITLE]
+        title = re.sub(r"[^A-Za-z0-9.]+", "-", problem_of(self.config, "plan").title)[:LONGEST_TITLE]
         words = [title.lstrip("-.") or self.config["task"], _variant(self.config), self.config["clip"]]
         return re.sub("-+", "-", "-".join([*words, f"seed{self.config['seed']}"]))
 
@@ -246,7 +247,7 @@ def estimate(runs: Iterable[Planned]) -> dict[str, float]:
 
 def _made(config: dict[str, Any]) -> Problem:
     """The problem of a planned run."""
-    return custom.remake(config["options"]) if config["task"] == custom.TASK else training.problem_of(config, "plan")
+    return custom.remake(config["options"]) if config["task"] == custom.TASK else problem_of(config, "plan")
 
 
 def _update_seconds(config: dict[str, Any], settings: Settings) -> float:

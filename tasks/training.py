@@ -6,21 +6,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path as FilePath
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 
 from stablebptt.data import atomic, run_file
 from stablebptt.kernels.generics import tape_width
-from stablebptt.tasks import TASKS, checks, descriptions, divergence, optimizers, variants
-from stablebptt.tasks.custom import TASK as CUSTOM
-from stablebptt.tasks.custom import Described, custom_facts
+from stablebptt.tasks import checks, divergence, optimizers, runs, variants
 from stablebptt.tasks.engine import Evaluation, Gradient
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import LARGEST_SEED, ORDER, TESTING, TRAINING, Problem, stream
+from stablebptt.tasks.runs import Progress, Run, check_options
 
-HISTORY = tuple(run_file.HISTORY)
-TRAJECTORIES = 4
 # While a device works for one half of the runs, the host's optimizers work for the other.
 QUEUES = 2
 
@@ -61,42 +58,6 @@ class Settings:
         """The settings as words and numbers, for a file."""
         variant = str(self.variant) if isinstance(self.variant, str) else checks.plain("variant", self.variant)
         return {**asdict(self), "variant": variant, "optimizer": checks.plain("optimizer", optimizers.describe(self.optimizer))}
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a training stands after a number of whole epochs; never changed, only replaced."""
-
-    epoch: int
-    theta: np.ndarray
-    optimizer: optimizers.State
-    best_theta: np.ndarray
-    best_loss: float
-    best_epoch: int
-    history: tuple[tuple[float, ...], ...]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A training, finished or not.
-
-    Attributes
-    ----------
-    config : dict, words and numbers that describe it
-    history : dict of arrays (epochs,), see `HISTORY`
-    theta, best_theta : parameters after the last epoch, and those of the lowest test loss
-    problem : Problem
-    trajectories : dict of arrays: time, states, controls, loss of a few test states; phase 0 before, 1 after training
-    status : "complete", "interrupted" or "diverged: ..."
-    """
-
-    config: dict[str, Any]
-    history: dict[str, np.ndarray]
-    theta: np.ndarray
-    best_theta: np.ndarray
-    problem: Problem
-    trajectories: dict[str, np.ndarray]
-    status: str
 
 
 def train(
@@ -148,7 +109,7 @@ def train(
 def check_training(problem: Problem, settings: Settings, checkpoint_seconds: float) -> None:
     """Raise an error, before anything is begun, if this cannot be done."""
     variants.gates(settings.variant, problem.steps, problem.dtype)
-    _config(problem, settings)
+    runs.config_of(problem, settings)
     checks.real("checkpoint_seconds", checkpoint_seconds, least=0)
     batch = min(settings.batch_size, settings.train_count)
     row = (problem.steps + 1.0) * (problem.n_state + problem.n_control) + 4.0 * tape_width(problem.controller)
@@ -184,8 +145,8 @@ class ActiveRun:
                 stack.enter_context(atomic.locked(path))
                 exists = path.exists()
             self.replaces = exists and not self.resume
-            resumed = _resumed(path, self.problem, self.settings) if path is not None and exists and self.resume else None
-            self.progress = resumed or _start(self.problem, self.settings)
+            resumed = runs.resumed(path, self.problem, self.settings) if path is not None and exists and self.resume else None
+            self.progress = resumed or runs.start(self.problem, self.settings)
             self.states = {
                 "training": self.problem.sample(self.settings.train_count, self.settings.seed, TRAINING),
                 "test": self.problem.sample(self.settings.test_count, self.settings.seed, TESTING),
@@ -282,7 +243,7 @@ class ActiveRun:
         if self.result is not None:
             return
         with self.lock:
-            run = _run(self.problem, self.settings, self.progress, self.states["test"], status)
+            run = runs.run_of(self.problem, self.settings, self.progress, self.states["test"], status)
             self.result = error or run
             if self.path is not None and not (self.replaces and self.progress.epoch == 0 and status == "interrupted"):
                 run_file.save(self.path, run, self.progress)
@@ -294,100 +255,53 @@ class ActiveRun:
 
     def _save(self, status: str, rehearsal: bool = False) -> None:
         if self.path is not None:
-            run = _run(self.problem, self.settings, self.progress, self.states["test"], status)
+            run = runs.run_of(self.problem, self.settings, self.progress, self.states["test"], status)
             run_file.save(self.path, run, self.progress, rehearsal=rehearsal)
 
 
-def advance(runs: Sequence[ActiveRun]) -> list[Run | DivergedError]:
+def advance(active: Sequence[ActiveRun]) -> list[Run | DivergedError]:
     """Bring runs that differ in nothing but the seed to their ends, together; what became of each.
 
     While the engine works for one half of them, the optimizers work for the other.
     """
     with contextlib.ExitStack() as stack:
-        for run in runs:
+        for run in active:
             stack.enter_context(run)
-        turns = [_epochs(runs[queue::QUEUES], queue) for queue in range(min(QUEUES, len(runs)))]
+        turns = [_epochs(active[queue::QUEUES], queue) for queue in range(min(QUEUES, len(active)))]
         while turns:
             turns = [turn for turn in turns if next(turn, "over") != "over"]
-    return [run.result for run in runs if run.result is not None]
+    return [run.result for run in active if run.result is not None]
 
 
-def _epochs(runs: Sequence[ActiveRun], queue: int) -> Iterator[None]:
+def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
     """All epochs of some runs; pauses whenever the engine has been given work for them."""
-    engine, settings, gates = runs[0].problem.engine, runs[0].settings, runs[0].gates
-    while runs := _going(runs):
-        for run in runs:
+    engine, settings, gates = active[0].problem.engine, active[0].settings, active[0].gates
+    while active := _going(active):
+        for run in active:
             run.begin_epoch()
         for _ in range(0, settings.train_count, settings.batch_size):
-            batches = [run.batch() for run in runs]
-            found = engine.gradients([run.theta for run in runs], batches, gates, queue=queue)
+            batches = [run.batch() for run in active]
+            found = engine.gradients([run.theta for run in active], batches, gates, queue=queue)
             yield
-            for run, x0, gradient in zip(runs, batches, found):
+            for run, x0, gradient in zip(active, batches, found):
                 run.update(gradient, x0)
-            if not (runs := _going(runs)):
+            if not (active := _going(active)):
                 return
-        for run in runs:
+        for run in active:
             run.check_parameters()
         for name in ("training", "test"):
-            if not (runs := _going(runs)):
+            if not (active := _going(active)):
                 return
-            evaluated = engine.evaluate([run.theta for run in runs], [run.states[name] for run in runs], queue=queue)
+            evaluated = engine.evaluate([run.theta for run in active], [run.states[name] for run in active], queue=queue)
             yield
-            for run, evaluation in zip(runs, evaluated):
+            for run, evaluation in zip(active, evaluated):
                 run.evaluate(name, evaluation)
-        for run in _going(runs):
+        for run in _going(active):
             run.end_epoch()
 
 
-def _going(runs: Sequence[ActiveRun]) -> list[ActiveRun]:
-    return [run for run in runs if run.goes_on]
-
-
-def load(path: str | FilePath, problem: Problem | None = None) -> Run:
-    """The run in a file.
-
-    A run of a system of one's own needs its `problem` to compute with; without it, it can be looked at. (A file never decides
-    what code is imported.)
-
-    Raises
-    ------
-    FileFormatError
-        If the file is damaged or not a run file.
-    OSError
-        If it cannot be read.
-    """
-    content = run_file.load(path)
-    made = problem_of(content.config, path)
-    if problem is not None:
-        here = {name: value for name, value in problem.options.items() if name != "code"}  # new code may look at old runs
-        there = {"task": made.task, "options": made.options}
-        if found := descriptions.differences(there, {"task": problem.task, "options": here}):
-            what, advice = f"{path} is a run of another problem", "give the problem it was made with"
-            raise ValueError(descriptions.refusal(what, found, advice))
-        made = problem
-    problem = made
-    _check_parameters(content, problem, path)
-    theta, best = (np.asarray(values, problem.dtype) for values in (content.theta, content.best_theta))
-    return Run(content.config, content.history, theta, best, problem, content.trajectories, content.status)
-
-
-def problem_of(config: dict[str, Any], path: Any) -> Problem:
-    """The problem that a file's configuration describes (of a problem of one's own: its description)."""
-    try:
-        if config["task"] == CUSTOM:
-            return cast(Problem, Described(config))
-        return TASKS[config["task"]](**config["options"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise run_file.FileFormatError(f"{path}: the configuration makes no problem ({error})") from None
-
-
-def check_options(problem: Problem) -> None:
-    """Raise a ValueError if a problem was changed, so that its options would make another one from a file."""
-    options = problem.options
-    promised = custom_facts(options) if problem.task == CUSTOM else descriptions.facts(TASKS[problem.task](**options))
-    if found := descriptions.differences(promised, descriptions.facts(problem), ("as it was made", "now")):
-        advice = "make another with sb.problem(...), or train without a file"
-        raise ValueError(descriptions.refusal("the problem was changed, so that no file could make it again", found, advice))
+def _going(active: Sequence[ActiveRun]) -> list[ActiveRun]:
+    return [run for run in active if run.goes_on]
 
 
 def settings_of(config: dict[str, Any]) -> Settings:
@@ -415,64 +329,6 @@ def usable(path: FilePath, resume: bool, force: bool) -> FilePath:
     return atomic.target(path)
 
 
-def _start(problem: Problem, settings: Settings) -> Progress:
-    theta = problem.init(settings.seed)
-    return Progress(0, theta, optimizers.begin(settings.optimizer, theta), theta, math.inf, 0, ())
-
-
-def look(path: FilePath, problem: Problem, settings: Settings) -> None:
-    """Raise an error if the training in a file cannot go on."""
-    _resumed(path, problem, settings)
-
-
-def _resumed(path: FilePath, problem: Problem, settings: Settings) -> Progress:
-    """The checkpoint in a file, if it belongs to this training."""
-    content = run_file.load(path)
-    known = {**content.config, "options": problem_of(content.config, path).options}
-    wanted = {**_config(problem, settings), "epochs": known.get("epochs")}
-    if found := descriptions.differences(known, wanted):
-        advice = "give the options it was made with, or another file"
-        raise ValueError(descriptions.refusal(f"{path} cannot be resumed", found, advice))
-    _check_parameters(content, problem, path)
-    return _checkpoint(content, settings, path)
-
-
-def _checkpoint(content: run_file.Content, settings: Settings, path: FilePath) -> Progress:
-    """Where the training in a file stands."""
-    point = content.checkpoint
-    epoch, best_epoch, best_loss = int(point["epoch"][0]), int(point["best_epoch"][0]), float(point["best_loss"][0])
-    if epoch > settings.epochs:
-        raise ValueError(f"{path} cannot be resumed: it holds {epoch} epochs, more than {settings.epochs}; give at least {epoch}")
-    columns = [content.history[name] for name in HISTORY]
-    history = tuple(tuple(float(v) for v in row) for row in zip(*columns))
-    optimizer = {}
-    for name, first in optimizers.begin(settings.optimizer, point["theta"]).items():
-        values = point.get(f"optimizer_{name}", np.zeros(0))
-        if values.size != np.size(first) or values.ndim != max(np.ndim(first), 1):
-            raise run_file.FileFormatError(f"{path}: the checkpoint's {name} is not that of {type(settings.optimizer).__name__}")
-        optimizer[name] = values.astype(first.dtype).reshape(np.shape(first))
-    return Progress(epoch, point["theta"], optimizer, content.best_theta, best_loss, best_epoch, history)
-
-
-def _check_parameters(content: run_file.Content, problem: Problem, path: Any) -> None:
-    """Raise an error if a file's parameters have other names, shapes or places than the problem's."""
-    for values in (content.theta, content.best_theta):
-        if values.shape != (problem.n_parameters,):
-            raise run_file.FileFormatError(f"{path}: the parameters do not fit the configuration")
-    if isinstance(problem, Described):
-        return
-    views = {name: np.atleast_1d(values) for name, values in problem.layers(content.theta).items()}
-    here, there = ({name: values.shape for name, values in layers.items()} for layers in (views, content.layers))
-    if here != there:
-        first = next(name for name in (*here, *there) if here.get(name) != there.get(name))
-        wanted, found = (f"shape {s[first]}" if first in s else "no such parameter" for s in (here, there))
-        message = f"{path}: its controller has another layout: {first} is {found} there, {wanted} here"
-        raise (ValueError if problem.task == CUSTOM else run_file.FileFormatError)(message)
-    for name, values in views.items():
-        if not np.array_equal(values, content.layers[name], equal_nan=True):
-            raise run_file.FileFormatError(f"{path}: /controller/{name} is not what /checkpoint/theta says, or in another order")
-
-
 def _mean(values: list[float]) -> float:
     """Mean over the updates that were made; NaN if there was none."""
     return float(np.mean(values)) if values else math.nan
@@ -491,38 +347,3 @@ def _first_bad_step(problem: Problem, theta: np.ndarray, x0: np.ndarray) -> tupl
     except DivergedError as error:
         return f": {error}", error.step
     return "", None
-
-
-def _config(problem: Problem, settings: Settings) -> dict[str, Any]:
-    elsewhere = {} if problem.backend == "cpu" else {"backend": problem.backend}
-    config = {"task": problem.task, "options": problem.options, **settings.describe(), **elsewhere}
-    return {name: checks.plain(name, value) for name, value in config.items()}
-
-
-def _run(problem: Problem, settings: Settings, progress: Progress, testing: np.ndarray, status: str) -> Run:
-    columns = np.array(progress.history, np.float64).reshape(-1, len(HISTORY)).T
-    return Run(
-        config=_config(problem, settings),
-        history=dict(zip(HISTORY, columns)),
-        theta=progress.theta,
-        best_theta=progress.best_theta,
-        problem=problem,
-        trajectories=trajectories(problem, [problem.init(settings.seed), progress.theta], testing[:TRAJECTORIES]),
-        status=status,
-    )
-
-
-def trajectories(problem: Problem, thetas: list[np.ndarray], x0: np.ndarray) -> dict[str, np.ndarray]:
-    """Rollouts of several controllers (the phases) from the same states x0 (n, *state_shape).
-
-    Returns
-    -------
-    time (T+1,) [s], states (phases, n, T+1, *state), controls (phases, n, T, *control), loss (phases, n)
-    """
-    paths = [problem.follow(theta, x0) for theta in thetas]
-    return {
-        "time": problem.time,
-        "states": np.stack([path.states for path in paths]),
-        "controls": np.stack([path.controls for path in paths]),
-        "loss": np.stack([problem.losses(theta, x0)[0] for theta in thetas]),
-    }

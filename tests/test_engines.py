@@ -11,7 +11,7 @@ from commands import call
 from devices import PROBLEMS, SETTINGS, STEPS, error, long_simulated, loss_error
 
 import stablebptt as sb
-from stablebptt.tasks import training
+from stablebptt.tasks.runs import HISTORY
 from stablebptt.tasks.variants import gates
 
 SEEDS = [3, 0, 7]
@@ -98,7 +98,7 @@ def test_a_divergence_is_found(backend):
 def same_run(run, other):
     for name in ("theta", "best_theta"):
         assert np.array_equal(getattr(run, name), getattr(other, name)), name
-    for name in set(training.HISTORY) - {"seconds"}:
+    for name in set(HISTORY) - {"seconds"}:
         assert np.array_equal(run.history[name], other.history[name], equal_nan=True), name
 
 

@@ -23,7 +23,7 @@ from stablebptt.data import atomic, run_file, storage, summary
 from stablebptt.kernels.compiler import implements
 from stablebptt.kernels.generics import Controller, System, control, cost, step
 from stablebptt.kernels.structs import Struct
-from stablebptt.tasks import checks, optimizers, reports, rollouts, sweeps, training, variants
+from stablebptt.tasks import checks, optimizers, reports, rollouts, runs, sweeps, training, variants
 from stablebptt.tasks.cpu import Engine
 from stablebptt.tasks.engine import Loss
 from stablebptt.tasks.figures import _smoothed
@@ -285,9 +285,9 @@ def test_a_file_of_another_layout_is_refused(tmp_path):
         sb.load(tmp_path / "run.h5", problem=six("lists"))
     content, other = run_file.load(tmp_path / "run.h5"), six("lists")
     with pytest.raises(ValueError, match=r"another layout: gain/kernel is shape \(2, 3\) there, shape \(3, 2\) here"):
-        training._check_parameters(content, other, "run.h5")
+        runs._check_parameters(content, other, "run.h5")
     with pytest.raises(ValueError, match=r"another layout: k is no such parameter there, shape \(6,\) here"):
-        training._check_parameters(content, six(), "run.h5")
+        runs._check_parameters(content, six(), "run.h5")
     assert (tmp_path / "run.h5").read_bytes() == before
 
 

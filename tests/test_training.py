@@ -19,7 +19,7 @@ from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import training
 from stablebptt.tasks.cpu import Engine
 from stablebptt.tasks.engine import Loss
-from stablebptt.tasks.training import HISTORY
+from stablebptt.tasks.runs import HISTORY
 
 SMALL = {"train_count": 24, "test_count": 10, "batch_size": 8}
 
