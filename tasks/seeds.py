@@ -51,7 +51,7 @@ def train_seeds(
     check_training(problem, chosen[numbers[0]], checkpoint_seconds)
     if out is not None:
         check_options(problem)
-    paths = _paths(out, numbers, resume, force)
+    paths = _paths(out, numbers, resume=resume, force=force)
     for seed, path in paths.items():  # all are looked at before the first is changed
         if path is not None and resume and path.exists():
             resumed(path, problem, chosen[seed])
@@ -65,7 +65,7 @@ def train_seeds(
     )
 
 
-def _paths(out: str | Path | None, seeds: list[int], resume: bool, force: bool) -> dict[int, Path | None]:
+def _paths(out: str | Path | None, seeds: list[int], *, resume: bool, force: bool) -> dict[int, Path | None]:
     """A file for every seed."""
     if out is None:
         return dict.fromkeys(seeds)
@@ -74,7 +74,7 @@ def _paths(out: str | Path | None, seeds: list[int], resume: bool, force: bool) 
         raise FileExistsError(f"{folder} is a file; several seeds need a folder, for a run file each")
     folder.mkdir(parents=True, exist_ok=True)
     _allow_files(len(seeds))
-    return {seed: usable(folder / f"seed_{seed}.h5", resume, force) for seed in seeds}
+    return {seed: usable(folder / f"seed_{seed}.h5", resume=resume, force=force) for seed in seeds}
 
 
 def _allow_files(count: int) -> None:

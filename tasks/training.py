@@ -96,7 +96,7 @@ def train(
     """
     chosen = make_settings(variant=variant, epochs=epochs, seed=seed, **settings)
     check_training(problem, chosen, checkpoint_seconds)
-    path = None if out is None else usable(atomic.expanded(out), resume, force)
+    path = None if out is None else usable(atomic.expanded(out), resume=resume, force=force)
     if path is not None:
         check_options(problem)
     active = ActiveRun(problem, chosen, path, resume=resume, checkpoint_seconds=checkpoint_seconds, report=report)
@@ -253,7 +253,7 @@ class ActiveRun:
         lost = DivergedError(f"{self.problem.task} diverged in {place}: {error}", epoch=self.epoch, batch=batch, step=error.step)
         self.end(f"diverged: {lost}", lost)
 
-    def _save(self, status: str, rehearsal: bool = False) -> None:
+    def _save(self, status: str, *, rehearsal: bool = False) -> None:
         if self.path is not None:
             run = runs.run_of(self.problem, self.settings, self.progress, self.states["test"], status)
             run_file.save(self.path, run, self.progress, rehearsal=rehearsal)
@@ -321,7 +321,7 @@ def make_settings(**given: Any) -> Settings:
     return Settings(**given)
 
 
-def usable(path: FilePath, resume: bool, force: bool) -> FilePath:
+def usable(path: FilePath, *, resume: bool, force: bool) -> FilePath:
     """Find out before the work, not after it, that a file cannot be written."""
     atomic.check_folder(path)
     if path.exists() and not (resume or force):
