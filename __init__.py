@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from stablebptt.tasks.minimize import minimize_fun
     from stablebptt.tasks.optimizers import clip
     from stablebptt.tasks.problems import Axis, Problem
+    from stablebptt.tasks.runs import Run, load
     from stablebptt.tasks.seeds import train_seeds
     from stablebptt.tasks.sweeps import sweep
-    from stablebptt.tasks.training import Run, load, train
+    from stablebptt.tasks.training import train
 
 __all__ = [
     "Axis",
@@ -50,7 +51,8 @@ _HOMES = {
     "tasks.problems": ("Axis", "Problem"),
     "tasks.seeds": ("train_seeds",),
     "tasks.sweeps": ("sweep",),
-    "tasks.training": ("Run", "load", "train"),
+    "tasks.runs": ("Run", "load"),
+    "tasks.training": ("train",),
 }
 _ROOMS = ("adjoint", "data", "kernels", "tasks")
 

@@ -334,14 +334,14 @@ def _train(
     backend: str,
     **settings: Any,
 ) -> None:
-    from stablebptt.tasks import checks, on_backend, optimizers, training
+    from stablebptt.tasks import checks, on_backend, optimizers, training, variants
 
     rates = {"learning_rate": settings.pop("lr"), "momentum": settings.pop("momentum")}
     rates = {name: value for name, value in rates.items() if value is not None}
     with _usage():
         rule = optimizers.from_description({"name": optimizer, **rates})
         chosen = training.Settings(**settings, optimizer=rule)
-        training.gates(chosen.variant, problem.steps)
+        variants.gates(chosen.variant, problem.steps)
         checks.real("checkpoint_seconds", checkpoint_seconds, least=0)
         problem = on_backend(problem, backend)
         numbers = None if seeds is None else checks.span("seeds", seeds)
@@ -399,7 +399,7 @@ def _short(value: Any) -> str:
 
 
 def _epoch_record(progress: Any) -> dict[str, Any]:
-    from stablebptt.tasks.training import HISTORY
+    from stablebptt.tasks.runs import HISTORY
 
     return dict(zip(HISTORY, progress.history[-1]))
 
@@ -407,7 +407,7 @@ def _epoch_record(progress: Any) -> dict[str, Any]:
 @contextmanager
 def _progress(epochs: int, quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]]:
     """Something to report epochs to: a bar on a terminal, now and then a line elsewhere."""
-    from stablebptt.tasks.training import HISTORY
+    from stablebptt.tasks.runs import HISTORY
 
     if quiet and not as_json:
         yield lambda progress: None
@@ -470,17 +470,18 @@ def _simulate(
     problem: Any = None,
 ) -> None:
     from stablebptt.data import run_file as files
-    from stablebptt.tasks import on_backend, training
+    from stablebptt.tasks import on_backend
+    from stablebptt.tasks.runs import load, trajectories
 
     with _usage():
-        run = training.load(run_file, problem)
+        run = load(run_file, problem)
     if run.problem.task != task:
         raise click.UsageError(f"{run_file} is a run of {run.problem.task}; use 'stablebptt {run.problem.task} simulate'")
     _free(out, force)
     with _usage():
         x0 = run.problem.sample(count, seed)
         computed = on_backend(run.problem, backend)
-    paths = training.trajectories(computed, [run.best_theta if best else run.theta], x0)
+    paths = trajectories(computed, [run.best_theta if best else run.theta], x0)
     files.save_paths(out, run, paths, seed)
     loss = paths["loss"][0]
     _print({"file": str(out), "count": count, "mean_loss": float(loss.mean()), "worst_loss": float(loss.max())}, as_json)
@@ -706,8 +707,9 @@ def plot(
     'simulate' wrote, the trajectories are drawn.
     """
     from stablebptt.data import run_file
-    from stablebptt.tasks import figures, rollout_figures, training
+    from stablebptt.tasks import figures, rollout_figures
     from stablebptt.tasks.rollouts import load_rollouts
+    from stablebptt.tasks.runs import load
 
     if trajectory is None and len(files) == 1 and run_file.kind(files[0]) == run_file.PATHS_FORMAT:
         trajectory = 0
@@ -717,7 +719,7 @@ def plot(
         rollouts, number = load_rollouts(files[0]), trajectory
         _picture(out, force, lambda: rollout_figures.draw(rollouts, number))
         return
-    runs = [training.load(file) for file in files]
+    runs = [load(file) for file in files]
     _picture(out, force, lambda: figures.learning_curves(runs, curves, smooth))
 
 

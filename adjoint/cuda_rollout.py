@@ -1,6 +1,9 @@
-"""The adjoint sweep on a CUDA device; mirror image of `stablebptt.kernels.cuda_rollout`; docs/gpu.md.
+"""Adjoint of the rollout on a CUDA device; mirror image of `stablebptt.kernels.cuda_rollout`; docs/gpu.md.
 
 The cotangents of a tile ("bars") lie like the network's numbers, once per pair of gates: the state's rows hold the adjoint.
+
+    block's arena   that of the rollout | numbers 1 | numbers 2 | .. | lam_x | lam_c | cost        each number x TILE samples
+                                          m times `rows`               what the step gave back
 """
 
 import functools
@@ -46,6 +49,7 @@ from stablebptt.kernels.cuda_rollout import (
     TARGET,
     THETA,
     WINDOW,
+    Shared,
     follow,
     kernel,
     load_weights,
@@ -54,6 +58,18 @@ from stablebptt.kernels.cuda_rollout import (
     work_size,
 )  # fmt: skip
 from stablebptt.kernels.structs import Struct
+
+# What `over_block` makes of one number of every thread.
+SUM, LARGEST = range(2)
+
+
+class Gates(Struct):
+    """Gates (m, T) of the two paths, weights (T+1,) of the cost in the mean loss, and of the controls in the regulariser."""
+
+    physics: np.ndarray
+    network: np.ndarray
+    cost_weights: np.ndarray
+    effort_weight: float
 
 
 class Bars(Struct):
@@ -64,17 +80,10 @@ class Bars(Struct):
     lam_c: np.ndarray
     cost: np.ndarray
     gradient: np.ndarray
+    gates: Gates
     variants: int
     rows: int
-
-
-class Gates(Struct):
-    """Gates (m, T) of the two paths, weights (T+1,) of the cost in the mean loss, and of the controls in the regulariser."""
-
-    physics: np.ndarray
-    network: np.ndarray
-    cost_weights: np.ndarray
-    effort_weight: float
+    n_parameters: int
 
 
 @device
@@ -115,10 +124,10 @@ def layer_vjp(network, layer, bars):
 
 
 @device
-def state_vjp(network, bars, gates, t):
+def state_vjp(network, bars, t):
     """Add the open gates' share of the network's path to the adjoints."""
     for v in range(bars.variants):
-        gate, base, item = gates.network[v, t], v * bars.rows * TILE, thread()
+        gate, base, item = bars.gates.network[v, t], v * bars.rows * TILE, thread()
         while gate != 0 and item < network.n_state * QUADS:
             first, k = item % QUADS * QUAD, item // QUADS
             place = base + k * TILE + first
@@ -140,7 +149,7 @@ def add_to(array, place, value):
 
 
 @device
-def parameter_vjp(network, layer, bars, n_parameters):
+def parameter_vjp(network, layer, bars):
     """Add a time step's share to the gradients.
 
     A warp takes four rows of the kernel, or one of those that are left over, or the bias, and a thread every 32nd column.
@@ -152,7 +161,7 @@ def parameter_vjp(network, layer, bars, n_parameters):
     while item < bars.variants * items:
         v, number = item // items, item % items
         bar = (v * bars.rows + target) * TILE
-        place = v * n_parameters + table[layer, THETA]
+        place = v * bars.n_parameters + table[layer, THETA]
         if number < fours:
             four_rows_vjp(network, layer, bars, number * QUAD, bar, place + number * QUAD * outputs)
         elif number < items - 1:
@@ -224,8 +233,9 @@ def bias_vjp(network, layer, bars, bar, place):
 
 
 @device
-def step_back(system, loss, network, work, bars, gates, t):
+def step_back(episode, network, work, bars, t):
     """One sample's way back through the cost and the step of time step t, for all pairs of gates."""
+    gates = bars.gates
     n_state, n_control, variants, b = network.n_state, network.n_control, bars.variants, thread()
     x, c = column(network.numbers, b, n_state), column(network.numbers, n_state * TILE + b, n_control)
     x_next, scratch = column(work.x_next, b, n_state), column(work.scratch, b, work.scratch.size // TILE)
@@ -236,7 +246,7 @@ def step_back(system, loss, network, work, bars, gates, t):
     if gates.cost_weights[t + 1] != 0:
         for k in range(n_state):
             cost_bar[k] = zero
-        cost_vjp(loss, x_next, gates.cost_weights[t + 1], cost_bar)
+        cost_vjp(episode.loss, x_next, gates.cost_weights[t + 1], cost_bar)
         for v in range(variants):
             for k in range(n_state):
                 lam[v, k] += cost_bar[k]
@@ -245,7 +255,7 @@ def step_back(system, loss, network, work, bars, gates, t):
             lam_x[v, k] = zero
         for q in range(n_control):
             lam_c[v, q] = zero
-    step_sample_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch)
+    step_sample_vjp(episode.system, x, x_next, c, lam, lam_x, lam_c, scratch)
     for v in range(variants):
         gate = gates.physics[v, t]
         for k in range(n_state):
@@ -255,87 +265,86 @@ def step_back(system, loss, network, work, bars, gates, t):
 
 
 @device
-def sweep(system, loss, network, work, bars, gates, n, path, slot, n_parameters):
-    """Run the adjoints of n samples back through a path that `follow` has just left, and add to the gradients."""
+def rollout_vjp(episode, network, work, bars, n, path):
+    """Run the adjoints of n samples back along a path (T+1, rows * TILE) that `follow` has just left; add to the gradients."""
     layers, n_state = network.table.shape[0], network.n_state
     clear(bars.variants * bars.rows * TILE, bars.numbers)
-    for t in range(gates.physics.shape[1] - 1, -1, -1):
+    for t in range(bars.gates.physics.shape[1] - 1, -1, -1):
         copy(n_state * TILE, network.numbers, work.x_next)
         barrier()
-        copy(bars.rows * TILE, path[slot, t], network.numbers)
+        copy(bars.rows * TILE, path[t], network.numbers)
         barrier()
         if thread() < n:
-            step_back(system, loss, network, work, bars, gates, t)
+            step_back(episode, network, work, bars, t)
         barrier()
         for layer in range(layers - 1, 0, -1):
             layer_vjp(network, layer, bars)
-        state_vjp(network, bars, gates, t)
+        state_vjp(network, bars, t)
         for layer in range(layers):
-            parameter_vjp(network, layer, bars, n_parameters)
+            parameter_vjp(network, layer, bars)
         barrier()
 
 
 @inline
-def bars_size(rows, n_state, n_control, variants):
+def bars_size(episode, variants):
     """Numbers that a block needs for its cotangents; see `place_bars`."""
-    return TILE * (variants * (rows + n_state + n_control) + n_state)
+    return TILE * (variants * (episode.controller.rows + episode.n_state + episode.n_control) + episode.n_state)
 
 
 @device
-def place_bars(arena, sums, variants, rows, n_state, n_control):
-    """Lay the cotangents out in what is left of a block's arena."""
+def place_bars(arena, sums, gates, episode):
+    """Lay the cotangents out in what is left of a block's arena; sums (m * n_parameters,)."""
+    rows, n_state, n_control, variants = episode.controller.rows, episode.n_state, episode.n_control, gates.physics.shape[0]
     a = variants * rows * TILE
     b = a + variants * n_state * TILE
     c = b + variants * n_control * TILE
-    return Bars(arena[:a], arena[a:b], arena[b:c], arena[c : c + n_state * TILE], sums, variants, rows)
+    cost, n_parameters = arena[c : c + n_state * TILE], sums.size // variants
+    return Bars(arena[:a], arena[a:b], arena[b:c], cost, sums, gates, variants, rows, n_parameters)
 
 
 @functools.cache
-def make_gradient(dtype: Any, shared_work: bool, shared_weights: bool, shared_gradient: bool) -> Any:
-    """The kernel of gradients: rollout and sweep in one launch; grid (groups, trainings).
+def make_gradient(dtype: Any, shared: Shared) -> Any:
+    """The kernel of gradients: rollout and its adjoint in one launch; grid (groups, runs).
 
-    As `make_evaluate`, and: path (slots, T+1, rows * TILE) for all rows; gates; gradients (S, groups, m * n_parameters), each
-    group's share of the sum over its samples.
+    As `make_evaluate`, with all rows kept; gradients (S, groups, m * n_parameters): each group's share of the sum over its samples.
     """
+    shared_arena, shared_weights, shared_gradients = shared
 
     @kernel
-    def gradient(
-        system, loss, theta, x0, time_weights, table, rows, n_weights, n_control, n_scratch, path, physics, effort, spill,
-        gates, gradients,
-    ):  # fmt: skip
-        shared = gpu.shared.array(0, dtype) if SIMULATED else gpu.shared.array(0, dtype, 16)
-        training, group, groups = gpu.blockIdx.y, gpu.blockIdx.x, gpu.gridDim.x
-        batch, n_state, slot = x0.shape[1], x0.shape[2], training * groups + group
+    def gradient(episode, theta, x0, gates, paths, gradients):
+        memory = gpu.shared.array(0, dtype) if SIMULATED else gpu.shared.array(0, dtype, 16)
+        run, group, groups = gpu.blockIdx.y, gpu.blockIdx.x, gpu.gridDim.x
+        batch, slot, n_weights = x0.shape[1], run * groups + group, episode.controller.n_weights
         variants, n_parameters = gates.physics.shape[0], theta.shape[1]
-        first_size = work_size(rows, n_state, n_control, n_scratch)
-        size = first_size + bars_size(rows, n_state, n_control, variants)
-        arena = shared[:size] if shared_work else spill[slot]
-        begin = size if shared_work else 0
-        weights = shared[begin : begin + n_weights] if shared_weights else theta[training]
+        first_size = work_size(episode)
+        size = first_size + bars_size(episode, variants)
+        arena = memory[:size] if shared_arena else paths.spill[slot]
+        begin = size if shared_arena else 0
+        weights = memory[begin : begin + n_weights] if shared_weights else theta[run]
         begin += n_weights if shared_weights else 0
-        sums = shared[begin : begin + variants * n_parameters] if shared_gradient else gradients[training, group]
+        sums = memory[begin : begin + variants * n_parameters] if shared_gradients else gradients[run, group]
         if shared_weights:
-            load_weights(table, theta[training], weights)
+            load_weights(episode.controller.table, theta[run], weights)
         clear(variants * n_parameters, sums)
-        network, work = place_work(arena, table, weights, rows, n_state, n_control, n_scratch)
-        bars = place_bars(arena[first_size:], sums, variants, rows, n_state, n_control)
+        network, work = place_work(arena, weights, episode)
+        bars = place_bars(arena[first_size:], sums, gates, episode)
         for tile in range(group, (batch + TILE - 1) // TILE, groups):
             first = tile * TILE
-            n = start(x0[training], first, network, work)
-            costs, efforts = follow(system, loss, network, work, n, time_weights, path, slot, rows)
+            n = start(x0[run], first, network, work)
+            costs, efforts = follow(episode, network, work, n, paths, slot)
             if thread() < n:
-                physics[training, first + thread()] = costs
-                effort[training, first + thread()] = efforts
-            sweep(system, loss, network, work, bars, gates, n, path, slot, n_parameters)
-        if shared_gradient:
-            copy(variants * n_parameters, sums, gradients[training, group])
+                paths.physics[run, first + thread()] = costs
+                paths.effort[run, first + thread()] = efforts
+            rollout_vjp(episode, network, work, bars, n, paths.numbers[slot])
+        if shared_gradients:
+            copy(variants * n_parameters, sums, gradients[run, group])
 
     return gradient
 
 
 @device
-def over_block(value, places, largest):
-    """Sum of one number of every thread, in a fixed tree, or the largest of them; `places` holds one number per thread."""
+def over_block(value, places, what):
+    """`SUM` of one number of every thread, in a fixed tree, or `LARGEST` of them; `places` holds one number per thread."""
     places[thread()] = value
     barrier()
     count = threads()
@@ -343,7 +352,7 @@ def over_block(value, places, largest):
         rest = (count + 1) // 2
         if thread() + rest < count:
             a, b = places[thread()], places[thread() + rest]
-            places[thread()] = larger(a, b) if largest else a + b
+            places[thread()] = larger(a, b) if what == LARGEST else a + b
         barrier()
         count = rest
     total = places[0]
@@ -365,7 +374,7 @@ def scaled(x, largest):
 
 @functools.cache
 def make_join(dtype: Any) -> Any:
-    """The kernel that adds the groups' shares and joins R and M; grid (trainings,).
+    """The kernel that adds the groups' shares and joins R and M; grid (runs,).
 
     gradients (S, groups, m * n_parameters) -> sums (S, m, n_parameters); joined (S, n_parameters), of one gradient unused.
     results (S, 6): the largest components of both gradients, and, of both divided by theirs, the squares of R, M, the product
@@ -375,40 +384,40 @@ def make_join(dtype: Any) -> Any:
     @kernel
     def join(gradients, sums, joined, results):
         places = gpu.shared.array(0, dtype)
-        training, variants, n = gpu.blockIdx.x, sums.shape[1], sums.shape[2]
+        run, variants, n = gpu.blockIdx.x, sums.shape[1], sums.shape[2]
         zero = like(sums, 0.0)
         top_r, top_m = zero, zero
         for i in range(thread(), n, threads()):
             for v in range(variants):
                 total = zero
                 for group in range(gradients.shape[1]):
-                    total += gradients[training, group, v * n + i]
-                sums[training, v, i] = total
+                    total += gradients[run, group, v * n + i]
+                sums[run, v, i] = total
                 if v == 0:
                     top_r = larger(top_r, abs(total))
                 else:
                     top_m = larger(top_m, abs(total))
-        top_r, top_m = over_block(top_r, places, True), over_block(top_m, places, True)
+        top_r, top_m = over_block(top_r, places, LARGEST), over_block(top_m, places, LARGEST)
         rr, mm, rm, cc = zero, zero, zero, zero
         for i in range(thread(), n, threads()):
-            r = scaled(sums[training, 0, i], top_r)
+            r = scaled(sums[run, 0, i], top_r)
             rr += r * r
             if variants > 1:
-                m = scaled(sums[training, 1, i], top_m)
-                c = agreeing(sums[training, 1, i], sums[training, 0, i])
-                joined[training, i] = c
+                m = scaled(sums[run, 1, i], top_m)
+                c = agreeing(sums[run, 1, i], sums[run, 0, i])
+                joined[run, i] = c
                 c = scaled(c, top_m)
                 mm += m * m
                 rm += r * m
                 cc += c * c
-        rr, mm = over_block(rr, places, False), over_block(mm, places, False)
-        rm, cc = over_block(rm, places, False), over_block(cc, places, False)
+        rr, mm = over_block(rr, places, SUM), over_block(mm, places, SUM)
+        rm, cc = over_block(rm, places, SUM), over_block(cc, places, SUM)
         if thread() == 0:
-            results[training, 0] = top_r
-            results[training, 1] = top_m
-            results[training, 2] = rr
-            results[training, 3] = mm
-            results[training, 4] = rm
-            results[training, 5] = cc
+            results[run, 0] = top_r
+            results[run, 1] = top_m
+            results[run, 2] = rr
+            results[run, 3] = mm
+            results[run, 4] = rm
+            results[run, 5] = cc
 
     return join

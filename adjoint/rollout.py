@@ -92,25 +92,25 @@ def chunk_steps(batch: int) -> int:
     return max(1, CHUNK_ROWS // batch)
 
 
-def new_arena(episode: Any, batch: int, variants: int, dtype: Any, *, tape_bytes: int) -> Arena:
-    """An arena for m = variants adjoints of a batch; the tape keeps all time steps if they need no more than `tape_bytes`."""
+def new_arena(episode: Any, batch: int, adjoints: int, dtype: Any, *, tape_bytes: int) -> Arena:
+    """An arena for m adjoints of a batch; the tape keeps all time steps if they need no more than `tape_bytes`."""
     n_state, n_control, controller = episode.n_state, episode.n_control, episode.controller
     all_rows, rows = (len(episode.time_weights) - 1) * batch, chunk_steps(batch) * batch
     kept = all_rows * tape_width(controller) * np.dtype(dtype).itemsize <= tape_bytes
-    tape = new_tape(controller, dtype, rows=all_rows if kept else rows, chunk=rows, variants=variants, unit=n_control == 1)
-    path = forward.new_arena(episode, batch, dtype, tape=tape, kept=kept, variants=variants)
+    tape = new_tape(controller, dtype, rows=all_rows if kept else rows, chunk=rows, adjoints=adjoints, unit=n_control == 1)
+    path = forward.new_arena(episode, batch, dtype, tape=tape, kept=kept, adjoints=adjoints)
     bars = Bars(
-        aligned((batch, variants, n_state), dtype),
-        aligned((batch, variants, n_state), dtype),
-        aligned((batch, variants, n_control), dtype),
-        aligned((variants, rows, n_control), dtype),
+        aligned((batch, adjoints, n_state), dtype),
+        aligned((batch, adjoints, n_state), dtype),
+        aligned((batch, adjoints, n_control), dtype),
+        aligned((adjoints, rows, n_control), dtype),
         aligned((rows, n_control), dtype),
         aligned((rows, padded(n_state)), dtype),
         aligned((n_state,), dtype),
         path.scratch,
     )
     n = parameter_count(controller)
-    return Arena(path, bars, np.zeros((variants, n), dtype), np.zeros(n, dtype))
+    return Arena(path, bars, np.zeros((adjoints, n), dtype), np.zeros(n, dtype))
 
 
 @inline
@@ -127,11 +127,11 @@ def _is_open(gates, first, end):
 def _add_cost(loss, x, weight, bars):
     """Add the weighted derivative of the cost at x (B, n_state) to all adjoints."""
     lam, cost_bar = bars.lam, bars.cost_bar
-    batch, variants, n_state = lam.shape
+    batch, adjoints, n_state = lam.shape
     for b in range(batch):
         cost_bar[:] = 0
         cost_vjp(loss, x[b], weight, cost_bar)
-        for v in range(variants):
+        for v in range(adjoints):
             line = lam[b, v]
             for k in range(n_state):
                 line[k] += cost_bar[k]
@@ -145,7 +145,7 @@ def _step_back(episode, gates, path, bars, t, start):
     """
     time_weights, states, controls = episode.time_weights, path.states, path.controls
     lam, lam_x, lam_c, c_bar, x_bar = bars.lam, bars.lam_x, bars.lam_c, bars.c_bar, bars.x_bar
-    batch, variants, n_state = lam.shape
+    batch, adjoints, n_state = lam.shape
     n_control = controls.shape[2]
     effort = lam.dtype.type(effort_weight(episode.regularization, controls.size))
     if time_weights[t + 1] != 0:
@@ -154,7 +154,7 @@ def _step_back(episode, gates, path, bars, t, start):
     lam_c[:] = 0
     step_batch_vjp(episode.system, states[t], states[t + 1], controls[t], lam, lam_x, lam_c, bars.scratch)
     for b in range(batch):
-        for v in range(variants):
+        for v in range(adjoints):
             a = gates.physics[v, t]
             for q in range(n_control):
                 c_bar[v, start + b, q] = lam_c[b, v, q] + effort * controls[t, b, q]
@@ -197,7 +197,7 @@ def rollout_vjp(episode, gates, arena):
     controller, network, bars, ahead = episode.controller, gates.network, arena.bars, arena.forward
     weights, tape, kept, path = ahead.weights, ahead.tape, ahead.kept, ahead.path
     states, c_bar, ones, x_bar = path.states, bars.c_bar, bars.ones, bars.x_bar
-    variants, steps = network.shape
+    adjoints, steps = network.shape
     batch, n_state, scalar = states.shape[1], states.shape[2], c_bar.shape[2] == 1
     chunk = c_bar.shape[1] // batch
     clear(controller, tape)
@@ -219,11 +219,11 @@ def rollout_vjp(episode, gates, arena):
             start = (t - first) * batch
             _step_back(episode, gates, path, bars, t, start)
             if not scalar:
-                for v in range(variants):
+                for v in range(adjoints):
                     if _is_open(network[v : v + 1], first, end):
                         _network_path(controller, weights, tape, Rows(states[t], row + start, v, start), network[v, t], bars)
         if not scalar:
-            for v in range(variants):
+            for v in range(adjoints):
                 if not _is_open(network[v : v + 1], first, end):
                     control_batch_vjp(controller, weights, tape, Rows(x, row, v, 0), c_bar[v, :n])
         parameter_vjp(controller, weights, tape, rows, c_bar)

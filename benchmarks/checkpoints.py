@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import stablebptt as sb
-from stablebptt.tasks import training
-from stablebptt.tasks.training import TESTING, Settings
+from stablebptt.tasks import divergence, runs
+from stablebptt.tasks.problems import TESTING
+from stablebptt.tasks.training import Settings
 from stablebptt.tasks.variants import gates
 
 EPOCHS, REPEATS, INTERVAL = 1000, 15, 30.0
@@ -31,19 +32,19 @@ def measure(task, folder, **options):
     run = sb.train(problem, "C", 1, out=folder / f"{task}.h5")
     settings = Settings(epochs=EPOCHS)
     testing = problem.sample(settings.test_count, 0, TESTING)
-    row = tuple(run.history[name][0] for name in training.HISTORY)
+    row = tuple(run.history[name][0] for name in runs.HISTORY)
     theta = run.theta
     state = settings.optimizer.init(theta)
-    progress = training.Progress(EPOCHS, theta, state, theta, 1.0, 1, tuple(row for _ in range(EPOCHS)))
+    progress = runs.Progress(EPOCHS, theta, state, theta, 1.0, 1, tuple(row for _ in range(EPOCHS)))
 
     def save():
-        training.run_file.save(folder / "long.h5", training._run(problem, settings, progress, testing, "running"), progress)
+        runs.run_file.save(folder / "long.h5", runs.run_of(problem, settings, progress, testing, "running"), progress)
 
     seconds = median_seconds(save, REPEATS)
     x0, opened = problem.sample(8), gates("C", problem.steps, problem.dtype)
-    result = problem.differentiate(theta, x0, opened)
-    update = median_seconds(lambda: problem.differentiate(theta, x0, opened), 200)
-    look = median_seconds(lambda: problem.check(result, theta, x0, opened), 2000)
+    result = next(problem.engine.gradients([theta], [x0], opened))
+    update = median_seconds(lambda: next(problem.engine.gradients([theta], [x0], opened)), 200)
+    look = median_seconds(lambda: divergence.check_gradient(problem, result, theta, x0, opened), 2000)
     size = (folder / "long.h5").stat().st_size
     print(
         f"{task:<10} checkpoint {1e3 * seconds:6.1f} ms, {size / 1e3:5.0f} kB, "

@@ -10,7 +10,7 @@ how many instructions the warps issue, and the time that takes at 4 per cycle.
 import argparse
 import re
 import sys
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ def kernels(problem, variants=2):
     """Kernels of a problem as (name, PTX, shared bytes), compiled with the arguments that they get."""
     from numba import cuda, typeof, types
 
-    from stablebptt.adjoint.cuda_sweep import make_gradient, make_join
+    from stablebptt.adjoint.cuda_rollout import make_gradient, make_join
     from stablebptt.kernels.cuda_rollout import make_evaluate
     from stablebptt.tasks import cuda as backend
     from stablebptt.tasks.variants import gates
@@ -64,20 +64,19 @@ def kernels(problem, variants=2):
 
         keep = send
 
-    made = backend.CudaProblem(**{f.name: getattr(problem, f.name) for f in fields(problem) if f.name != "_spaces"})
+    made = replace(problem, backend="cuda")
     kind, queue, x0 = np.dtype(made.dtype), Host(), made.sample(8)
     real = types.float32 if kind == np.float32 else types.float64
     opened = gates("C" if variants == 2 else "R", made.steps, made.dtype)
     given = backend.DeviceGates(opened.physics, opened.network, np.zeros(made.steps + 1, kind), kind.type(0))
     results = np.empty((1, 1, 1), kind), np.empty((1, variants, 1), kind), np.empty((1, 1), kind), np.empty((1, 6), kind)
     found = []
-    for name, count, make, more in (
-        ("rollout", 0, make_evaluate, (0,)),
-        ("gradient", variants, make_gradient, (given, np.empty((1, 1, 1), kind))),
-    ):
+    for name, count, make in (("rollout", 0, make_evaluate), ("gradient", variants, make_gradient)):
         chosen = backend.plan(made, count, SHARED_BYTES)
-        arguments = (*made._arguments(queue, chosen, [made.init()], [x0], 1, 1, name), *more)
-        found.append((name, make(real, *chosen.shared), arguments, chosen.shared_bytes))
+        arguments = made.engine._given(queue, chosen, [made.init()], [x0], name)
+        paths = made.engine._paths_on(queue, chosen, (1, 8, 1, 1), name)
+        arguments += (given, paths, np.empty((1, 1, 1), kind)) if count else (paths,)
+        found.append((name, make(real, chosen.shared), arguments, chosen.shared_bytes))
     found.append(("join", make_join(real), results, backend.THREADS * kind.itemsize))
     options = {"cc": CAPABILITY, "device": False, "abi": "numba", "output": "ptx"}
     return [
@@ -129,7 +128,7 @@ def execute():
         theta, x0 = problem.init(1), problem.sample(8)
         for variant in "RMC":
             machine.total = 0
-            problem.differentiate(theta, x0, gates(variant, problem.steps, problem.dtype))
+            next(problem.engine.gradients([theta], [x0], gates(variant, problem.steps, problem.dtype)))
             needed = multiply_adds(problem, variant) / 32
             milliseconds = 1e3 * machine.total / 4 / 1.98e9
             print(f"{f'{title}, {variant}':<40}{machine.total:>18,}{needed / machine.total:>14.0%} {milliseconds:>26.2f}")

@@ -14,7 +14,7 @@ from numba import cuda, float32
 from updates import operations
 
 import stablebptt as sb
-from stablebptt.tasks.cuda import device_name
+from stablebptt.tasks.cuda import device_name, path_bytes
 from stablebptt.tasks.variants import gates
 
 PROBLEMS = {
@@ -76,10 +76,10 @@ class Updates:
         self.thetas = [problem.init(seed) for seed in range(trainings)]
         self.states = [self.rule.init(theta) for theta in self.thetas]
         self.x0s = [problem.sample(batch, seed) for seed in range(trainings)]
-        self.queue = problem._queue(0)
+        self.queue = problem.engine.queue(0)
 
     def with_copies(self):
-        return list(self.problem.differentiate_all(self.thetas, self.x0s, self.opened))
+        return list(self.problem.engine.gradients(self.thetas, self.x0s, self.opened, queue=0))
 
     def complete(self):
         for theta, state, found in zip(self.thetas, self.states, self.with_copies()):
@@ -91,7 +91,7 @@ class Updates:
         for _ in range(repeats):
             begin, end = cuda.event(), cuda.event()
             begin.record(self.queue.stream)
-            pending = self.problem.differentiate_all(self.thetas, self.x0s, self.opened)
+            pending = self.problem.engine.gradients(self.thetas, self.x0s, self.opened, queue=0)
             end.record(self.queue.stream)
             list(pending)
             end.synchronize()
@@ -102,7 +102,7 @@ class Updates:
 def floor(problem, trainings, batch, flops, bandwidth):
     """Milliseconds below which no device with these rates comes: operations, and activations written once and read once."""
     samples = trainings * batch
-    work, moved = operations(problem)[3] / 8 * samples, 2 * problem._path_bytes(8) / 8 * samples
+    work, moved = operations(problem)[3] / 8 * samples, 2 * path_bytes(problem, 8) / 8 * samples
     return 1e3 * max(work / flops, moved / bandwidth)
 
 
@@ -117,7 +117,7 @@ def table(title, task, options, small, flops, bandwidth):
     for trainings, batch in cases:
         theta, x0 = cpu.init(), cpu.sample(min(batch, 512))  # beyond, the CPU's time is the number of samples times this
         repeats = 3 if trainings * batch > 4096 or small else 20
-        alone = seconds(lambda theta=theta, x0=x0: cpu.differentiate(theta, x0, opened), repeats)
+        alone = seconds(lambda theta=theta, x0=x0: next(cpu.engine.gradients([theta], [x0], opened)), repeats)
         alone *= 1e3 * trainings * batch / len(x0)
         updates = Updates(gpu, trainings, batch)
         updates.with_copies()

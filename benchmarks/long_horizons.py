@@ -27,7 +27,7 @@ def arena_bytes(problem):
         names = getattr(item, "fields", None) or getattr(item, "__dataclass_fields__", ())
         return sum(total(getattr(item, name)) for name in names)
 
-    return sum(total(space) for space in problem._spaces.gradients.values())
+    return sum(total(arena) for arena in problem.engine._arenas.gradients.values())
 
 
 def peak():

@@ -79,20 +79,20 @@ def measure(name, task, options, repeats):
     x0, theta = problem.sample(BATCH), problem.init()
     theta = theta + np.float32(0.01) * np.random.default_rng(0).standard_normal(theta.shape).astype(np.float32)
     opened = {v: gates(v, problem.steps, problem.dtype) for v in "RMC"}
-    chosen = training.Settings(variant="C", epochs=1)
+    settings = training.Settings(variant="C", epochs=1)
     states = problem.sample(256, 1), problem.sample(256, 2)
-    start = training._start(problem, chosen)
 
     def evaluation():
         for part in states:
             problem.losses(theta, part)
 
     def epoch():
-        training.drive(problem, opened["C"], training._epoch(problem, chosen, opened["C"], start, *states))
+        run = training.ActiveRun(problem, settings, None, resume=False, checkpoint_seconds=30.0, report=None)
+        training.advance([run])
 
     jobs = [
-        lambda: problem._evaluate(theta, x0),
-        *(lambda v=v: problem.differentiate(theta, x0, opened[v]) for v in "RMC"),
+        lambda: problem.engine._rolled_out(theta, x0),
+        *(lambda v=v: next(problem.engine.gradients([theta], [x0], opened[v])) for v in "RMC"),
     ]
     (peak, peak_ops), (blas, blas_ops) = inner_kernel(), sgemm()
     for job in (*jobs, peak, blas, epoch, evaluation):

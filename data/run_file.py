@@ -71,7 +71,7 @@ def best(history: Mapping[str, np.ndarray]) -> tuple[int, float]:
 
 
 def save(path: str | Path, run: Any, progress: Any, *, rehearsal: bool = False) -> None:
-    """Write a run (`tasks.training.Run`) and what resuming needs (`tasks.training.Progress`), as a whole.
+    """Write a run (`tasks.runs.Run`) and what resuming needs (`tasks.runs.Progress`), as a whole.
 
     In a `rehearsal` all is done but the last step: what can go wrong is seen, and an old file stays.
     """

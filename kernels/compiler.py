@@ -49,7 +49,7 @@ def block(function: Callable) -> Callable:
     return compiled_as(function, lambda *arguments: function, forceinline=False)
 
 
-def compiled_as(function: Callable, resolve: Callable, forceinline: bool) -> Callable:
+def compiled_as(function: Callable, resolve: Callable, *, forceinline: bool) -> Callable:
     """Let compiled code call `function`; `resolve` gets the types and says what is compiled.
 
     For a CUDA device without flags: it takes any of them for leave to use approximate sines, and contracts anyway.
@@ -81,7 +81,7 @@ def generic_block(declaration: Callable) -> Any:
     return _generic(declaration, forceinline=False)
 
 
-def _generic(declaration: Callable, forceinline: bool) -> Any:
+def _generic(declaration: Callable, *, forceinline: bool) -> Any:
     methods: dict[type, Callable] = {}
     name = declaration.__name__
 
@@ -107,7 +107,7 @@ def _generic(declaration: Callable, forceinline: bool) -> Any:
             raise TypingError(str(error)) from None
 
     function.methods = methods  # type: ignore[attr-defined]
-    return compiled_as(function, resolve, forceinline)
+    return compiled_as(function, resolve, forceinline=forceinline)
 
 
 def implements(function: Any, cls: type[Struct]) -> Callable[[Callable], Callable]:

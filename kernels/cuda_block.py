@@ -110,14 +110,14 @@ def _store4(typing_context, array, place, values):
     return types.void(array, types.intp, types.UniTuple(array.dtype, QUAD)), generate
 
 
-def _strided(context: Any, builder: Any, array: Any, value: Any, first: Any, shape: tuple, lengths: tuple) -> Any:
-    """A view whose strides are multiples of one row of a tile."""
+def _strided(context: Any, builder: Any, array: Any, data: Any, shape: tuple, lengths: tuple) -> Any:
+    """A view, from the address `data` on, whose strides are multiples of one row of a tile."""
     size = array.dtype.bitwidth // 8
     step = ir.Constant(ir.IntType(64), TILE * size)
     result = make_array(types.Array(array.dtype, len(shape), "A"))(context, builder)
     populate_array(
         result,
-        data=_at(context, builder, array, value, first),
+        data=data,
         shape=shape,
         strides=(*(builder.mul(length, step) for length in lengths), step),
         itemsize=ir.Constant(ir.IntType(64), size),
@@ -130,7 +130,7 @@ def _strided(context: Any, builder: Any, array: Any, value: Any, first: Any, sha
 def _column(typing_context, array, first, count):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         value, first, count = arguments
-        return _strided(context, builder, array, value, first, (count,), ())
+        return _strided(context, builder, array, _at(context, builder, array, value, first), (count,), ())
 
     return types.Array(array.dtype, 1, "A")(array, types.intp, types.intp), generate
 
@@ -139,7 +139,7 @@ def _column(typing_context, array, first, count):
 def _columns(typing_context, array, first, rows, length, count):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         value, first, rows, length, count = arguments
-        return _strided(context, builder, array, value, first, (rows, count), (length,))
+        return _strided(context, builder, array, _at(context, builder, array, value, first), (rows, count), (length,))
 
     index = types.intp
     return types.Array(array.dtype, 2, "A")(array, index, index, index, index), generate

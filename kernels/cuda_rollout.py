@@ -1,11 +1,15 @@
 """Rollouts on a CUDA device: one launch for all time steps; docs/gpu.md.
 
-A block follows one tile of samples of one training. Its threads share the products of the network; the simulator runs one
+A block follows one tile of samples of one run. Its threads share the products of the network; the simulator runs one
 thread per sample, with the very functions of the CPU.
+
+    block's arena   state | control | hidden 0 | hidden 1 | ..  | partial sums | x_next | scratch      each number x TILE samples
+                    `rows` numbers, which paths keep              of the last    of the simulator
+                                                                  layer
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda, types
@@ -31,13 +35,48 @@ from stablebptt.kernels.cuda_block import (
     thread,
     threads,
 )  # fmt: skip
-from stablebptt.kernels.generics import cost, step_sample
+from stablebptt.kernels.generics import cost, sample_scratch, step_sample
 from stablebptt.kernels.structs import Struct
 
 # Columns of a table of layers.
 SOURCE, INPUTS, STEP, WINDOW, POSITIONS, OUTPUTS, TARGET, KERNEL, BIAS, LINE, THETA = range(11)
 # The long sums of the last layer are cut into this many parts.
 PARTS = 16
+
+
+class Layout(Struct):
+    """How a controller fills a block: table of its layers, rows of a block's numbers, numbers of weights and of `step_sample`.
+
+    An `Episode` on a device has this for its controller.
+    """
+
+    table: np.ndarray
+    rows: int
+    n_weights: int
+    n_scratch: int
+
+
+class Shared(NamedTuple):
+    """What lies in a block's shared memory: its arena, the weights, the gradients."""
+
+    arena: bool
+    weights: bool
+    gradients: bool = False
+
+
+class Paths(Struct):
+    """What rollouts leave.
+
+    numbers (slots, T+1, kept * TILE) : the first `kept` rows of every step, of states first and controls then; a slot per block
+    physics, effort (S, B) : loss parts
+    spill (slots, ..) : a block's arena where shared memory is too small (else one number)
+    """
+
+    numbers: np.ndarray
+    kept: int
+    physics: np.ndarray
+    effort: np.ndarray
+    spill: np.ndarray
 
 
 class Network(Struct):
@@ -77,15 +116,15 @@ def kernel(function: Any) -> Any:
     return cuda.jit(**options)(function)
 
 
-def network_table(controller: Any, n_state: int, n_control: int, padded: bool) -> tuple[np.ndarray, int, int]:
-    """Table of the layers, rows of a block's numbers, and numbers of the weights.
+def new_layout(episode: Any, *, padded: bool) -> Layout:
+    """The layout of an episode's network.
 
     Layer by layer, output ``p * OUTPUTS + j`` sees the window of inputs that begins at ``p * STEP``. With `padded`, rows of the
     weights have odd length: neighbouring threads then read different banks of shared memory, in both directions.
     """
-    table, rows, place, theta = [], n_state + n_control, 0, 0
+    n_state, windows = episode.n_state, episode.controller.windows()
+    table, rows, place, theta = [], n_state + episode.n_control, 0, 0
     source, inputs = 0, n_state
-    windows = controller.windows()
     for number, (step, window, positions, outputs) in enumerate(windows):
         last = number == len(windows) - 1
         target, line = n_state if last else rows, outputs | 1 if padded else outputs
@@ -94,7 +133,7 @@ def network_table(controller: Any, n_state: int, n_control: int, padded: bool) -
         rows += 0 if last else inputs
         place += window * line + outputs
         theta += window * outputs + outputs
-    return np.array(table, np.int64), rows, place
+    return Layout(np.array(table, np.int64), rows, place, sample_scratch(episode.system))
 
 
 @device
@@ -191,12 +230,13 @@ def start(x0, first, network, work):
 
 
 @device
-def follow(system, loss, network, work, n, time_weights, path, slot, kept):
-    """Roll n samples out; the first `kept` rows of every step go to ``path[slot]`` (T+1, kept * TILE).
+def follow(episode, network, work, n, paths, slot):
+    """Roll n samples out, and keep the first rows of every step in a slot.
 
     Returns the weighted cost and the sum of squared controls of this thread's sample; the cost is NaN if its last state is
     not finite. The last states are left in the network's numbers.
     """
+    time_weights, kept, path = episode.time_weights, paths.kept, paths.numbers
     numbers, n_state, n_control, b = network.numbers, network.n_state, network.n_control, thread()
     physics, effort = like(numbers, 0.0), like(numbers, 0.0)
     steps = time_weights.size - 1
@@ -205,9 +245,9 @@ def follow(system, loss, network, work, n, time_weights, path, slot, kept):
         if b < n:
             x, c = column(numbers, b, n_state), column(numbers, n_state * TILE + b, n_control)
             x_next = column(work.x_next, b, n_state)
-            step_sample(system, x, c, x_next, column(work.scratch, b, work.scratch.size // TILE))
+            step_sample(episode.system, x, c, x_next, column(work.scratch, b, work.scratch.size // TILE))
             if time_weights[t + 1] != 0:
-                physics += time_weights[t + 1] * cost(loss, x_next)
+                physics += time_weights[t + 1] * cost(episode.loss, x_next)
             for q in range(n_control):
                 effort += c[q] * c[q]
         if kept > 0:
@@ -225,54 +265,51 @@ def follow(system, loss, network, work, n, time_weights, path, slot, kept):
 
 
 @inline
-def work_size(rows, n_state, n_control, n_scratch):
-    """Numbers that a block needs besides the weights; see `place_work`."""
-    return TILE * (rows + PARTS * n_control + n_state + n_scratch)
+def work_size(episode):
+    """Numbers of a block's arena; see `place_work`."""
+    layout = episode.controller
+    return TILE * (layout.rows + PARTS * episode.n_control + episode.n_state + layout.n_scratch)
 
 
 @device
-def place_work(arena, table, weights, rows, n_state, n_control, n_scratch):
+def place_work(arena, weights, episode):
     """Lay a block's arrays out in its arena."""
-    a = rows * TILE
+    layout, n_state, n_control = episode.controller, episode.n_state, episode.n_control
+    a = layout.rows * TILE
     b = a + PARTS * n_control * TILE
     c = b + n_state * TILE
-    network = Network(table, weights, arena[:a], arena[a:b], n_state, n_control)
-    return network, Work(arena[b:c], arena[c : c + n_scratch * TILE])
+    network = Network(layout.table, weights, arena[:a], arena[a:b], n_state, n_control)
+    return network, Work(arena[b:c], arena[c : c + layout.n_scratch * TILE])
 
 
 @functools.cache
-def make_evaluate(dtype: Any, shared_work: bool, shared_weights: bool) -> Any:
-    """The kernel that rolls controllers out; grid (groups, trainings).
+def make_evaluate(dtype: Any, shared: Shared) -> Any:
+    """The kernel that rolls controllers out; grid (groups, runs).
 
-    system, loss : structs; theta (S, n_parameters); x0 (S, B, n_state); time_weights (T+1,)
-    table, rows, n_weights : see `network_table`; n_control; n_scratch : `System.sample_scratch`
-    path (slots, T+1, kept * TILE), kept : rows to keep, of states first and controls then; a slot per block
-    physics, effort (S, B) : loss parts
-    spill (slots, numbers) : a block's work space where shared memory is too small (else one number)
+    episode : its controller is a `Layout`
+    theta (S, n_parameters), x0 (S, B, n_state)
     """
+    shared_arena, shared_weights = shared.arena, shared.weights
 
     @kernel
-    def evaluate(
-        system, loss, theta, x0, time_weights, table, rows, n_weights, n_control, n_scratch, path, physics, effort, spill,
-        kept,
-    ):  # fmt: skip
-        shared = gpu.shared.array(0, dtype) if SIMULATED else gpu.shared.array(0, dtype, 16)
-        training, group, groups = gpu.blockIdx.y, gpu.blockIdx.x, gpu.gridDim.x
-        batch, n_state, slot = x0.shape[1], x0.shape[2], training * groups + group
-        size = work_size(rows, n_state, n_control, n_scratch)
-        arena = shared[:size] if shared_work else spill[slot]
-        begin = size if shared_work else 0
-        weights = shared[begin : begin + n_weights] if shared_weights else theta[training]
+    def evaluate(episode, theta, x0, paths):
+        memory = gpu.shared.array(0, dtype) if SIMULATED else gpu.shared.array(0, dtype, 16)
+        run, group, groups = gpu.blockIdx.y, gpu.blockIdx.x, gpu.gridDim.x
+        batch, slot, n_weights = x0.shape[1], run * groups + group, episode.controller.n_weights
+        size = work_size(episode)
+        arena = memory[:size] if shared_arena else paths.spill[slot]
+        begin = size if shared_arena else 0
+        weights = memory[begin : begin + n_weights] if shared_weights else theta[run]
         if shared_weights:
-            load_weights(table, theta[training], weights)
-        network, work = place_work(arena, table, weights, rows, n_state, n_control, n_scratch)
+            load_weights(episode.controller.table, theta[run], weights)
+        network, work = place_work(arena, weights, episode)
         for tile in range(group, (batch + TILE - 1) // TILE, groups):
             first = tile * TILE
-            n = start(x0[training], first, network, work)
-            costs, efforts = follow(system, loss, network, work, n, time_weights, path, slot, kept)
+            n = start(x0[run], first, network, work)
+            costs, efforts = follow(episode, network, work, n, paths, slot)
             if thread() < n:
-                physics[training, first + thread()] = costs
-                effort[training, first + thread()] = efforts
+                paths.physics[run, first + thread()] = costs
+                paths.effort[run, first + thread()] = efforts
             barrier()
 
     return evaluate

@@ -74,14 +74,14 @@ def tape_width(controller: Any) -> int:
     return 0 if isinstance(controller, Controller) else controller.width
 
 
-def new_tape(controller: Any, dtype: Any, *, rows: int, chunk: int, variants: int, unit: bool) -> Any:
-    """What passes from the forward to the backward pass, for `rows` stored rows, `chunk` rows at once and m = variants.
+def new_tape(controller: Any, dtype: Any, *, rows: int, chunk: int, adjoints: int, unit: bool) -> Any:
+    """What passes from the forward to the backward pass, for `rows` stored rows, `chunk` rows at once and m adjoints.
 
-    unit : the cotangents inside the network are those of the cotangent 1 of the only control; they serve all variants
+    unit : the cotangents inside the network are those of the cotangent 1 of the only control; they serve all adjoints
     """
     if isinstance(controller, Controller):
-        return GradientTape(np.zeros((variants, parameter_count(controller)), dtype))
-    return controller.tape(dtype, rows=rows, chunk=chunk, variants=variants, unit=unit)
+        return GradientTape(np.zeros((adjoints, parameter_count(controller)), dtype))
+    return controller.tape(dtype, rows=rows, chunk=chunk, adjoints=adjoints, unit=unit)
 
 
 @generic

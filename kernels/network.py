@@ -110,23 +110,23 @@ class Network(Struct):
         """Per layer: numbers from window to window, numbers in a window, windows, outputs per window."""
         return [(a.stride * a.inputs, a.taps * a.inputs, a.positions, a.outputs) for a in self.layers()]
 
-    def tape(self, dtype: type, *, rows: int, chunk: int, variants: int, unit: bool) -> "Tape":
-        """Arenas for `rows` stored rows and `chunk` rows at once backwards, of `variants` gradients; see `new_tape`."""
+    def tape(self, dtype: type, *, rows: int, chunk: int, adjoints: int, unit: bool) -> "Tape":
+        """Arenas for `rows` stored rows and `chunk` rows at once backwards, of `adjoints` gradients; see `new_tape`."""
         *hidden, last = self.layers()
-        widest = max(padded(variants * max(layer.apart, layer.outputs)) for layer in hidden)
+        widest = max(padded(adjoints * max(layer.apart, layer.outputs)) for layer in hidden)
         seen = hidden[0].below
         return Tape(
             rows,
             chunk,
             unit,
             aligned((rows * self.width,), dtype),
-            aligned((1 if unit else variants, chunk * self.width), dtype),
+            aligned((1 if unit else adjoints, chunk * self.width), dtype),
             aligned((chunk + 1, widest), dtype),  # `scale` may write beyond the last row
             aligned((chunk, max(layer.rows for layer in hidden)), dtype),
             aligned((chunk, seen), dtype),
             aligned((hidden[-1].gradient + hidden[-1].rows, widest), dtype),
-            aligned((variants * last.outputs, last.taps * last.below), dtype),
-            aligned((variants, last.outputs), dtype),
+            aligned((adjoints * last.outputs, last.taps * last.below), dtype),
+            aligned((adjoints, last.outputs), dtype),
             aligned((max(widest, seen),), dtype),
         )
 
@@ -135,7 +135,7 @@ class Tape(Struct):
     """What the forward pass leaves for the backward pass, and the backward pass's own arenas (m gradients, n rows at once).
 
     rows, chunk : rows of hidden, rows of deltas
-    unit : whether deltas are those of the cotangent 1 (of the only control), one slot for all variants; else a slot for each
+    unit : whether deltas are those of the cotangent 1 (of the only control), one slot for all adjoints; else a slot for each
     hidden : activations; deltas (1 or m, ..) : their cotangents, laid out alike
     scaled (chunk + 1, widest), windows (chunk, rows), seen (chunk, below) : scratch: what is scaled, cotangents of windows
     gradient (rows, widest) : per hidden layer its kernel, then its bias; the m gradients side by side

@@ -57,8 +57,8 @@ class Arena(Struct):
     scratch: np.ndarray
 
 
-def new_arena(episode: Any, batch: int, dtype: Any, *, tape: Any = None, kept: bool = False, variants: int = 1) -> Arena:
-    """An arena for `batch` samples; for a way back with m = variants adjoints with its `tape` (`kept`: with T * B rows)."""
+def new_arena(episode: Any, batch: int, dtype: Any, *, tape: Any = None, kept: bool = False, adjoints: int = 1) -> Arena:
+    """An arena for `batch` samples; for a way back with m adjoints with its `tape` (`kept`: with T * B rows)."""
     steps, controller = len(episode.time_weights) - 1, episode.controller
     path = Path(
         aligned((steps + 1, batch, episode.n_state), dtype),
@@ -67,8 +67,8 @@ def new_arena(episode: Any, batch: int, dtype: Any, *, tape: Any = None, kept: b
         np.zeros(batch),
     )
     if tape is None:
-        tape = new_tape(controller, dtype, rows=batch, chunk=1, variants=1, unit=True)
-    scratch = aligned((scratch_size(episode.system, batch, variants),), dtype)
+        tape = new_tape(controller, dtype, rows=batch, chunk=1, adjoints=1, unit=True)
+    scratch = aligned((scratch_size(episode.system, batch, adjoints),), dtype)
     return Arena(aligned((weight_count(controller),), dtype), path, tape, kept, scratch)
 
 

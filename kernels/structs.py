@@ -161,7 +161,7 @@ class Struct:
         cls._methods[generic] = method
 
     @classmethod
-    def fingerprint(cls, renew: bool = False) -> str:
+    def fingerprint(cls, *, renew: bool = False) -> str:
         """Hash of all that decides the machine code of the methods; `renew`: look again at what they read."""
         if cls._print is None or renew:
             cls._print = fingerprints.of_struct(cls)

@@ -155,7 +155,7 @@ def point(name: str, value: Any) -> tuple[float, float]:
     return real(f"{name}[0]", value[0]), real(f"{name}[1]", value[1])
 
 
-def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any, finite: bool = True) -> np.ndarray:
+def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any, *, finite: bool = True) -> np.ndarray:
     """A contiguous array of (finite) numbers of the given shape; a letter in `shape` stands for any length above 0."""
     unmasked(name, value)
     try:

@@ -1,40 +1,40 @@
-"""Problems on a CUDA device: many trainings in one launch; docs/gpu.md.
+"""The engine "cuda": rollouts and gradients on a CUDA device, many runs in one launch; docs/gpu.md.
 
 Imported only where the backend "cuda" is asked for.
 """
 
 import functools
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numba import cuda, from_dtype
 
-from stablebptt.adjoint.cuda_sweep import Gates as DeviceGates
-from stablebptt.adjoint.cuda_sweep import bars_size, make_gradient, make_join
+from stablebptt.adjoint.cuda_rollout import Gates as DeviceGates
+from stablebptt.adjoint.cuda_rollout import bars_size, make_gradient, make_join
 from stablebptt.kernels.cuda_block import SIMULATED, TILE
-from stablebptt.kernels.cuda_rollout import make_evaluate, network_table, work_size
-from stablebptt.kernels.generics import sample_scratch
+from stablebptt.kernels.cuda_rollout import Paths, Shared, make_evaluate, new_layout, work_size
 from stablebptt.kernels.network import Network
+from stablebptt.kernels.rollout import Episode, effort_weight
 from stablebptt.kernels.structs import Struct
+from stablebptt.tasks.engine import ALONE, Evaluation, Gradient, Loss
 from stablebptt.tasks.errors import BackendError
-from stablebptt.tasks.problems import Gradient, Loss, PathSpace, Problem
+from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.variants import Gates
 
-# One training fills one block of a device: no need to say so at every launch.
+# One run fills one block of a device: no need to say so at every launch.
 warnings.filterwarnings("ignore", message="Grid size")
 
 # What the kernels compute layer by layer. (A class made of one of these may compute something else.)
 # More threads would not find registers: the kernels use up to 255 of 65,536. (The simulator's threads are expensive.)
 THREADS = 32 if SIMULATED else 256
-# Blocks that share the samples of one training: decided by its batch alone, so that sums are always cut alike.
+# Blocks that share the samples of one run: decided by its batch alone, so that sums are always cut alike.
 MOST_GROUPS = 128
-# The lane of single calls, which may come between a launch of many and the last of its results.
-ALONE = -1
-# Share of the device's memory for the activations of one launch (there are two at a time); more trainings take several launches.
+# Share of the device's memory for the activations of one launch (there are two at a time); more runs take several launches.
 PATH_SHARE = 0.4
 MOST_BLOCKS = 65535
 SIMULATED_SHARED, SIMULATED_MEMORY = 227 << 10, 1 << 30
@@ -42,14 +42,12 @@ SIMULATED_SHARED, SIMULATED_MEMORY = 227 << 10, 1 << 30
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a kernel keeps what: flags for the kernel, the layers' table, sizes."""
+    """Where a kernel keeps what: in how much shared memory, how much spilled; the episode, with the layout for its controller."""
 
-    shared: tuple[bool, ...]
+    shared: Shared
     shared_bytes: int
     spill: int
-    table: np.ndarray
-    rows: int
-    n_weights: int
+    episode: Episode
 
 
 def plan(problem: Problem, variants: int, capacity: int) -> Plan:
@@ -57,18 +55,24 @@ def plan(problem: Problem, variants: int, capacity: int) -> Plan:
 
     variants: gradients m of the kernel, or 0 if it only rolls out.
     """
-    n_state, n_control, scratch = problem.n_state, problem.n_control, sample_scratch(problem.system)
-    item = np.dtype(problem.dtype).itemsize
-    table, rows, weights = network_table(problem.controller, n_state, n_control, True)
-    work = work_size(rows, n_state, n_control, scratch) + (bars_size(rows, n_state, n_control, variants) if variants else 0)
-    sizes = [work, weights] + ([variants * problem.n_parameters] if variants else [])
+    item, episode = np.dtype(problem.dtype).itemsize, episode_of(problem, padded=True)
+    work = work_size(episode) + (bars_size(episode, variants) if variants else 0)
+    sizes = [work, episode.controller.n_weights] + ([variants * problem.n_parameters] if variants else [])
     flags, used = [], 0
     for size in sizes:
         flags.append(used + size <= capacity // item)
         used += size if flags[-1] else 0
-    if not flags[1]:
-        table, rows, weights = network_table(problem.controller, n_state, n_control, False)
-    return Plan(tuple(flags), used * item, 1 if flags[0] else work, table, rows, weights)
+    shared = Shared(*flags)
+    if not shared.weights:
+        episode = episode_of(problem, padded=False)
+    return Plan(shared, used * item, 1 if shared.arena else work, episode)
+
+
+def episode_of(problem: Problem, *, padded: bool) -> Any:
+    """The episode of the device's kernels."""
+    weights, sizes = problem.time_weights.astype(problem.dtype), (problem.n_state, problem.n_control)
+    episode = Episode(problem.system, problem.controller, problem.loss_function, weights, float(problem.regularization), *sizes)
+    return replace(episode, controller=new_layout(episode, padded=padded))
 
 
 class Queue:
@@ -176,156 +180,170 @@ def _allow_shared(kernel: Any, configured: Any) -> None:
 
 def on_device(part: Struct, queue: Queue, name: str) -> Struct:
     """A struct whose arrays lie on the device."""
-    values = ((field, getattr(part, field)) for field in type(part).fields)
-    return type(part)(*(queue.keep(f"{name}.{field}", v) if isinstance(v, np.ndarray) else v for field, v in values))
+
+    def moved(field: str, value: Any) -> Any:
+        if isinstance(value, Struct):
+            return on_device(value, queue, field)
+        return queue.keep(field, value) if isinstance(value, np.ndarray) else value
+
+    return type(part)(*(moved(f"{name}.{field}", getattr(part, field)) for field in type(part).fields))
 
 
-@dataclass(frozen=True, eq=False)
-class CudaProblem(Problem):
-    """A problem whose rollouts and gradients are computed on the device; made by `to_device`."""
+class _Queues(threading.local):
+    """Queues by number, per thread: threads may share a problem."""
 
-    @property
-    def backend(self) -> str:
-        return "cuda"
+    def __init__(self) -> None:
+        self.known: dict[int, Queue] = {}
 
-    def parts(self, theta: np.ndarray, x0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return next(self.all_parts([theta], [x0], ALONE))
 
-    def differentiate(self, theta: np.ndarray, x0: np.ndarray, opened: Gates) -> Gradient:
-        return next(self._differentiate([theta], [x0], opened, ALONE, ("joined", "sums") if opened.joined else ("sums",)))
+class Engine:
+    """What a problem's numbers are computed with on the device."""
 
-    def all_parts(self, thetas: list[np.ndarray], x0s: list[np.ndarray], lane: int = 0) -> Iterator[Any]:
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._queues = _Queues()
+
+    def evaluate(
+        self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, paths: bool = False, queue: int = ALONE
+    ) -> Iterator[Evaluation]:
+        """Roll S controllers out, each from states of its own; see `engine.Engine`."""
         groups = math.ceil(len(x0s[0]) / TILE)
-        return self._split(lambda a, b: self._parts(a, b, lane, groups), thetas, x0s, MOST_BLOCKS // groups)
+        compute = self._paths if paths else self._losses
+        return _split(lambda a, b: compute(a, b, groups, queue), thetas, x0s, MOST_BLOCKS // groups)
 
-    def differentiate_all(
-        self, thetas: list[np.ndarray], x0s: list[np.ndarray], opened: Gates, lane: int = 0
+    def gradients(
+        self, thetas: list[np.ndarray], x0s: list[np.ndarray], gates: Gates, *, parts: bool = False, queue: int = ALONE
     ) -> Iterator[Gradient]:
-        names = ("joined",) if opened.joined else ("sums",)
-        most = min(free_bytes() // self._path_bytes(len(x0s[0])), MOST_BLOCKS)
-        return self._split(lambda a, b: self._differentiate(a, b, opened, lane, names), thetas, x0s, most)
+        """Gradients of S controllers, each for states of its own; see `engine.Engine`."""
+        names = ("joined", "sums") if gates.joined and parts else ("joined",) if gates.joined else ("sums",)
+        most = min(free_bytes() // path_bytes(self.problem, len(x0s[0])), MOST_BLOCKS)
+        return _split(lambda a, b: self._gradients(a, b, gates, names, queue), thetas, x0s, most)
 
-    def _split(self, compute: Callable, thetas: list[np.ndarray], x0s: list[np.ndarray], most: int) -> Iterator[Any]:
-        """Compute for at most so many trainings at once; if that is all of them, begin at once."""
-        most = max(1, most)
-        if len(thetas) <= most:
-            return compute(thetas, x0s)
-        starts = range(0, len(thetas), most)
-        return (result for first in starts for result in compute(thetas[first : first + most], x0s[first : first + most]))
-
-    def _parts(self, thetas: list[np.ndarray], x0s: list[np.ndarray], lane: int, groups: int) -> Iterator[Any]:
-        queue = self._follow(lane, thetas, x0s, groups, 0)
+    def _losses(self, thetas: list[np.ndarray], x0s: list[np.ndarray], groups: int, number: int) -> Iterator[Evaluation]:
+        queue = self._roll_out(thetas, x0s, groups, 0, self.queue(number))
         physics, effort = queue.fetch("losses.physics"), queue.fetch("losses.effort")
 
-        def results() -> Iterator[Any]:
+        def results() -> Iterator[Evaluation]:
             queue.wait()
             for row in range(len(thetas)):
-                yield physics[row].astype(np.float64), effort[row].astype(np.float64)
+                yield Evaluation(physics[row].astype(np.float64), effort[row].astype(np.float64))
 
         return results()
 
-    def _evaluate(self, theta: np.ndarray, x0: np.ndarray) -> PathSpace:
-        batch, kept = len(x0), self.n_state + self.n_control
-        groups = math.ceil(batch / TILE)
-        queue = self._follow(ALONE, [theta], [x0], groups, kept)
+    def _paths(self, thetas: list[np.ndarray], x0s: list[np.ndarray], groups: int, number: int) -> Iterator[Evaluation]:
+        problem, batch = self.problem, len(x0s[0])
+        n, steps, kept = problem.n_state, problem.steps, problem.n_state + problem.n_control
+        queue = self._roll_out(thetas, x0s, groups, kept, self.queue(number))
         path, physics, effort = (queue.fetch(f"rollout.{name}") for name in ("path", "physics", "effort"))
-        queue.wait()
-        rows = path.reshape(groups, self.steps + 1, kept, TILE).transpose(1, 0, 3, 2)
-        rows = rows.reshape(self.steps + 1, groups * TILE, kept)[:, :batch]
-        states, controls = rows[:, :, : self.n_state].copy(), rows[:-1, :, self.n_state :].copy()
-        nothing = np.zeros(0, self.dtype)
-        return PathSpace(nothing, states, controls, physics[0].astype(np.float64), effort[0].astype(np.float64), nothing)
 
-    def _follow(self, lane: int, thetas: list[np.ndarray], x0s: list[np.ndarray], groups: int, kept: int) -> Queue:
-        """Launch the rollouts of several trainings."""
-        queue, chosen = self._queue(lane), plan(self, 0, shared_capacity())
-        kernel = make_evaluate(from_dtype(np.dtype(self.dtype)), *chosen.shared)
-        arguments = self._arguments(queue, chosen, thetas, x0s, groups, kept, "rollout" if kept else "losses")
-        launch(kernel, (groups, len(thetas)), queue, chosen.shared_bytes, (*arguments, kept))
+        def results() -> Iterator[Evaluation]:
+            queue.wait()
+            for row, slots in enumerate(path.reshape(len(thetas), groups, steps + 1, kept, TILE)):
+                rows = slots.transpose(0, 3, 1, 2).reshape(groups * TILE, steps + 1, kept)[:batch]
+                states = rows[:, :, :n].reshape(batch, steps + 1, *problem.state_shape)
+                controls = rows[:, :-1, n:].reshape(batch, steps, *problem.control_shape)
+                costs = physics[row].astype(np.float64), effort[row].astype(np.float64)
+                yield Evaluation(*costs, states.copy(), controls.copy())
+
+        return results()
+
+    def _roll_out(self, thetas: list[np.ndarray], x0s: list[np.ndarray], groups: int, kept: int, queue: Queue) -> Queue:
+        """Launch the rollouts of several runs."""
+        chosen = plan(self.problem, 0, shared_capacity())
+        kernel, use = make_evaluate(from_dtype(np.dtype(self.problem.dtype)), chosen.shared), "rollout" if kept else "losses"
+        arguments = self._given(queue, chosen, thetas, x0s, use)
+        paths = self._paths_on(queue, chosen, (len(thetas), len(x0s[0]), groups, kept), use)
+        launch(kernel, (groups, len(thetas)), queue, chosen.shared_bytes, (*arguments, paths))
         return queue
 
-    def _differentiate(
-        self, thetas: list[np.ndarray], x0s: list[np.ndarray], opened: Gates, lane: int, names: tuple[str, ...]
+    def _gradients(
+        self, thetas: list[np.ndarray], x0s: list[np.ndarray], gates: Gates, names: tuple[str, ...], number: int
     ) -> Iterator[Gradient]:
-        """Launch the gradients of several trainings; `names` of what is copied back."""
-        queue, trainings, batch, variants = self._queue(lane), len(thetas), len(x0s[0]), len(opened.physics)
-        kind, n, groups = np.dtype(self.dtype), self.n_parameters, self._groups(len(x0s[0]))
-        chosen = plan(self, variants, shared_capacity())
-        gates = DeviceGates(
-            queue.keep("physics_gates", opened.physics),
-            queue.keep("network_gates", opened.network),
-            queue.keep("cost_weights", (self.time_weights / batch).astype(kind)),
-            self.effort_weight(batch),
+        """Launch the gradients of several runs; `names` of what is copied back."""
+        problem, queue, runs, batch, variants = self.problem, self.queue(number), len(thetas), len(x0s[0]), len(gates.physics)
+        kind, n, groups = np.dtype(problem.dtype), problem.n_parameters, group_count(batch)
+        chosen = plan(problem, variants, shared_capacity())
+        opened = DeviceGates(
+            queue.keep("physics_gates", gates.physics),
+            queue.keep("network_gates", gates.network),
+            queue.keep("cost_weights", (problem.time_weights / batch).astype(kind)),
+            kind.type(effort_weight(problem.regularization, batch * problem.steps * problem.n_control)),
         )
-        gradients = queue.array("gradients", (trainings, groups, variants * n), kind)
-        sums, joined = queue.array("sums", (trainings, variants, n), kind), queue.array("joined", (trainings, n), kind)
-        found = queue.array("results", (trainings, 6), kind)
-        arguments = self._arguments(queue, chosen, thetas, x0s, groups, chosen.rows, "gradient")
-        kernel = make_gradient(from_dtype(kind), *chosen.shared)
-        launch(kernel, (groups, trainings), queue, chosen.shared_bytes, (*arguments, gates, gradients))
-        launch(make_join(from_dtype(kind)), (trainings,), queue, THREADS * kind.itemsize, (gradients, sums, joined, found))
+        gradients = queue.array("gradients", (runs, groups, variants * n), kind)
+        sums, joined = queue.array("sums", (runs, variants, n), kind), queue.array("joined", (runs, n), kind)
+        found = queue.array("results", (runs, 6), kind)
+        arguments = self._given(queue, chosen, thetas, x0s, "gradient")
+        paths = self._paths_on(queue, chosen, (runs, batch, groups, chosen.episode.controller.rows), "gradient")
+        kernel = make_gradient(from_dtype(kind), chosen.shared)
+        launch(kernel, (groups, runs), queue, chosen.shared_bytes, (*arguments, opened, paths, gradients))
+        launch(make_join(from_dtype(kind)), (runs,), queue, THREADS * kind.itemsize, (gradients, sums, joined, found))
         fetched = {name: queue.fetch(name) for name in (*names, "results")}
         fetched |= {name: queue.fetch(f"gradient.{name}") for name in ("physics", "effort")}
 
         def results() -> Iterator[Gradient]:
             queue.wait()
-            for row in range(trainings):
-                yield self._gradient({name: values[row] for name, values in fetched.items()}, opened)
+            for row in range(runs):
+                yield self._gradient({name: values[row] for name, values in fetched.items()}, gates)
 
         return results()
 
-    def _gradient(self, found: dict[str, np.ndarray], opened: Gates) -> Gradient:
-        """One training's gradient from what the kernels left."""
+    def _gradient(self, found: dict[str, np.ndarray], gates: Gates) -> Gradient:
+        """One run's gradient from what the kernels left."""
         physics, effort = (float(found[name].mean(dtype=np.float64)) for name in ("physics", "effort"))
-        total, _ = self.total(physics, effort)
+        total, _ = self.problem.total(physics, effort)
         loss = Loss(total, physics) if math.isfinite(physics) else Loss(math.nan, math.nan)
         top_r, top_m, rr, mm, rm, cc = found["results"].astype(np.float64).tolist()
-        if not opened.joined:
+        if not gates.joined:
             return Gradient(found["sums"][0], loss, top_r * top_r * rr)
         norms = math.sqrt(rr) * math.sqrt(mm)
         regular, modified = found["sums"] if "sums" in found else (None, None)
         return Gradient(found["joined"], loss, top_m * top_m * cc, regular, modified, rm / norms if norms > 0 else math.nan)
 
-    def _arguments(
-        self, queue: Queue, chosen: Plan, thetas: list[np.ndarray], x0s: list[np.ndarray], groups: int, kept: int, use: str
-    ) -> tuple:
-        """What both kernels take first; arrays that differ in size are kept for every `use`."""
-        trainings, batch, kind = len(thetas), len(x0s[0]), np.dtype(self.dtype)
-        slots = trainings * groups
-        path_shape = (slots, self.steps + 1, kept * TILE) if kept else (1, 1, 1)
-        return (
-            on_device(self.system, queue, "system"),
-            on_device(self.loss_function, queue, "loss"),
-            queue.send("theta", thetas),
-            queue.send(f"{use}.x0", [x0.reshape(batch, self.n_state) for x0 in x0s]),
-            queue.keep("time_weights", self.time_weights.astype(kind)),
-            queue.keep(f"{use}.table", chosen.table),
-            chosen.rows,
-            chosen.n_weights,
-            self.n_control,
-            sample_scratch(self.system),
-            queue.array(f"{use}.path", path_shape, kind),
-            queue.array(f"{use}.physics", (trainings, batch), kind),
-            queue.array(f"{use}.effort", (trainings, batch), kind),
+    def _given(self, queue: Queue, chosen: Plan, thetas: list[np.ndarray], x0s: list[np.ndarray], use: str) -> tuple:
+        """What both kernels take first: episode, theta, x0; arrays that differ in size are kept for every `use`."""
+        flat = [x0.reshape(len(x0), self.problem.n_state) for x0 in x0s]
+        return on_device(chosen.episode, queue, use), queue.send("theta", thetas), queue.send(f"{use}.x0", flat)
+
+    def _paths_on(self, queue: Queue, chosen: Plan, sizes: tuple[int, int, int, int], use: str) -> Paths:
+        """Where S runs of a batch, by groups of blocks, leave their paths, of which so many rows are kept; and what spills."""
+        (runs, batch, groups, kept), kind = sizes, np.dtype(self.problem.dtype)
+        slots = runs * groups
+        return Paths(
+            queue.array(f"{use}.path", (slots, self.problem.steps + 1, kept * TILE) if kept else (1, 1, 1), kind),
+            kept,
+            queue.array(f"{use}.physics", (runs, batch), kind),
+            queue.array(f"{use}.effort", (runs, batch), kind),
             queue.array(f"{use}.spill", (slots if chosen.spill > 1 else 1, chosen.spill), kind),
         )
 
-    def _groups(self, batch: int) -> int:
-        return min(math.ceil(batch / TILE), MOST_GROUPS)
-
-    def _path_bytes(self, batch: int) -> int:
-        """Memory on the device for the activations of one training."""
-        _, rows, _ = network_table(self.controller, self.n_state, self.n_control, True)
-        return self._groups(batch) * (self.steps + 1) * rows * TILE * np.dtype(self.dtype).itemsize
-
-    def _queue(self, lane: int) -> Queue:
-        queues = self._spaces.queues
-        if lane not in queues:
-            queues[lane] = Queue()
-        return queues[lane]
+    def queue(self, number: int) -> Queue:
+        """This thread's queue of a number."""
+        if number not in self._queues.known:
+            self._queues.known[number] = Queue()
+        return self._queues.known[number]
 
 
-def to_device(problem: Problem) -> CudaProblem:
+def _split(compute: Callable, thetas: list[np.ndarray], x0s: list[np.ndarray], most: int) -> Iterator[Any]:
+    """Compute for at most so many runs at once; if that is all of them, begin at once."""
+    most = max(1, most)
+    if len(thetas) <= most:
+        return compute(thetas, x0s)
+    starts = range(0, len(thetas), most)
+    return (result for first in starts for result in compute(thetas[first : first + most], x0s[first : first + most]))
+
+
+def group_count(batch: int) -> int:
+    """Blocks that share the samples of one run."""
+    return min(math.ceil(batch / TILE), MOST_GROUPS)
+
+
+def path_bytes(problem: Problem, batch: int) -> int:
+    """Memory on the device for the activations of one run."""
+    rows = episode_of(problem, padded=True).controller.rows
+    return group_count(batch) * (problem.steps + 1) * rows * TILE * np.dtype(problem.dtype).itemsize
+
+
+def to_device(problem: Problem) -> Problem:
     """The same problem, computed on the device.
 
     Raises
@@ -337,8 +355,6 @@ def to_device(problem: Problem) -> CudaProblem:
     if type(problem.controller) is not Network:
         name = type(problem.controller).__name__
         raise BackendError(f"backend 'cuda' runs the networks of this package; {name} is a controller of your own")
-    values = {f.name: getattr(problem, f.name) for f in fields(problem) if f.name != "_spaces"}
-    made = CudaProblem(**values)
-    if made._path_bytes(1) > free_bytes():
+    if path_bytes(problem, 1) > free_bytes():
         raise BackendError(f"{problem.title}: the activations of {problem.steps} time steps do not fit into the device's memory")
-    return made
+    return replace(problem, backend="cuda")

@@ -14,7 +14,7 @@ from stablebptt.data.run_file import Content
 from stablebptt.tasks import checks
 
 if TYPE_CHECKING:
-    from stablebptt.tasks.training import Run
+    from stablebptt.tasks.runs import Run
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; one per variant.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -1,22 +1,20 @@
-"""A problem: a system, a controller and a loss, ready to roll out and to differentiate."""
+"""A problem is data: a system, a controller and a loss, and how long and how precisely; an engine computes with it."""
 
-import math
+import functools
+import importlib
 import textwrap
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from stablebptt.adjoint import rollout as backward
-from stablebptt.kernels import rollout as forward
 from stablebptt.kernels.generics import System, parameter_count
 from stablebptt.kernels.network import Network
 from stablebptt.kernels.structs import Struct
-from stablebptt.tasks import checks
+from stablebptt.tasks import checks, divergence, variants
+from stablebptt.tasks.engine import Engine, Gradient, Loss, Path
 from stablebptt.tasks.errors import DivergedError
-from stablebptt.tasks.variants import Gates, gates
 
 # Streams of random numbers that one seed opens.
 WEIGHTS, STATES, TRAINING, TESTING, ORDER = range(5)
@@ -25,6 +23,7 @@ TAPE_BYTES = 1 << 28
 LARGEST_SEED = 2**63 - 1  # as files keep it
 # States that are rolled out together where no gradient is asked for.
 EVALUATION_BATCH = 64
+ENGINES = {"cpu": "stablebptt.tasks.cpu", "cuda": "stablebptt.tasks.cuda"}
 OUTPUT_INITS = ("glorot", "zero")
 LOSSES = ("final", "continuous")
 # Names of the places of an axis: HDF5 keeps 64 KiB in an attribute.
@@ -77,38 +76,6 @@ def _places(name: str, given: Any) -> tuple[Any, ...]:
     return places
 
 
-@dataclass(frozen=True)
-class Path:
-    """A rollout: time (T+1,) [s], states (B, T+1, *state), controls (B, T, *control)."""
-
-    time: np.ndarray
-    states: np.ndarray
-    controls: np.ndarray
-
-
-@dataclass(frozen=True)
-class Loss:
-    """Mean loss of a batch, with (total) and without (physics) the regulariser."""
-
-    total: float
-    physics: float
-
-    def __float__(self) -> float:
-        return self.total
-
-
-@dataclass(frozen=True)
-class Gradient:
-    """A gradient (n_parameters,) and the loss; of variant C also R, M and the cosine of the angle between them."""
-
-    value: np.ndarray
-    loss: Loss
-    norm2: float
-    regular: np.ndarray | None = None
-    modified: np.ndarray | None = None
-    cosine: float = float("nan")
-
-
 def stream(seed: int, purpose: int, *more: int) -> np.random.Generator:
     """The random numbers of one seed for one purpose."""
     return np.random.default_rng([checks.whole("seed", seed, 0, LARGEST_SEED), purpose, *more])
@@ -119,29 +86,6 @@ def mean_weights(loss: str, steps: int) -> np.ndarray:
     weights = np.zeros(steps + 1)
     weights[-1 if loss == "final" else slice(1, None)] = 1.0 if loss == "final" else 1.0 / steps
     return weights
-
-
-def first_step(bad: Callable[[int], bool], last: int) -> int:
-    """The first step of 1 .. last that is bad, if all after it are (by bisection); `last` if none is."""
-    low, high = 1, last
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if bad(middle) else (middle + 1, high)
-    return low
-
-
-class _Spaces(threading.local):
-    """Arenas of a problem, per thread: threads may share a problem."""
-
-    def __init__(self) -> None:
-        self.episode: forward.Episode | None = None
-        self.paths: dict[int, forward.Arena] = {}
-        self.gradients: dict[tuple[int, int], backward.Arena] = {}
-        self.queues: dict[int, Any] = {}  # of a device
-
-    # An arena is scratch: copies of a problem (pickled, deep-copied) make their own.
-    def __reduce__(self) -> tuple:
-        return _Spaces, ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +106,7 @@ class Problem:
     draw : function (random, count) that draws initial states
     state_axes, control_axes : names for files and pictures
     tape_bytes : memory for the activations of a gradient; beyond, they are computed again, chunk by chunk
+    backend : "cpu" or "cuda": which engine computes
     """
 
     task: str
@@ -184,7 +129,7 @@ class Problem:
     control_units: str = "1"
     regularization: float = 0.0
     tape_bytes: int = TAPE_BYTES
-    _spaces: _Spaces = field(default_factory=_Spaces, init=False, repr=False)  # a changed problem has arenas of its own
+    backend: str = "cpu"
 
     def __post_init__(self) -> None:
         if np.shape(self.time_weights) != (self.steps + 1,):
@@ -196,6 +141,7 @@ class Problem:
         checks.real("dt", self.dt, above=0)
         checks.real("regularization", self.regularization, least=0)
         checks.choice("output_init", self.output_init, OUTPUT_INITS)
+        checks.choice("backend", self.backend, tuple(ENGINES))
         self._check_parts()
         paths = (self.steps + 1.0) * EVALUATION_BATCH * (self.n_state + self.n_control)
         checks.memory(self.title, np.dtype(self.dtype).itemsize * (paths + 10.0 * self.n_parameters))
@@ -217,10 +163,15 @@ class Problem:
             shapes = f"{self.n_state} and {self.n_control}"
             raise ValueError(f"the network has {sizes[0]} inputs and {sizes[1]} controls; the problem has {shapes}")
 
-    @property
-    def backend(self) -> str:
-        """Where it is computed: "cpu" or "cuda"."""
-        return "cpu"
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """What computes with this problem."""
+        made: Engine = importlib.import_module(ENGINES[self.backend]).Engine(self)
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has an engine of its own."""
+        return {name: value for name, value in vars(self).items() if name != "engine"}
 
     @property
     def n_parameters(self) -> int:
@@ -287,37 +238,22 @@ class Problem:
             If a state or control is not finite.
         """
         path = self.follow(self._parameters(theta), self._states(x0))
-        self.check_path(path.states.swapaxes(0, 1), path.controls.swapaxes(0, 1))
+        divergence.check_path(path)
         return path
 
     def follow(self, theta: np.ndarray, x0: np.ndarray) -> Path:
         """`rollout` without checks."""
-        batch, space = len(x0), self._evaluate(theta, x0)
-        states = space.states.reshape(self.steps + 1, batch, *self.state_shape).swapaxes(0, 1).copy()
-        controls = space.controls.reshape(self.steps, batch, *self.control_shape).swapaxes(0, 1).copy()
-        return Path(self.time, states, controls)
+        found = next(self.engine.evaluate([theta], [x0], paths=True))
+        return Path(self.time, found.states, found.controls)
 
     def losses(self, theta: np.ndarray, x0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Losses of every sample, in float64: with and without the regulariser, (B,) each; NaN where it diverged."""
-        return self.total(*self.parts(self._parameters(theta), self._states(x0)))
-
-    def effort_weight(self, batch: int) -> Any:
-        """Weight w of the controls of a batch: the mean loss contains ``w c^2 / 2`` of every control."""
-        return self.dtype(forward.effort_weight(self.regularization, batch * self.steps * self.n_control))
+        found = next(self.engine.evaluate([self._parameters(theta)], [self._states(x0)]))
+        return self.total(found.physics, found.effort)
 
     def total(self, physics: Any, effort: Any) -> tuple[Any, Any]:
         """Losses with and without the regulariser from their parts."""
         return physics + self.regularization * effort / (self.steps * self.n_control), physics
-
-    def parts(self, theta: np.ndarray, x0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Per sample, the loss without the regulariser (NaN where it diverged) and the sum of squared controls."""
-        physics, effort = np.empty(len(x0)), np.empty(len(x0))
-        for first in range(0, len(x0), EVALUATION_BATCH):
-            part = slice(first, min(first + EVALUATION_BATCH, len(x0)))
-            space = self._evaluate(theta, x0[part])
-            physics[part], effort[part] = space.physics, space.effort
-            physics[part][~np.isfinite(space.states[-1]).all(axis=1)] = np.nan  # a loss may not see every number
-        return physics, effort
 
     def loss(self, theta: np.ndarray, x0: np.ndarray) -> Loss:
         """Mean loss over x0 (B, *state_shape).
@@ -346,108 +282,13 @@ class Problem:
             If a state, the loss or the gradient is not finite.
         """
         theta, x0 = self._parameters(theta), self._states(x0)
-        opened = gates(variant, self.steps, self.dtype)
-        result = self.differentiate(theta, x0, opened)
-        self.check(result, theta, x0, opened)
-        arrays = {name: getattr(result, name) for name in ("value", "regular", "modified")}
-        copies = {name: None if values is None else values.copy() for name, values in arrays.items()}
-        return Gradient(**copies, loss=result.loss, norm2=result.norm2, cosine=result.cosine)  # type: ignore[arg-type]
-
-    def differentiate(self, theta: np.ndarray, x0: np.ndarray, opened: Gates) -> Gradient:
-        """`gradient` without checks; the arrays are views of arenas that the next call overwrites."""
-        batch = len(x0)
-        arena = self._gradient_space(batch, len(opened.physics))
-        results = backward.gradient(self._episode(), theta, x0.reshape(batch, self.n_state), opened, arena)
-        total, _ = self.total(results.physics, results.effort)
-        loss = Loss(total, results.physics) if results.finite else Loss(math.nan, math.nan)
-        if not opened.joined:
-            return Gradient(arena.gradients[0], loss, results.regular2)
-        norms = math.sqrt(results.regular2) * math.sqrt(results.modified2)
-        cosine = results.product / norms if norms > 0 else math.nan
-        return Gradient(arena.joined, loss, results.joined2, arena.gradients[0], arena.gradients[1], cosine)
-
-    def differentiate_all(
-        self, thetas: list[np.ndarray], x0s: list[np.ndarray], opened: Gates, lane: int = 0
-    ) -> Iterator[Gradient]:
-        """`differentiate` for several controllers, each with states of its own; the next result overwrites the last.
-
-        On a device the work begins at once; calls of one lane overwrite each other's results.
-        """
-        return (self.differentiate(theta, x0, opened) for theta, x0 in zip(thetas, x0s))
-
-    def all_parts(
-        self, thetas: list[np.ndarray], x0s: list[np.ndarray], lane: int = 0
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """`parts` for several controllers, each with states of its own."""
-        return (self.parts(theta, x0) for theta, x0 in zip(thetas, x0s))
-
-    def check(self, result: Gradient, theta: np.ndarray, x0: np.ndarray, opened: Gates) -> None:
-        """Raise DivergedError, with the first bad time step, if a result of `differentiate` is not finite."""
-        if math.isfinite(result.loss.total) and math.isfinite(result.norm2):
-            return
-        path = self._evaluate(theta, x0)
-        self.check_path(path.states, path.controls)
-        if not math.isfinite(result.loss.total):
-            step = first_step(lambda t: not self._finite_until(theta, x0, t), self.steps)
-            raise DivergedError(f"the loss is not finite from time step {step} on, though all states are", step=step)
-        back = first_step(lambda t: not self._finite_backwards(theta, x0, opened, self.steps - t), self.steps)
-        step = self.steps - back
-        raise DivergedError(f"the gradient is not finite from time step {step} backwards, though all states are", step=step)
-
-    def _finite_until(self, theta: np.ndarray, x0: np.ndarray, step: int) -> bool:
-        """Whether the costs of x_1 .. x_step and the controls before are finite together."""
-        weights = np.where(np.arange(self.steps + 1) <= step, self.time_weights, 0.0)
-        part = replace(self, time_weights=weights)._evaluate(theta, x0)
-        efforts = np.square(part.controls[:step]).sum(axis=2).sum(axis=0) if self.regularization else np.zeros(1)
-        return bool(np.all(np.isfinite(part.physics)) and np.all(np.isfinite(efforts)))
-
-    def _finite_backwards(self, theta: np.ndarray, x0: np.ndarray, opened: Gates, step: int) -> bool:
-        """Whether the gradient is finite if the sweep goes back no further than to `step`."""
-        closed = np.arange(self.steps) <= step
-        physics, network = (np.where(closed, 0, gates) for gates in (opened.physics, opened.network))
-        part = Gates(physics.astype(self.dtype), network.astype(self.dtype), opened.joined)
-        return math.isfinite(self.differentiate(theta, x0, part).norm2)
-
-    def check_path(self, states: np.ndarray, controls: np.ndarray) -> None:
-        """Raise DivergedError if a state (T+1, ..) or control (T, ..) is not finite."""
-        for name, values in (("control", controls), ("state", states)):
-            finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
-            if not finite.all():
-                step = int(np.argmin(finite))
-                raise DivergedError(f"a {name} is not finite from time step {step} on", step=step)
+        gates = variants.gates(variant, self.steps, self.dtype)
+        found = next(self.engine.gradients([theta], [x0], gates, parts=True))
+        divergence.check_gradient(self, found, theta, x0, gates)
+        return found.copy()
 
     def _parameters(self, theta: Any) -> np.ndarray:
         return checks.array("theta", theta, (self.n_parameters,), self.dtype)
 
     def _states(self, x0: Any) -> np.ndarray:
         return checks.array("x0", x0, ("B", *self.state_shape), self.dtype)
-
-    def _evaluate(self, theta: np.ndarray, x0: np.ndarray) -> forward.Path:
-        arena = self._path_arena(len(x0))
-        forward.evaluate(self._episode(), theta, x0.reshape(len(x0), self.n_state), arena)
-        return arena.path
-
-    def _episode(self) -> forward.Episode:
-        """What the kernels are told of this problem."""
-        if self._spaces.episode is None:
-            parts = self.system, self.controller, self.loss_function
-            rho = float(self.regularization)
-            self._spaces.episode = forward.Episode(*parts, self.time_weights, rho, self.n_state, self.n_control)
-        return self._spaces.episode
-
-    def _path_arena(self, batch: int) -> forward.Arena:
-        known = self._spaces.paths
-        if batch not in known:
-            if len(known) > 4:
-                known.clear()  # odd sizes must not pile up
-            known[batch] = forward.new_arena(self._episode(), batch, self.dtype)
-        return known[batch]
-
-    def _gradient_space(self, batch: int, variants: int) -> backward.Arena:
-        known, key = self._spaces.gradients, (batch, variants)
-        if key not in known:
-            if len(known) > 4:
-                known.clear()
-            episode, tape_bytes = self._episode(), self.tape_bytes
-            known[key] = backward.new_arena(episode, batch, variants, self.dtype, tape_bytes=tape_bytes)
-        return known[key]

@@ -8,7 +8,7 @@ import numpy as np
 
 from stablebptt.data import run_file
 from stablebptt.tasks.problems import Axis, Problem
-from stablebptt.tasks.training import problem_of
+from stablebptt.tasks.runs import problem_of
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ import numpy as np
 from stablebptt.data import run_file, storage
 from stablebptt.data.atomic import check_folder, expanded
 from stablebptt.data.storage import FileFormatError
-from stablebptt.tasks import checks, custom, optimizers, problem, training
+from stablebptt.tasks import checks, custom, optimizers, problem, training, variants
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import Problem
-from stablebptt.tasks.training import Progress, Settings
-from stablebptt.tasks.variants import gates
+from stablebptt.tasks.runs import Progress, problem_of
+from stablebptt.tasks.training import Settings
 
 PLANS = Path(__file__).resolve().parent.parent / "data" / "plans"
 PAPER = ("cartpole", "guidance", "quantum")
@@ -51,7 +51,7 @@ class Planned:
     @property
     def label(self) -> str:
         """What it is, in words that fit into a file name."""
-        title = re.sub(r"[^A-Za-z0-9.]+", "-", training.problem_of(self.config, "plan").title)[:LONGEST_TITLE]
+        title = re.sub(r"[^A-Za-z0-9.]+", "-", problem_of(self.config, "plan").title)[:LONGEST_TITLE]
         words = [title.lstrip("-.") or self.config["task"], _variant(self.config), self.config["clip"]]
         return re.sub("-+", "-", "-".join([*words, f"seed{self.config['seed']}"]))
 
@@ -247,17 +247,17 @@ def estimate(runs: Iterable[Planned]) -> dict[str, float]:
 
 def _made(config: dict[str, Any]) -> Problem:
     """The problem of a planned run."""
-    return custom.remake(config["options"]) if config["task"] == custom.TASK else training.problem_of(config, "plan")
+    return custom.remake(config["options"]) if config["task"] == custom.TASK else problem_of(config, "plan")
 
 
 def _update_seconds(config: dict[str, Any], settings: Settings) -> float:
     made = _made(config)
     theta, x0 = made.init(), made.sample(settings.batch_size)
-    opened = gates(settings.variant, made.steps, made.dtype)
-    made.differentiate(theta, x0, opened)
+    gates = variants.gates(settings.variant, made.steps, made.dtype)
+    next(made.engine.gradients([theta], [x0], gates))
     begin = time.perf_counter()
     for _ in range(5):
-        made.differentiate(theta, x0, opened)
+        next(made.engine.gradients([theta], [x0], gates))
     return (time.perf_counter() - begin) / 5
 
 
@@ -291,7 +291,7 @@ def _configuration(task: str, options: dict[str, Any], train: dict[str, Any]) ->
     rule = optimizers.from_description({"name": train.get("optimizer", "adam"), **rates})
     rest = {name: value for name, value in train.items() if name not in (*RULE_OPTIONS, "optimizer")}
     settings = training.make_settings(**{"epochs": 1000, **rest, "optimizer": rule})
-    gates(settings.variant, made.steps)
+    variants.gates(settings.variant, made.steps)
     if made.backend != "cpu":
         raise ValueError("a sweep computes on the CPU; a device trains many seeds together: train --seeds 0:132 --backend cuda")
     return {"task": made.task, "options": made.options, **settings.describe()}
@@ -541,7 +541,7 @@ def _compile(runs: list[Planned]) -> None:
     for config in kinds.values():
         made = _made(config)
         theta, x0 = made.init(), made.sample(1)
-        made.differentiate(theta, x0, gates("C", made.steps, made.dtype))
+        next(made.engine.gradients([theta], [x0], variants.gates("C", made.steps, made.dtype)))
         made.losses(theta, x0)
 
 

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,8 +40,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         compile_once(Path(os.environ["STABLEBPTT_CACHE_DIR"]))
     if os.environ.get("STABLEBPTT_TEST_EMULATED"):
-        import sys
-
         sys.path.insert(0, str(HERE / "tests"))
         import ptx_machine
 
@@ -130,3 +130,24 @@ def run(capsys, monkeypatch, tmp_path):
 @pytest.fixture
 def random() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every engine; see devices.py for where the device is."""
+    import devices
+
+    if request.param == "cuda" and not devices.DEVICE:
+        pytest.skip("no CUDA device; the simulator runs these tests in a process of its own")
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def quick_switches() -> Iterator[None]:
+    """The simulator waits actively: its threads must give way soon."""
+    from numba import config
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5 if config.ENABLE_CUDASIM else before)
+    yield
+    sys.setswitchinterval(before)

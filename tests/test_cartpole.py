@@ -86,7 +86,8 @@ def test_the_published_set_up_is_the_default():
 
 
 def test_arrays_that_may_not_be_written_take_the_same_machine_code():
-    from stablebptt.adjoint.gradient import evaluate, gradient
+    from stablebptt.adjoint.rollout import gradient
+    from stablebptt.kernels.rollout import evaluate
 
     problem = sb.problem("cartpole", steps=5)
     theta, x0 = problem.init(1), problem.sample(3)

@@ -6,7 +6,6 @@ on a machine that executes the PTX instruction by instruction (both in processes
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -20,10 +19,23 @@ import golden_checks
 import numpy as np
 import pytest
 from conftest import Golden, golden_cases
-from numba import config
-
-if config.ENABLE_CUDASIM:
-    import strict_simulator
+from devices import (
+    DEVICE,
+    EMULATED,
+    INSTALLED,
+    PROBLEMS,
+    SETTINGS,
+    SIMULATED,
+    SMALL,
+    STEPS,
+    TOLERANCE,
+    assert_same_gradient,
+    error,
+    long_simulated,
+    loss_error,
+    on_device,
+    pair,
+)  # fmt: skip
 
 import stablebptt as sb
 from stablebptt import cli
@@ -32,81 +44,11 @@ from stablebptt.kernels.compiler import implements, like
 from stablebptt.kernels.generics import Controller, System, cost, step
 from stablebptt.kernels.network import Convolution, Dense, Network, network
 from stablebptt.kernels.structs import Struct
-from stablebptt.tasks import training
 from stablebptt.tasks.errors import BackendError
-from stablebptt.tasks.variants import NAMES, gates
+from stablebptt.tasks.variants import NAMES
 
-SIMULATED, EMULATED = bool(config.ENABLE_CUDASIM), bool(os.environ.get("STABLEBPTT_TEST_EMULATED"))
-INSTALLED = importlib.util.find_spec("numba_cuda") is not None
 HERE = Path(__file__).parent
-
-
-def has_device():
-    if SIMULATED:
-        return True
-    if not INSTALLED:
-        return False
-    from numba import cuda
-
-    return cuda.is_available()
-
-
-DEVICE = has_device()
-SMALL = SIMULATED or EMULATED  # where a thread is a Python loop
-if SIMULATED:
-    strict_simulator.install()
-long_simulated = pytest.mark.slow if SIMULATED else lambda test: test
-without_a_device = pytest.mark.skipif(DEVICE, reason="of the CPU; run elsewhere")
-on_device = pytest.mark.skipif(not DEVICE, reason="no CUDA device; the simulator runs these tests in a process of its own")
-
-PROBLEMS = {
-    "cartpole": {"poles": 2, "hidden": (5, 7), "output_init": "glorot"},
-    "cartpole continuous": {"poles": 1, "hidden": (6,), "output_init": "glorot", "loss": "continuous"},
-    "guidance": {"drivers": 2, "evaders": 2, "hidden": (9, 4), "output_init": "glorot", "regularization": 0.1},
-    "quantum": {"points": 8, "width": 3},
-    "quantum final": {"points": 11, "width": 5, "loss": "final", "target": 2},
-    "quantum one window": {"points": 10, "width": 4},  # which leaves points out
-}
-STEPS = 3 if SMALL else 20
-# Relative to the largest number, against float64 on the CPU: the golden tolerances, and of float32 states the one for 20 steps.
-TOLERANCE = {"float64": 1e-9, "float32": 2e-5}
-
-
-@pytest.fixture(autouse=True)
-def quick_switches():
-    """The simulator waits actively: its threads must give way soon."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5 if SIMULATED else before)
-    yield
-    sys.setswitchinterval(before)
-
-
-def pair(name, dtype="float64", **more):
-    """The problem on the CPU in float64, and on the device."""
-    task, options = name.split()[0], {"steps": STEPS, **PROBLEMS[name], **more}
-    return sb.problem(task, dtype="float64", **options), sb.problem(task, dtype=dtype, backend="cuda", **options)
-
-
-def error(values, truth):
-    scale = np.abs(truth).max()
-    return np.abs(values - truth).max() / (scale if scale > 0 else 1.0)
-
-
-def loss_error(values, truth):
-    """Losses are differences from 1, so they are no more exact than 1 is."""
-    return np.abs(np.asarray(values) - truth).max() / max(1.0, np.abs(truth).max())
-
-
-def assert_same_gradient(one, other, tolerance):
-    assert loss_error(one.loss.total, other.loss.total) < tolerance
-    assert loss_error(one.loss.physics, other.loss.physics) < tolerance
-    assert error(one.value, other.value) < tolerance
-    assert one.norm2 == pytest.approx(other.norm2, rel=10 * tolerance)
-    assert one.cosine == pytest.approx(other.cosine, rel=tolerance, nan_ok=True)
-    for name in ("regular", "modified"):
-        values, truth = getattr(one, name), getattr(other, name)
-        assert (values is None) == (truth is None)
-        assert values is None or error(values, truth) < tolerance
+FILES = [str(HERE / name) for name in ("test_cuda.py", "test_engines.py")]
 
 
 @on_device
@@ -271,14 +213,15 @@ def draw_size(task, number):
 GUARD = 9
 
 
-def guarded_table(controller, n_state, n_control, padded):
-    """`network_table` with numbers that nobody writes around every layer's weights, and behind its rows.
+def guarded_layout(episode, *, padded):
+    """`new_layout` with numbers that nobody writes around every layer's weights, and behind its rows.
 
     (The PTX machine would find that rows that nobody wrote are copied.)
     """
     from stablebptt.kernels import cuda_rollout as columns
 
-    table, rows, weights = columns.network_table(controller, n_state, n_control, padded)
+    layout = columns.new_layout(episode, padded=padded)
+    table, rows, weights = layout.table, layout.rows, layout.n_weights
     before = GUARD * np.arange(1, len(table) + 1)
     if padded:
         table[:, columns.KERNEL] += before
@@ -288,7 +231,7 @@ def guarded_table(controller, n_state, n_control, padded):
         table[:-1, columns.TARGET] += before[:-1]
         table[1:, columns.SOURCE] += before[:-1]
         rows += GUARD * len(table)
-    return table, rows, weights
+    return dataclasses.replace(layout, rows=rows, n_weights=weights)
 
 
 @on_device
@@ -299,7 +242,7 @@ def test_any_size(task, number, monkeypatch):
 
     cpu, batch, share = draw_size(task, number)
     gpu = sb.tasks.on_backend(cpu, "cuda")
-    monkeypatch.setattr(cuda, "network_table", guarded_table)
+    monkeypatch.setattr(cuda, "new_layout", guarded_layout)
     capacity = int(share * cuda.plan(gpu, 2, 1 << 30).shared_bytes)
     monkeypatch.setattr(cuda, "shared_capacity", lambda: min(capacity, 227 << 10))
     theta = cpu.init(1) + 0.1 * np.random.default_rng(number).standard_normal(cpu.n_parameters)  # no bias is 0
@@ -370,43 +313,6 @@ def test_squares_of_exploding_gradients():
         one, other = gpu.gradient(theta, x0, variant), large.gradient(theta, x0, variant)
         assert other.norm2 > np.finfo(np.float32).max and other.norm2 == pytest.approx(1e50 * one.norm2, rel=1e-4)
         assert other.cosine == pytest.approx(one.cosine, rel=1e-5, nan_ok=True)
-
-
-@on_device
-def test_divergence_is_found():
-    _, gpu = pair("guidance", "float32")
-    theta, x0 = gpu.init(1), gpu.sample(3, 2)
-    x0[1, 1] = 3e38
-    with pytest.raises(sb.DivergedError, match="time step") as caught:
-        gpu.gradient(theta, x0, "C")
-    assert caught.value.step is not None
-    assert np.isnan(gpu.losses(theta, x0)[0]).tolist() == [False, True, False]
-    for variant in "MC":  # nothing hides a NaN, not even the comparison of signs
-        lost = gpu.differentiate(theta * np.float32(np.nan), gpu.sample(3, 2), gates(variant, STEPS, np.float32))
-        assert np.isnan(lost.value).all() and np.isnan(lost.norm2) and np.isnan(lost.loss.total)
-
-
-SETTINGS = {"epochs": 2, "train_count": 10, "test_count": 9, "clip": "norm", "clip_at": 0.01, "shuffle": True}
-
-
-@on_device
-@long_simulated
-def test_seeds_together_are_the_seeds_alone(tmp_path, monkeypatch):
-    from stablebptt.tasks import cuda
-    _, gpu = pair("cartpole", "float32", steps=2)
-    here = sb.problem("cartpole", **{**PROBLEMS["cartpole"], "steps": 2})
-    together = sb.train_seeds(gpu, [3, 0, 7], out=tmp_path / "runs", **SETTINGS)
-    monkeypatch.setattr(cuda, "free_bytes", lambda: 1)  # one launch per training
-    for seed, run in zip([3, 0, 7], together):
-        alone, saved = sb.train(gpu, seed=seed, **SETTINGS), sb.load(tmp_path / "runs" / f"seed_{seed}.h5")
-        assert run.config["seed"] == seed and run.config["backend"] == "cuda"
-        for name in ("theta", "best_theta"):
-            assert np.array_equal(getattr(run, name), getattr(alone, name))
-            assert np.array_equal(getattr(run, name), getattr(saved, name))
-        for name in set(training.HISTORY) - {"seconds"}:
-            assert np.array_equal(run.history[name], alone.history[name], equal_nan=True), name
-        assert np.allclose(run.theta, sb.train(here, seed=seed, **SETTINGS).theta, atol=1e-5)
-    assert not np.array_equal(together[0].theta, together[1].theta)
 
 
 @on_device
@@ -647,7 +553,7 @@ def test_a_block_gets_no_more_shared_memory_than_there_is():
 
 BARRIERS = [("", 0)] + [
     (name, number)
-    for name in ("kernels/cuda_rollout.py", "adjoint/cuda_sweep.py")
+    for name in ("kernels/cuda_rollout.py", "adjoint/cuda_rollout.py")
     for number in range((HERE.parent / name).read_text().count("    barrier()\n"))
 ]
 
@@ -659,7 +565,7 @@ def test_every_barrier_is_needed(name, number, monkeypatch):
     """With any one of them left out, the machine finds a race; with all of them, none."""
     from stablebptt.tasks import cuda
 
-    for changed in ("kernels/cuda_rollout.py", "adjoint/cuda_sweep.py"):
+    for changed in ("kernels/cuda_rollout.py", "adjoint/cuda_rollout.py"):
         full = f"stablebptt.{changed.removesuffix('.py').replace('/', '.')}"
         parts = (HERE.parent / changed).read_text().split("    barrier()\n")
         head, tail = "    barrier()\n".join(parts[: number + 1]), "    barrier()\n".join(parts[number + 1 :])
@@ -677,7 +583,7 @@ def test_every_barrier_is_needed(name, number, monkeypatch):
     with found if name else contextlib.nullcontext():
         for _ in range(2):
             gpu.gradient(theta, x0, "C")
-            next(gpu._parts([theta], [x0], 0, 1))
+            next(gpu.engine._losses([theta], [x0], 1, 0))
 
 
 # --- anywhere -----------------------------------------------------------------------------------------------------
@@ -696,59 +602,6 @@ def test_without_a_device_there_is_one_clear_line(capsys, tmp_path):
         sb.problem("cartpole", backend="gpu")
 
 
-@without_a_device
-def test_seeds_together_on_the_cpu(tmp_path, capsys):
-    problem = sb.problem("cartpole", steps=5, hidden=(6,))
-    seen = []
-    together = sb.train_seeds(problem, range(3), report=lambda seed, progress: seen.append((seed, progress.epoch)), **SETTINGS)
-    assert sorted(seen) == [(seed, epoch) for seed in range(3) for epoch in (1, 2)]
-    for seed, run in enumerate(together):
-        assert np.array_equal(run.theta, sb.train(problem, seed=seed, **SETTINGS).theta)
-    for wrong in ([], [1, 1]):
-        with pytest.raises(ValueError, match="different whole numbers"):
-            sb.train_seeds(problem, wrong)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError, match="several seeds need a folder"):
-        sb.train_seeds(problem, [0, 1], out=tmp_path / "file")
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["cartpole", "train", "--seeds", "3", "--out", str(tmp_path / "runs")])
-    assert ended.value.code == 2 and "give a range such as 0:132" in capsys.readouterr().err
-
-
-@without_a_device
-def test_a_seed_that_diverges_does_not_end_the_others(tmp_path):
-    problem = sb.problem("cartpole", steps=5, hidden=(6,))
-    begun = type(problem).sample
-
-    def spoiled(self, count, seed=0, purpose=0):
-        return begun(self, count, seed, purpose) * np.float32(1e37 if seed == 1 else 1)
-
-    wild = dataclasses.replace(problem)
-    object.__setattr__(wild, "sample", spoiled.__get__(wild))
-    good, bad, fine = sb.train_seeds(wild, range(3), out=tmp_path, **SETTINGS)
-    assert isinstance(bad, sb.DivergedError) and bad.epoch == 1
-    assert good.status == fine.status == "complete"
-    assert sb.load(tmp_path / "seed_1.h5").status.startswith("diverged")
-    assert np.array_equal(fine.theta, sb.train(problem, seed=2, **SETTINGS).theta)
-
-
-@without_a_device
-def test_ctrl_c_leaves_every_seed_a_file(tmp_path):
-    def stop(seed, progress):
-        if seed == 1 and progress.epoch == 2:
-            raise KeyboardInterrupt
-
-    problem = sb.problem("cartpole", steps=5, hidden=(6,))
-    settings = {**SETTINGS, "epochs": 4}
-    with pytest.raises(KeyboardInterrupt):
-        sb.train_seeds(problem, range(4), out=tmp_path, report=stop, **settings)
-    epochs = [len(sb.load(tmp_path / f"seed_{seed}.h5").history["epoch"]) for seed in range(4)]
-    assert set(epochs) <= {1, 2} and not list(tmp_path.glob(".*"))
-    resumed = sb.train_seeds(problem, range(4), out=tmp_path, resume=True, **settings)
-    for run, whole in zip(resumed, sb.train_seeds(problem, range(4), **settings)):
-        assert np.array_equal(run.theta, whole.theta)
-
-
 @on_device
 def test_a_sweep_is_no_place_for_a_device():
     from stablebptt.tasks import sweeps
@@ -761,8 +614,8 @@ both_speeds = pytest.mark.parametrize("marks", ["not slow", pytest.param("slow",
 
 
 def run_elsewhere(marks, **environment):
-    """Run the tests of this file in another process; its summary is printed and must hold no skipped test of a device."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-m", marks, str(Path(__file__))]
+    """Run the tests of devices in another process; its summary is printed and must hold no skipped test of a device."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-m", marks, *FILES]
     limit = 900 if marks == "not slow" else 3600
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=limit)
     print(done.stdout[-3000:], done.stderr[-2000:])

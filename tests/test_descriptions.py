@@ -10,7 +10,7 @@ import stablebptt as sb
 from stablebptt.adjoint import cost_vjp, step_vjp
 from stablebptt.data import run_file
 from stablebptt.kernels import Loss, System, cost, implements, step
-from stablebptt.tasks import custom, descriptions, training
+from stablebptt.tasks import custom, descriptions, runs, training
 
 
 class Tabled(System):
@@ -137,12 +137,12 @@ def saved(problem, path, **settings):
     """A file of a run that nobody computed."""
     chosen = training.make_settings(train_count=2, test_count=2, **settings)
     theta = problem.init()
-    progress = training.Progress(0, theta, chosen.optimizer.init(theta), theta, np.inf, 0, ())
+    progress = runs.Progress(0, theta, chosen.optimizer.init(theta), theta, np.inf, 0, ())
     states = np.zeros((2, 1, problem.steps + 1, *problem.state_shape))
     controls = np.zeros((2, 1, problem.steps, *problem.control_shape))
     paths = {"time": problem.time, "states": states, "controls": controls, "loss": np.zeros((2, 1))}
-    history = {name: np.zeros(0) for name in training.HISTORY}
-    run = training.Run(training._config(problem, chosen), history, theta, theta, problem, paths, "interrupted")
+    history = {name: np.zeros(0) for name in runs.HISTORY}
+    run = runs.Run(runs.config_of(problem, chosen), history, theta, theta, problem, paths, "interrupted")
     run_file.save(path, run, progress)
     return path
 
@@ -213,7 +213,7 @@ def test_another_horizon_needs_another_problem(task):
         dataclasses.replace(problem, steps=30)
     with pytest.raises(ValueError, match="time_weights has a value that is not finite"):
         dataclasses.replace(problem, time_weights=np.full(problem.steps + 1, np.nan))
-    training.check_options(problem)  # as it was made, nothing differs
+    runs.check_options(problem)  # as it was made, nothing differs
 
 
 def test_a_sweep_remakes_only_what_was_planned():

@@ -11,7 +11,7 @@ from scipy import stats
 
 import stablebptt as sb
 from stablebptt.data.storage import FileFormatError
-from stablebptt.tasks import reports, sweeps, training
+from stablebptt.tasks import reports, runs, sweeps
 
 PLAN = {"task": "cartpole", "options": {"steps": 6, "hidden": [5], "poles": [1, 2]}}
 PLAN["train"] = {"variant": ["R", "C"], "clip": ["none", "norm"], "seed": "0:3", "epochs": 4, "train_count": 16, "test_count": 8}
@@ -78,7 +78,7 @@ def test_what_counts_as_solved_or_diverged(loaded):
 
 def sb_run(task):
     problem = sb.problem(task)
-    return training.Run({"task": task, "options": problem.options}, {}, np.zeros(1), np.zeros(1), problem, {}, "complete")
+    return runs.Run({"task": task, "options": problem.options}, {}, np.zeros(1), np.zeros(1), problem, {}, "complete")
 
 
 def test_the_report(loaded, reported):

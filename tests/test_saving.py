@@ -23,9 +23,10 @@ from stablebptt.data import atomic, run_file, storage, summary
 from stablebptt.kernels.compiler import implements
 from stablebptt.kernels.generics import Controller, System, control, cost, step
 from stablebptt.kernels.structs import Struct
-from stablebptt.tasks import checks, optimizers, reports, rollouts, sweeps, training
+from stablebptt.tasks import checks, optimizers, reports, rollouts, runs, sweeps, training, variants
+from stablebptt.tasks.cpu import Engine
+from stablebptt.tasks.engine import Loss
 from stablebptt.tasks.figures import _smoothed
-from stablebptt.tasks.problems import Loss, Problem
 
 # --- a system of one's own; all its controllers have six parameters and share one compilation -----------------------
 
@@ -196,9 +197,9 @@ def test_recomputed_activations_of_an_own_controller(monkeypatch):
     problem = six(steps=40)
     theta, x0 = problem.init(1) + 0.3, problem.sample(7)
     kept = [problem.gradient(theta, x0, variant).value for variant in "RMNC"]
-    monkeypatch.setattr("stablebptt.tasks.problems.tape_width", lambda controller: 1)
+    monkeypatch.setattr("stablebptt.adjoint.rollout.tape_width", lambda controller: 1)
     again = dataclasses.replace(problem, tape_bytes=0)
-    assert problem._gradient_space(7, 1).kept and not again._gradient_space(7, 1).kept
+    assert problem.engine._gradient_arena(7, 1).forward.kept and not again.engine._gradient_arena(7, 1).forward.kept
     for variant, values in zip("RMNC", kept):
         assert np.array_equal(again.gradient(theta, x0, variant).value, values), variant
 
@@ -284,9 +285,9 @@ def test_a_file_of_another_layout_is_refused(tmp_path):
         sb.load(tmp_path / "run.h5", problem=six("lists"))
     content, other = run_file.load(tmp_path / "run.h5"), six("lists")
     with pytest.raises(ValueError, match=r"another layout: gain/kernel is shape \(2, 3\) there, shape \(3, 2\) here"):
-        training._check_parameters(content, other, "run.h5")
+        runs._check_parameters(content, other, "run.h5")
     with pytest.raises(ValueError, match=r"another layout: k is no such parameter there, shape \(6,\) here"):
-        training._check_parameters(content, six(), "run.h5")
+        runs._check_parameters(content, six(), "run.h5")
     assert (tmp_path / "run.h5").read_bytes() == before
 
 
@@ -351,20 +352,20 @@ def test_best_ignores_what_is_not_finite(losses, epoch, lowest):
 @pytest.fixture
 def spoiled(monkeypatch):
     """Let the test loss (of five states) of some epochs not be finite."""
-    parts = Problem.parts
+    losses = Engine._losses
 
     def spoil(*epochs):
         seen = []
 
         def given(self, theta, x0):
-            physics, effort = parts(self, theta, x0)
+            found = losses(self, theta, x0)
             if len(x0) == 5:
                 seen.append(1)
                 if len(seen) in epochs:
-                    physics = np.full_like(physics, NAN)
-            return physics, effort
+                    found = found._replace(physics=np.full_like(found.physics, NAN))
+            return found
 
-        monkeypatch.setattr(Problem, "parts", given)
+        monkeypatch.setattr(Engine, "_losses", given)
 
     return spoil
 
@@ -481,7 +482,7 @@ def test_schedules_of_gates_are_kept(tmp_path, schedule):
     again = train(problem, 2, variant=schedule, out=tmp_path / "run.h5", resume=True)
     assert len(again.history["epoch"]) == 2
     restored = training.settings_of(sb.load(tmp_path / "run.h5").config)
-    opened = training.gates(restored.variant, 4)
+    opened = variants.gates(restored.variant, 4)
     assert np.all(opened.physics == 1) and np.all(opened.network == 0)
 
 
@@ -588,17 +589,17 @@ def test_what_a_sampler_gives_is_copied_in_the_problems_precision():
 
 def test_the_file_is_there_before_the_first_epoch_and_all_can_read_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    path, differentiate = Path("run.h5"), Problem.differentiate
+    path, differentiate = Path("run.h5"), Engine._gradient
 
     def look(self, *given):
         run = sb.load(path)
         assert run.status == "running" and len(run.history["epoch"]) == 0
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Problem, "differentiate", look)
+    monkeypatch.setattr(Engine, "_gradient", look)
     with interrupted():
         train(pole(), out=path)
-    monkeypatch.setattr(Problem, "differentiate", differentiate)
+    monkeypatch.setattr(Engine, "_gradient", differentiate)
     run = sb.load(path)
     assert run.status == "interrupted" and np.array_equal(run.theta, run.problem.init(0))
     assert np.array_equal(run.trajectories["states"][0], run.trajectories["states"][1])
@@ -631,7 +632,7 @@ def test_what_can_fail_in_a_save_fails_before_the_first_epoch(tmp_path, monkeypa
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(storage, "write", broken)
-    monkeypatch.setattr(Problem, "differentiate", lambda *given: calls.append(1))
+    monkeypatch.setattr(Engine, "_gradient", lambda *given: calls.append(1))
     with pytest.raises(OSError, match="No space left"):
         if many:
             sb.train_seeds(pole(), [0, 1], epochs=1, out=place, **COUNTS)
@@ -641,10 +642,10 @@ def test_what_can_fail_in_a_save_fails_before_the_first_epoch(tmp_path, monkeypa
 
 
 def test_an_old_file_stays_until_there_is_something_better(tmp_path, monkeypatch):
-    path, differentiate = tmp_path / "run.h5", Problem.differentiate
+    path, differentiate = tmp_path / "run.h5", Engine._gradient
     train(pole(), out=path)
     before = path.read_bytes()
-    monkeypatch.setattr(Problem, "differentiate", stop)
+    monkeypatch.setattr(Engine, "_gradient", stop)
     with interrupted():
         train(pole(), out=path, force=True, seed=3)
     with interrupted():
@@ -659,7 +660,7 @@ def test_an_old_file_stays_until_there_is_something_better(tmp_path, monkeypatch
         assert path.read_bytes() == before  # not written yet: checkpoint_seconds have not passed
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Problem, "differentiate", differentiate)
+    monkeypatch.setattr(Engine, "_gradient", differentiate)
     with interrupted():
         train(pole(), out=path, force=True, seed=3, report=second)
     run = sb.load(path)
@@ -667,13 +668,13 @@ def test_an_old_file_stays_until_there_is_something_better(tmp_path, monkeypatch
 
 
 def test_a_divergence_in_the_first_epoch_replaces_an_old_file(tmp_path, monkeypatch):
-    path, differentiate = tmp_path / "run.h5", Problem.differentiate
+    path, differentiate = tmp_path / "run.h5", Engine._gradient
     train(pole(), out=path)
 
     def lost(self, *given):
         return dataclasses.replace(differentiate(self, *given), loss=Loss(NAN, NAN))
 
-    monkeypatch.setattr(Problem, "differentiate", lost)
+    monkeypatch.setattr(Engine, "_gradient", lost)
     with pytest.raises(sb.DivergedError, match="epoch 1"):
         train(pole(), out=path, force=True)
     run = sb.load(path)
@@ -681,13 +682,13 @@ def test_a_divergence_in_the_first_epoch_replaces_an_old_file(tmp_path, monkeypa
 
 
 def test_resuming_loses_nothing_when_it_is_interrupted_at_once(tmp_path, monkeypatch):
-    path, differentiate = tmp_path / "run.h5", Problem.differentiate
+    path, differentiate = tmp_path / "run.h5", Engine._gradient
     train(pole(), 2, out=path)
-    monkeypatch.setattr(Problem, "differentiate", stop)
+    monkeypatch.setattr(Engine, "_gradient", stop)
     with interrupted():
         train(pole(), 4, out=path, resume=True)
     assert len(sb.load(path).history["epoch"]) == 2
-    monkeypatch.setattr(Problem, "differentiate", differentiate)
+    monkeypatch.setattr(Engine, "_gradient", differentiate)
     assert np.array_equal(train(pole(), 4, out=path, resume=True).theta, train(pole(), 4).theta)
 
 

@@ -136,7 +136,7 @@ def test_recomputed_activations_of_the_other_tasks(task, batch, dtype):
     kept = make(task, {}, dtype=dtype, steps=50)
     again = make(task, {}, dtype=dtype, steps=50, tape_bytes=0)
     x0, theta = kept.sample(batch), kept.init(1)
-    assert kept._gradient_space(batch, 1).kept and not again._gradient_space(batch, 1).kept
+    assert kept.engine._gradient_arena(batch, 1).forward.kept and not again.engine._gradient_arena(batch, 1).forward.kept
     for variant in "RMNC":
         assert np.array_equal(kept.gradient(theta, x0, variant).value, again.gradient(theta, x0, variant).value), variant
 

@@ -17,7 +17,7 @@ import pytest
 
 import stablebptt as sb
 from stablebptt.tasks import sweeps
-from stablebptt.tasks.problems import Problem
+from stablebptt.tasks.cpu import Engine
 from stablebptt.tasks.sweeps import make_plan, paper_plan
 
 SMALL = {"steps": 6, "hidden": [5]}
@@ -138,16 +138,16 @@ def test_estimates_are_near_the_truth(monkeypatch, tmp_path):
     now = [0.0]
 
     def counted(name, seconds):
-        computed = getattr(Problem, name)
+        computed = getattr(Engine, name)
 
         def slow(self, theta, x0, *more):
             now[0] += seconds * len(x0)
             return computed(self, theta, x0, *more)
 
-        monkeypatch.setattr(Problem, name, slow)
+        monkeypatch.setattr(Engine, name, slow)
 
-    counted("differentiate", 3e-3)
-    counted("parts", 1e-3)
+    counted("_gradient", 3e-3)
+    counted("_losses", 1e-3)
     monkeypatch.setattr(sweeps.time, "perf_counter", lambda: now[0])
     runs = make_plan(ODD)
     expected = sweeps.estimate(runs)

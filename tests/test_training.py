@@ -17,8 +17,9 @@ from stablebptt.kernels.compiler import implements, like
 from stablebptt.kernels.generics import System, cost, step
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import training
-from stablebptt.tasks.problems import Loss, Problem
-from stablebptt.tasks.training import HISTORY
+from stablebptt.tasks.cpu import Engine
+from stablebptt.tasks.engine import Loss
+from stablebptt.tasks.runs import HISTORY
 
 SMALL = {"train_count": 24, "test_count": 10, "batch_size": 8}
 
@@ -190,7 +191,7 @@ def test_divergence_is_loud_and_keeps_the_epochs_before(tmp_path):
 
 def bad_now_and_then(monkeypatch, kind):
     """Let every third mini-batch give a gradient that is not finite."""
-    differentiate, batches = Problem.differentiate, {}
+    differentiate, batches = Engine._gradient, {}
 
     def spoiled(self, theta, x0, opened):
         number = batches.setdefault(x0.tobytes(), len(batches))
@@ -201,7 +202,7 @@ def bad_now_and_then(monkeypatch, kind):
             return dataclasses.replace(result, loss=Loss(math.nan, math.nan))
         return dataclasses.replace(result, value=result.value * np.float32(3e38), norm2=1.0 if kind == "update" else math.inf)
 
-    monkeypatch.setattr(Problem, "differentiate", spoiled)
+    monkeypatch.setattr(Engine, "_gradient", spoiled)
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient", "update"])

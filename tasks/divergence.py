@@ -1,0 +1,63 @@
+"""Where a computation stopped being finite."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from stablebptt.tasks.engine import Evaluation, Gradient, Path
+from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks.variants import Gates
+
+
+def check_gradient(problem: Any, result: Gradient, theta: np.ndarray, x0: np.ndarray, gates: Gates) -> None:
+    """Raise DivergedError, with the first bad time step, if a gradient or its loss is not finite."""
+    if math.isfinite(result.loss.total) and math.isfinite(result.norm2):
+        return
+    check_path(_path(problem, theta, x0))
+    if not math.isfinite(result.loss.total):
+        step = first_step(lambda t: not _finite_until(problem, theta, x0, t), problem.steps)
+        raise DivergedError(f"the loss is not finite from time step {step} on, though all states are", step=step)
+    back = first_step(lambda t: not _finite_backwards(problem, theta, x0, gates, problem.steps - t), problem.steps)
+    step = problem.steps - back
+    raise DivergedError(f"the gradient is not finite from time step {step} backwards, though all states are", step=step)
+
+
+def check_path(path: Path | Evaluation) -> None:
+    """Raise DivergedError if a state (B, T+1, ..) or control (B, T, ..) is not finite."""
+    for name, values in (("control", path.controls), ("state", path.states)):
+        finite = np.isfinite(values).all(axis=(0, *range(2, np.ndim(values))))
+        if not finite.all():
+            step = int(np.argmin(finite))
+            raise DivergedError(f"a {name} is not finite from time step {step} on", step=step)
+
+
+def first_step(bad: Callable[[int], bool], last: int) -> int:
+    """The first step of 1 .. last that is bad, if all after it are (by bisection); `last` if none is."""
+    low, high = 1, last
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if bad(middle) else (middle + 1, high)
+    return low
+
+
+def _path(problem: Any, theta: np.ndarray, x0: np.ndarray) -> Evaluation:
+    return next(problem.engine.evaluate([theta], [x0], paths=True))
+
+
+def _finite_until(problem: Any, theta: np.ndarray, x0: np.ndarray, step: int) -> bool:
+    """Whether the costs of x_1 .. x_step and the controls before are finite together."""
+    weights = np.where(np.arange(problem.steps + 1) <= step, problem.time_weights, 0.0)
+    part = _path(replace(problem, time_weights=weights), theta, x0)
+    efforts = np.square(part.controls[:, :step]).sum(axis=-1).sum(axis=1) if problem.regularization else np.zeros(1)
+    return bool(np.all(np.isfinite(part.physics)) and np.all(np.isfinite(efforts)))
+
+
+def _finite_backwards(problem: Any, theta: np.ndarray, x0: np.ndarray, gates: Gates, step: int) -> bool:
+    """Whether the gradient is finite if the adjoints go back no further than to `step`."""
+    closed = np.arange(problem.steps) <= step
+    physics, network = (np.where(closed, 0, opening) for opening in (gates.physics, gates.network))
+    part = replace(gates, physics=physics.astype(problem.dtype), network=network.astype(problem.dtype))
+    return math.isfinite(next(problem.engine.gradients([theta], [x0], part)).norm2)

@@ -1,0 +1,81 @@
+"""What an engine does for a problem, and what it answers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+
+from stablebptt.tasks.variants import Gates
+
+# The queue of single calls, which may come between the launch of many runs and the last of their results.
+ALONE = -1
+
+
+@dataclass(frozen=True)
+class Path:
+    """A rollout: time (T+1,) [s], states (B, T+1, *state), controls (B, T, *control)."""
+
+    time: np.ndarray
+    states: np.ndarray
+    controls: np.ndarray
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Mean loss of a batch, with (total) and without (physics) the regulariser."""
+
+    total: float
+    physics: float
+
+    def __float__(self) -> float:
+        return self.total
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A gradient (n_parameters,) and the loss; of variant C also R, M and the cosine of the angle between them."""
+
+    value: np.ndarray
+    loss: Loss
+    norm2: float
+    regular: np.ndarray | None = None
+    modified: np.ndarray | None = None
+    cosine: float = float("nan")
+
+    def copy(self) -> Self:
+        """With arrays of its own."""
+        regular, modified = (None if part is None else part.copy() for part in (self.regular, self.modified))
+        return replace(self, value=self.value.copy(), regular=regular, modified=modified)
+
+
+class Evaluation(NamedTuple):
+    """What rollouts of a batch cost, per sample and in float64; their states and controls, where asked for.
+
+    physics (B,) : the loss without the regulariser, NaN where a rollout diverged
+    effort (B,) : the sum of squared controls
+    states (B, T+1, *state), controls (B, T, *control)
+    """
+
+    physics: np.ndarray
+    effort: np.ndarray
+    states: Any = None
+    controls: Any = None
+
+
+class Engine(Protocol):
+    """What computes with a problem; always for S controllers, each with states of its own, and without checks of their numbers.
+
+    The work begins when it is asked for. Results come one by one; the next overwrites the last, and a call the results of the
+    last call with the same `queue`: with two queues a device works for one half of the runs while the host works for the other.
+    """
+
+    def evaluate(
+        self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, paths: bool = False, queue: int = ALONE
+    ) -> Iterator[Evaluation]:
+        """Roll out from x0s, S times (B, *state_shape); `paths`: states and controls are wanted."""
+
+    def gradients(
+        self, thetas: list[np.ndarray], x0s: list[np.ndarray], gates: Gates, *, parts: bool = False, queue: int = ALONE
+    ) -> Iterator[Gradient]:
+        """Gradients of the mean losses; `parts`: R and M of variant C are wanted, too."""

@@ -1,0 +1,189 @@
+"""A run: where it stands, what became of it, and how it is found again in its file."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any, cast
+
+import numpy as np
+
+from stablebptt.data import run_file
+from stablebptt.tasks import TASKS, checks, descriptions, optimizers
+from stablebptt.tasks.custom import TASK as CUSTOM
+from stablebptt.tasks.custom import Described, custom_facts
+from stablebptt.tasks.problems import Problem
+
+HISTORY = tuple(run_file.HISTORY)
+# Rollouts of so many test states are kept.
+TRAJECTORIES = 4
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands after a number of whole epochs; never changed, only replaced."""
+
+    epoch: int
+    theta: np.ndarray
+    optimizer: optimizers.State
+    best_theta: np.ndarray
+    best_loss: float
+    best_epoch: int
+    history: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training, finished or not.
+
+    Attributes
+    ----------
+    config : dict, words and numbers that describe it
+    history : dict of arrays (epochs,), see `HISTORY`
+    theta, best_theta : parameters after the last epoch, and those of the lowest test loss
+    problem : Problem
+    trajectories : dict of arrays: time, states, controls, loss of a few test states; phase 0 before, 1 after training
+    status : "complete", "interrupted" or "diverged: ..."
+    """
+
+    config: dict[str, Any]
+    history: dict[str, np.ndarray]
+    theta: np.ndarray
+    best_theta: np.ndarray
+    problem: Problem
+    trajectories: dict[str, np.ndarray]
+    status: str
+
+
+def load(path: str | FilePath, problem: Problem | None = None) -> Run:
+    """The run in a file.
+
+    A run of a system of one's own needs its `problem` to compute with; without it, it can be looked at. (A file never decides
+    what code is imported.)
+
+    Raises
+    ------
+    FileFormatError
+        If the file is damaged or not a run file.
+    OSError
+        If it cannot be read.
+    """
+    content = run_file.load(path)
+    made = problem_of(content.config, path)
+    if problem is not None:
+        here = {name: value for name, value in problem.options.items() if name != "code"}  # new code may look at old runs
+        there = {"task": made.task, "options": made.options}
+        if found := descriptions.differences(there, {"task": problem.task, "options": here}):
+            what, advice = f"{path} is a run of another problem", "give the problem it was made with"
+            raise ValueError(descriptions.refusal(what, found, advice))
+        made = problem
+    problem = made
+    _check_parameters(content, problem, path)
+    theta, best = (np.asarray(values, problem.dtype) for values in (content.theta, content.best_theta))
+    return Run(content.config, content.history, theta, best, problem, content.trajectories, content.status)
+
+
+def problem_of(config: dict[str, Any], path: Any) -> Problem:
+    """The problem that a file's configuration describes (of a problem of one's own: its description)."""
+    try:
+        if config["task"] == CUSTOM:
+            return cast(Problem, Described(config))
+        return TASKS[config["task"]](**config["options"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise run_file.FileFormatError(f"{path}: the configuration makes no problem ({error})") from None
+
+
+def check_options(problem: Problem) -> None:
+    """Raise a ValueError if a problem was changed, so that its options would make another one from a file."""
+    options = problem.options
+    promised = custom_facts(options) if problem.task == CUSTOM else descriptions.facts(TASKS[problem.task](**options))
+    if found := descriptions.differences(promised, descriptions.facts(problem), ("as it was made", "now")):
+        advice = "make another with sb.problem(...), or train without a file"
+        raise ValueError(descriptions.refusal("the problem was changed, so that no file could make it again", found, advice))
+
+
+def start(problem: Problem, settings: Any) -> Progress:
+    theta = problem.init(settings.seed)
+    return Progress(0, theta, optimizers.begin(settings.optimizer, theta), theta, math.inf, 0, ())
+
+
+def resumed(path: FilePath, problem: Problem, settings: Any) -> Progress:
+    """The checkpoint in a file, if it belongs to this training."""
+    content = run_file.load(path)
+    known = {**content.config, "options": problem_of(content.config, path).options}
+    wanted = {**config_of(problem, settings), "epochs": known.get("epochs")}
+    if found := descriptions.differences(known, wanted):
+        advice = "give the options it was made with, or another file"
+        raise ValueError(descriptions.refusal(f"{path} cannot be resumed", found, advice))
+    _check_parameters(content, problem, path)
+    return _checkpoint(content, settings, path)
+
+
+def _checkpoint(content: run_file.Content, settings: Any, path: FilePath) -> Progress:
+    """Where the training in a file stands."""
+    point = content.checkpoint
+    epoch, best_epoch, best_loss = int(point["epoch"][0]), int(point["best_epoch"][0]), float(point["best_loss"][0])
+    if epoch > settings.epochs:
+        raise ValueError(f"{path} cannot be resumed: it holds {epoch} epochs, more than {settings.epochs}; give at least {epoch}")
+    columns = [content.history[name] for name in HISTORY]
+    history = tuple(tuple(float(v) for v in row) for row in zip(*columns))
+    optimizer = {}
+    for name, first in optimizers.begin(settings.optimizer, point["theta"]).items():
+        values = point.get(f"optimizer_{name}", np.zeros(0))
+        if values.size != np.size(first) or values.ndim != max(np.ndim(first), 1):
+            raise run_file.FileFormatError(f"{path}: the checkpoint's {name} is not that of {type(settings.optimizer).__name__}")
+        optimizer[name] = values.astype(first.dtype).reshape(np.shape(first))
+    return Progress(epoch, point["theta"], optimizer, content.best_theta, best_loss, best_epoch, history)
+
+
+def _check_parameters(content: run_file.Content, problem: Problem, path: Any) -> None:
+    """Raise an error if a file's parameters have other names, shapes or places than the problem's."""
+    for values in (content.theta, content.best_theta):
+        if values.shape != (problem.n_parameters,):
+            raise run_file.FileFormatError(f"{path}: the parameters do not fit the configuration")
+    if isinstance(problem, Described):
+        return
+    views = {name: np.atleast_1d(values) for name, values in problem.layers(content.theta).items()}
+    here, there = ({name: values.shape for name, values in layers.items()} for layers in (views, content.layers))
+    if here != there:
+        first = next(name for name in (*here, *there) if here.get(name) != there.get(name))
+        wanted, found = (f"shape {s[first]}" if first in s else "no such parameter" for s in (here, there))
+        message = f"{path}: its controller has another layout: {first} is {found} there, {wanted} here"
+        raise (ValueError if problem.task == CUSTOM else run_file.FileFormatError)(message)
+    for name, values in views.items():
+        if not np.array_equal(values, content.layers[name], equal_nan=True):
+            raise run_file.FileFormatError(f"{path}: /controller/{name} is not what /checkpoint/theta says, or in another order")
+
+
+def config_of(problem: Problem, settings: Any) -> dict[str, Any]:
+    elsewhere = {} if problem.backend == "cpu" else {"backend": problem.backend}
+    config = {"task": problem.task, "options": problem.options, **settings.describe(), **elsewhere}
+    return {name: checks.plain(name, value) for name, value in config.items()}
+
+
+def run_of(problem: Problem, settings: Any, progress: Progress, testing: np.ndarray, status: str) -> Run:
+    columns = np.array(progress.history, np.float64).reshape(-1, len(HISTORY)).T
+    return Run(
+        config=config_of(problem, settings),
+        history=dict(zip(HISTORY, columns)),
+        theta=progress.theta,
+        best_theta=progress.best_theta,
+        problem=problem,
+        trajectories=trajectories(problem, [problem.init(settings.seed), progress.theta], testing[:TRAJECTORIES]),
+        status=status,
+    )
+
+
+def trajectories(problem: Problem, thetas: list[np.ndarray], x0: np.ndarray) -> dict[str, np.ndarray]:
+    """Rollouts of several controllers (the phases) from the same states x0 (n, *state_shape).
+
+    Returns
+    -------
+    time (T+1,) [s], states (phases, n, T+1, *state), controls (phases, n, T, *control), loss (phases, n)
+    """
+    paths = [problem.follow(theta, x0) for theta in thetas]
+    return {
+        "time": problem.time,
+        "states": np.stack([path.states for path in paths]),
+        "controls": np.stack([path.controls for path in paths]),
+        "loss": np.stack([problem.losses(theta, x0)[0] for theta in thetas]),
+    }

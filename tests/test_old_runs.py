@@ -1,0 +1,50 @@
+"""Runs of version 0.1 are loaded, looked at and resumed: `old_runs` holds two epochs of each, and the weights after four."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import call
+
+import stablebptt as sb
+
+FOLDER = Path(__file__).parent / "old_runs"
+AFTER = json.loads((FOLDER / "after_4_epochs.json").read_text())
+TRAIN = {
+    "cartpole": "--steps 5 --hidden 4 --poles 2 --variant C --clip norm",
+    "guidance": "--steps 5 --hidden 4 --drivers 1 --evaders 2 --variant M --optimizer rmsprop",
+    "quantum": "--steps 4 --points 8 --width 3 --variant R --shuffle",
+    "spring": "spring:make --set stiffness=3 --variant C",
+}
+
+
+@pytest.fixture(params=AFTER)
+def name(request, tmp_path, monkeypatch):
+    """An old run, copied to the working folder."""
+    for file in FOLDER.glob("*.*"):
+        shutil.copy(file, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return request.param
+
+
+def test_it_is_loaded_and_looked_at(name):
+    run = sb.load(f"{name}.h5")
+    assert run.status == "complete" and run.history["epoch"].tolist() == [1, 2] and np.all(np.isfinite(run.history["test_loss"]))
+    assert call("inspect", f"{name}.h5") == 0
+    for command, picture in (("plot", "picture.png"), ("animate", "film.gif")):
+        assert call(command, f"{name}.h5", "--out", picture) == 0
+        assert Path(picture).stat().st_size > 1000
+    if name != "spring":
+        assert call(name, "simulate", f"{name}.h5", "--count", "2", "--out", "paths.h5") == 0
+
+
+def test_it_is_resumed_as_if_nothing_had_been(name):
+    options = TRAIN[name].split()
+    counts = ["--train-count", "16", "--test-count", "8", "--epochs", "4", "--out", f"{name}.h5", "--resume", "--quiet"]
+    assert call("custom" if name == "spring" else name, "train", *options, *counts) == 0
+    run = sb.load(f"{name}.h5")
+    assert run.history["epoch"].tolist() == [1, 2, 3, 4]
+    np.testing.assert_allclose(run.theta, AFTER[name], rtol=1e-4, atol=1e-6)  # another processor has other last bits
