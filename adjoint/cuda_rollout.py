@@ -7,7 +7,7 @@ The cotangents of a tile ("bars") lie like the network's numbers, once per pair 
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -306,7 +306,7 @@ def place_bars(arena, sums, gates, episode):
 def make_gradient(dtype: Any, shared: Shared) -> Any:
     """The kernel of gradients: rollout and its adjoint in one launch; grid (groups, runs).
 
-    As `make_evaluate`, with all rows kept; gradients (S, groups, m * n_parameters): each group's share of the sum over its samples.
+    As `make_evaluate`, with all rows kept; gradients (S, groups, m * n_parameters): each group's share, summed over its samples.
     """
     shared_arena, shared_weights, shared_gradients = shared
 
@@ -372,13 +372,26 @@ def scaled(x, largest):
     return x / largest if largest != 0 else x
 
 
+class Results(NamedTuple):
+    """Largest components of R and M, and, of both divided by theirs, the squares of R and M, the product R.M, the square of C.
+
+    (Squares of exploding gradients do not fit into float32.)
+    """
+
+    top_r: float
+    top_m: float
+    regular2: float
+    modified2: float
+    product: float
+    joined2: float
+
+
 @functools.cache
 def make_join(dtype: Any) -> Any:
     """The kernel that adds the groups' shares and joins R and M; grid (runs,).
 
     gradients (S, groups, m * n_parameters) -> sums (S, m, n_parameters); joined (S, n_parameters), of one gradient unused.
-    results (S, 6): the largest components of both gradients, and, of both divided by theirs, the squares of R, M, the product
-    R.M and the square of C. (Squares of exploding gradients do not fit into float32.)
+    results (S, 6): a row of `Results` for every run.
     """
 
     @kernel
@@ -413,11 +426,7 @@ def make_join(dtype: Any) -> Any:
         rr, mm = over_block(rr, places, SUM), over_block(mm, places, SUM)
         rm, cc = over_block(rm, places, SUM), over_block(cc, places, SUM)
         if thread() == 0:
-            results[run, 0] = top_r
-            results[run, 1] = top_m
-            results[run, 2] = rr
-            results[run, 3] = mm
-            results[run, 4] = rm
-            results[run, 5] = cc
+            row = results[run]  # in the order of `Results`
+            row[0], row[1], row[2], row[3], row[4], row[5] = top_r, top_m, rr, mm, rm, cc
 
     return join

@@ -64,7 +64,7 @@ def state_vjp(controller, weights, tape, rows, c_bar, x_bar):
 
 @generic_block
 def parameter_vjp(controller, weights, tape, rows, c_bar):
-    """Add ``N_theta^T c_bar`` to the tape's gradients, for m cotangents c_bar (m, .., n_control), of which the first n rows count.
+    """Add ``N_theta^T c_bar`` to the tape's gradients, for m cotangents: the first n rows of c_bar (m, .., n_control).
 
     After `control_batch_vjp` of all n rows: of cotangent v in slot v; or, of a `unit` tape, of the cotangent 1 in slot 0.
     """

@@ -12,7 +12,7 @@ from stablebptt.kernels.guidance import (
     pull_terms,
 )
 from stablebptt.kernels.simd import ONE, lanes, offset, pointer
-from stablebptt.kernels.views import Lanes, One, add_from_lanes, constant, get, padded_batch, put, row, to_lanes
+from stablebptt.kernels.views import Bars, Lanes, One, add_from_lanes, constant, get, padded_batch, put, row, to_lanes
 
 
 @inline
@@ -28,8 +28,9 @@ def _add(view, k, value):
 
 
 @block
-def advance_vjp(system, variants, x, c, lam, lam_x, lam_c):
+def advance_vjp(system, x, c, bars):
     """`step_vjp` on views: one loop over pairs, whose distances serve all cotangents."""
+    variants, lam, lam_x, lam_c = bars.count, bars.lam, bars.lam_x, bars.lam_c
     dt = system.dt
     objects = system.drivers + system.evaders
     zero = like(dt, 0.0)
@@ -76,7 +77,7 @@ def advance_vjp(system, variants, x, c, lam, lam_x, lam_c):
 
 @implements(step_vjp, Guidance)
 def _step_vjp(system, x, c, lam, lam_x, lam_c):
-    advance_vjp(system, lam.shape[0], One(x), One(c), One(lam), One(lam_x), One(lam_c))
+    advance_vjp(system, One(x), One(c), Bars(lam.shape[0], One(lam), One(lam_x), One(lam_c)))
 
 
 @implements(step_batch_vjp, Guidance)
@@ -94,15 +95,14 @@ def _step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     for k in range(variants * (n_state + n_control) * stride):  # lam_x and lam_c lie side by side
         lam_x_lanes[k] = like(x, 0.0)
     for b in range(0, batch, lanes(x_lanes)):
-        advance_vjp(
-            system,
+        bars = Bars(
             variants,
-            Lanes(offset(x_lanes, b), stride, ONE * n_state),
-            Lanes(offset(c_lanes, b), stride, ONE * n_control),
             Lanes(offset(lam_lanes, b), stride, ONE * n_state),
             Lanes(offset(lam_x_lanes, b), stride, ONE * n_state),
             Lanes(offset(lam_c_lanes, b), stride, ONE * n_control),
         )
+        x_view, c_view = Lanes(offset(x_lanes, b), stride, ONE * n_state), Lanes(offset(c_lanes, b), stride, ONE * n_control)
+        advance_vjp(system, x_view, c_view, bars)
     add_from_lanes(batch, variants * n_state, pointer(lam_x), variants * n_state, lam_x_lanes, stride)
     add_from_lanes(batch, variants * n_control, pointer(lam_c), variants * n_control, lam_c_lanes, stride)
 

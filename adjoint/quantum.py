@@ -11,12 +11,22 @@ from stablebptt.kernels.compiler import block, implements, like
 from stablebptt.kernels.generics import step_sample
 from stablebptt.kernels.quantum import Overlap, Quantum, factorise, overlap, places, solve
 from stablebptt.kernels.simd import ONE, lanes, offset, pointer
-from stablebptt.kernels.views import Lanes, One, add_from_lanes, constant, get, padded_batch, put, row, to_lanes
+from stablebptt.kernels.structs import Struct
+from stablebptt.kernels.views import Bars, Lanes, One, add_from_lanes, constant, get, padded_batch, put, row, to_lanes
+
+
+class Solve(Struct):
+    """Views of scratch space: pivots of A, and a solution of the size of a state."""
+
+    pivots: Struct
+    y: Struct
 
 
 @block
-def advance_vjp(system, variants, x, x_next, c, lam, lam_x, lam_c, pivots, y):
-    """`step_vjp` on views, one factorisation for all cotangents; y is scratch space of the size of a state."""
+def advance_vjp(system, x, c, x_next, bars, space):
+    """`step_vjp` on views, one factorisation for all cotangents."""
+    variants, lam, lam_x, lam_c = bars.count, bars.lam, bars.lam_x, bars.lam_c
+    pivots, y = space.pivots, space.y
     factorise(system, c, pivots)
     for v in range(variants):
         bar, x_bar, c_bar = row(lam, v), row(lam_x, v), row(lam_c, v)
@@ -36,8 +46,8 @@ def advance_vjp(system, variants, x, x_next, c, lam, lam_x, lam_c, pivots, y):
 
 @implements(step_sample_vjp, Quantum)
 def _step_sample_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
-    pivots, y = One(scratch[: x.size]), One(scratch[x.size :])
-    advance_vjp(system, lam.shape[0], One(x), One(x_next), One(c), One(lam), One(lam_x), One(lam_c), pivots, y)
+    bars = Bars(lam.shape[0], One(lam), One(lam_x), One(lam_c))
+    advance_vjp(system, One(x), One(c), One(x_next), bars, Solve(One(scratch[: x.size]), One(scratch[x.size :])))
 
 
 @implements(step_vjp, Quantum)
@@ -63,17 +73,19 @@ def _step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     for k in range(variants * stride):
         lam_c_lanes[k] = like(x, 0.0)
     for b in range(0, batch, lanes(x_lanes)):
-        advance_vjp(
-            system,
+        bars = Bars(
             variants,
-            Lanes(offset(x_lanes, b), stride, ONE * n_state),
-            Lanes(offset(next_lanes, b), stride, ONE * n_state),
-            Lanes(offset(c_lanes, b), stride, ONE),
             Lanes(offset(lam_lanes, b), stride, ONE * n_state),
             Lanes(offset(lam_x_lanes, b), stride, ONE * n_state),
             Lanes(offset(lam_c_lanes, b), stride, ONE),
-            Lanes(offset(pivots, b), stride, ONE * n_state),
-            Lanes(offset(y, b), stride, ONE * n_state),
+        )
+        advance_vjp(
+            system,
+            Lanes(offset(x_lanes, b), stride, ONE * n_state),
+            Lanes(offset(c_lanes, b), stride, ONE),
+            Lanes(offset(next_lanes, b), stride, ONE * n_state),
+            bars,
+            Solve(Lanes(offset(pivots, b), stride, ONE * n_state), Lanes(offset(y, b), stride, ONE * n_state)),
         )
     add_from_lanes(batch, rows, pointer(lam_x), rows, lam_x_lanes, stride)
     add_from_lanes(batch, variants, pointer(lam_c), variants, lam_c_lanes, stride)

@@ -98,19 +98,19 @@ def new_arena(episode: Any, batch: int, adjoints: int, dtype: Any, *, tape_bytes
     all_rows, rows = (len(episode.time_weights) - 1) * batch, chunk_steps(batch) * batch
     kept = all_rows * tape_width(controller) * np.dtype(dtype).itemsize <= tape_bytes
     tape = new_tape(controller, dtype, rows=all_rows if kept else rows, chunk=rows, adjoints=adjoints, unit=n_control == 1)
-    path = forward.new_arena(episode, batch, dtype, tape=tape, kept=kept, adjoints=adjoints)
+    ahead = forward.new_arena(episode, batch, dtype, tape=tape, kept=kept, adjoints=adjoints)
     bars = Bars(
-        aligned((batch, adjoints, n_state), dtype),
-        aligned((batch, adjoints, n_state), dtype),
-        aligned((batch, adjoints, n_control), dtype),
-        aligned((adjoints, rows, n_control), dtype),
-        aligned((rows, n_control), dtype),
-        aligned((rows, padded(n_state)), dtype),
-        aligned((n_state,), dtype),
-        path.scratch,
+        lam=aligned((batch, adjoints, n_state), dtype),
+        lam_x=aligned((batch, adjoints, n_state), dtype),
+        lam_c=aligned((batch, adjoints, n_control), dtype),
+        c_bar=aligned((adjoints, rows, n_control), dtype),
+        ones=aligned((rows, n_control), dtype),
+        x_bar=aligned((rows, padded(n_state)), dtype),
+        cost_bar=aligned((n_state,), dtype),
+        scratch=ahead.scratch,
     )
     n = parameter_count(controller)
-    return Arena(path, bars, np.zeros((adjoints, n), dtype), np.zeros(n, dtype))
+    return Arena(ahead, bars, np.zeros((adjoints, n), dtype), np.zeros(n, dtype))
 
 
 @inline
@@ -231,7 +231,7 @@ def rollout_vjp(episode, gates, arena):
 
 @kernel
 def gradient(episode, theta, x0, gates, arena):
-    """The compiled entry point: path, loss and gradients of theta (n_parameters,) from x0 (B, n_state), joined if the gates are."""
+    """The compiled entry point: loss and gradients, joined if the gates are, of theta (n_parameters,) and x0 (B, n_state)."""
     ahead, gradients, joined = arena.forward, arena.gradients, arena.joined
     follow(episode, theta, x0, ahead)
     rollout_vjp(episode, gates, arena)

@@ -116,18 +116,18 @@ class Network(Struct):
         widest = max(padded(adjoints * max(layer.apart, layer.outputs)) for layer in hidden)
         seen = hidden[0].below
         return Tape(
-            rows,
-            chunk,
-            unit,
-            aligned((rows * self.width,), dtype),
-            aligned((1 if unit else adjoints, chunk * self.width), dtype),
-            aligned((chunk + 1, widest), dtype),  # `scale` may write beyond the last row
-            aligned((chunk, max(layer.rows for layer in hidden)), dtype),
-            aligned((chunk, seen), dtype),
-            aligned((hidden[-1].gradient + hidden[-1].rows, widest), dtype),
-            aligned((adjoints * last.outputs, last.taps * last.below), dtype),
-            aligned((adjoints, last.outputs), dtype),
-            aligned((max(widest, seen),), dtype),
+            rows=rows,
+            chunk=chunk,
+            unit=unit,
+            hidden=aligned((rows * self.width,), dtype),
+            deltas=aligned((1 if unit else adjoints, chunk * self.width), dtype),
+            scaled=aligned((chunk + 1, widest), dtype),  # `scale` may write beyond the last row
+            windows=aligned((chunk, max(layer.rows for layer in hidden)), dtype),
+            seen=aligned((chunk, seen), dtype),
+            gradient=aligned((hidden[-1].gradient + hidden[-1].rows, widest), dtype),
+            output=aligned((adjoints * last.outputs, last.taps * last.below), dtype),
+            output_bias=aligned((adjoints, last.outputs), dtype),
+            zeros=aligned((max(widest, seen),), dtype),
         )
 
 

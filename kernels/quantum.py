@@ -59,16 +59,23 @@ def pivot(a, detuning, re, im):
 
 
 @inline
-def eliminate(a, re, im, right_re, right_im, before_re, before_im):
-    """``(right + i a before) (re + i im)``: one row of the forward elimination."""
-    r, s = right_re - a * before_im, right_im + a * before_re
-    return r * re - s * im, r * im + s * re
+def eliminate(a, inverse, right, before):
+    """``(right + i a before) inverse`` of complex numbers (re, im): one row of the forward elimination."""
+    r, s = right[0] - a * before[1], right[1] + a * before[0]
+    return r * inverse[0] - s * inverse[1], r * inverse[1] + s * inverse[0]
 
 
 @inline
-def substitute(a, re, im, y_re, y_im, after_re, after_im):
-    """``y + i a (re + i im) after``: one row of the back substitution."""
-    return y_re - a * (im * after_re + re * after_im), y_im + a * (re * after_re - im * after_im)
+def substitute(a, inverse, y, after):
+    """``y + i a inverse after`` of complex numbers (re, im): one row of the back substitution."""
+    re = y[0] - a * (inverse[1] * after[0] + inverse[0] * after[1])
+    return re, y[1] + a * (inverse[0] * after[0] - inverse[1] * after[1])
+
+
+@inline
+def number(view, k):
+    """Complex number k, as (re, im)."""
+    return get(view, 2 * k), get(view, 2 * k + 1)
 
 
 @inline
@@ -89,11 +96,11 @@ def solve(system, pivots, y):
     a = system.hopping
     re, im = constant(y, like(a, 0.0)), constant(y, like(a, 0.0))
     for k in range(system.points):
-        re, im = eliminate(a, get(pivots, 2 * k), get(pivots, 2 * k + 1), get(y, 2 * k), get(y, 2 * k + 1), re, im)
+        re, im = eliminate(a, number(pivots, k), number(y, k), (re, im))
         put(y, 2 * k, re)
         put(y, 2 * k + 1, im)
     for k in range(system.points - 2, -1, -1):
-        re, im = substitute(a, get(pivots, 2 * k), get(pivots, 2 * k + 1), get(y, 2 * k), get(y, 2 * k + 1), re, im)
+        re, im = substitute(a, number(pivots, k), number(y, k), (re, im))
         put(y, 2 * k, re)
         put(y, 2 * k + 1, im)
 

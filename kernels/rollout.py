@@ -30,7 +30,7 @@ class Episode(Struct):
     """
 
     system: Struct
-    controller: Struct
+    controller: Any
     loss: Struct
     time_weights: np.ndarray
     regularization: float
@@ -61,15 +61,16 @@ def new_arena(episode: Any, batch: int, dtype: Any, *, tape: Any = None, kept: b
     """An arena for `batch` samples; for a way back with m adjoints with its `tape` (`kept`: with T * B rows)."""
     steps, controller = len(episode.time_weights) - 1, episode.controller
     path = Path(
-        aligned((steps + 1, batch, episode.n_state), dtype),
-        aligned((steps, batch, episode.n_control), dtype),
-        np.zeros(batch),
-        np.zeros(batch),
+        states=aligned((steps + 1, batch, episode.n_state), dtype),
+        controls=aligned((steps, batch, episode.n_control), dtype),
+        physics=np.zeros(batch),
+        effort=np.zeros(batch),
     )
     if tape is None:
         tape = new_tape(controller, dtype, rows=batch, chunk=1, adjoints=1, unit=True)
+    weights = aligned((weight_count(controller),), dtype)
     scratch = aligned((scratch_size(episode.system, batch, adjoints),), dtype)
-    return Arena(aligned((weight_count(controller),), dtype), path, tape, kept, scratch)
+    return Arena(weights=weights, path=path, tape=tape, kept=kept, scratch=scratch)
 
 
 @inline

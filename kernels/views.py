@@ -33,6 +33,15 @@ class Lanes(Struct):
     length: int
 
 
+class Bars(Struct):
+    """Views of m cotangents of a step: lam of the next state; of state and control, to which is added."""
+
+    count: int
+    lam: Struct
+    lam_x: Struct
+    lam_c: Struct
+
+
 @generic
 def get(view, k):
     """Number k: a number of one sample, or a vector over samples."""

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from stablebptt.adjoint.generics import (
+    Rows,
     clear,
     control_batch_vjp,
     control_vjp,
     cost_vjp,
     parameter_vjp,
+    state_vjp,
     step_batch_vjp,
     step_sample_vjp,
     step_vjp,
@@ -36,6 +38,7 @@ from stablebptt.kernels.generics import (
     weight_count,
 )
 from stablebptt.kernels.simd import padded
+from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import check_states, checks, plain_python
 from stablebptt.tasks.custom import cast
 from stablebptt.tasks.differences import TOLERANCE, Arrays, Finding, Rule, findings, in_place
@@ -119,16 +122,27 @@ def _control(controller, theta, weights, x, c, tape):
     control_batch(controller, weights, x, c, tape, 0)
 
 
+class _Bars(Struct):
+    """m cotangents of n controls (m, n, n_control); those that go into slot after slot of the tape; what comes of them."""
+
+    c_bar: np.ndarray
+    hidden: np.ndarray
+    x_bar: np.ndarray
+    gradients: np.ndarray
+
+
 @kernel
-def _control_vjp(controller, weights, x, tape, c_bar, ones, x_bar, gradients, unit):
-    """Cotangents of x and theta for m cotangents c_bar (m, n, n_control), one after the other (or as `unit`)."""
+def _control_vjp(controller, weights, tape, x, bars):
+    """Cotangents of x and theta, one after the other."""
     clear(controller, tape)
+    rows, c_bar, hidden = Rows(x, 0, 0, 0), bars.c_bar, bars.hidden
     for v in range(c_bar.shape[0]):
-        control_batch_vjp(controller, weights, tape, x, 0, c_bar[v], x_bar[v], True, v, 0)
-    if unit:
-        control_batch_vjp(controller, weights, tape, x, 0, ones, ones, False, 0, 0)
-    parameter_vjp(controller, weights, tape, x, 0, c_bar, unit)
-    unpack(controller, tape, gradients)
+        control_batch_vjp(controller, weights, tape, rows, c_bar[v])
+        state_vjp(controller, weights, tape, rows, c_bar[v], bars.x_bar[v])
+    for v in range(hidden.shape[0]):
+        control_batch_vjp(controller, weights, tape, Rows(x, 0, v, 0), hidden[v])
+    parameter_vjp(controller, weights, tape, rows, c_bar)
+    unpack(controller, tape, bars.gradients)
 
 
 STEP_NAMES = {"output": "x_next", "state": "lam_x", "control": "lam_c"}
@@ -247,13 +261,13 @@ def single_control_rule(problem: Problem) -> Rule:
     return in_place("control", write, add, shape, independent=frozenset(names), names=names)
 
 
-def control_rule(problem: Problem, unit: bool = False) -> Rule:
+def control_rule(problem: Problem, *, unit: bool = False) -> Rule:
     """`control_batch`, which is all that a network has; `unit`: the parameters by way of unit cotangents (one control only)."""
     controller = problem.controller
 
-    def run(inputs: Arrays, c: np.ndarray, variants: int) -> tuple[np.ndarray, Any]:
+    def run(inputs: Arrays, c: np.ndarray, adjoints: int) -> tuple[np.ndarray, Any]:
         n = len(inputs["state"])
-        tape = new_tape(controller, n, n, variants, variants, np.float64)
+        tape = new_tape(controller, np.float64, rows=n, chunk=n, adjoints=adjoints, unit=unit)
         weights = aligned((weight_count(controller),), np.float64)
         _control(controller, inputs["parameters"], weights, inputs["state"], c, tape)
         return weights, tape
@@ -263,8 +277,8 @@ def control_rule(problem: Problem, unit: bool = False) -> Rule:
         weights, tape = run(inputs, np.zeros((n, problem.n_control)), m)
         x_bar, gradients = np.zeros((m, n, padded(problem.n_state))), np.zeros((m, problem.n_parameters))
         x_bar[:, :, : problem.n_state] = bars["state"]
-        ones = np.ones((n, problem.n_control))
-        _control_vjp(controller, weights, inputs["state"], tape, cotangents, ones, x_bar, gradients, unit)
+        hidden = np.ones((1, n, problem.n_control)) if unit else cotangents
+        _control_vjp(controller, weights, tape, inputs["state"], _Bars(cotangents, hidden, x_bar, gradients))
         bars["state"][:] = x_bar[:, :, : problem.n_state]
         bars["parameters"] += gradients
 
@@ -394,4 +408,4 @@ def _check_controls(
         yield from findings(single_control_rule(problem), {"state": rows, "parameters": thetas}, random, **how)
     inputs = {"state": rows[:ROWS], "parameters": theta + 0.1 * random.standard_normal(theta.shape)}
     for unit in (False, True) if problem.n_control == 1 else (False,):
-        yield from findings(control_rule(problem, unit), inputs, random, **how)
+        yield from findings(control_rule(problem, unit=unit), inputs, random, **how)

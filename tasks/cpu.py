@@ -30,13 +30,13 @@ class Engine:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.episode = forward.Episode(
-            problem.system,
-            problem.controller,
-            problem.loss_function,
-            problem.time_weights,
-            float(problem.regularization),
-            problem.n_state,
-            problem.n_control,
+            system=problem.system,
+            controller=problem.controller,
+            loss=problem.loss_function,
+            time_weights=problem.time_weights,
+            regularization=float(problem.regularization),
+            n_state=problem.n_state,
+            n_control=problem.n_control,
         )
         self._arenas = _Arenas()
 

@@ -15,7 +15,7 @@ import numpy as np
 from numba import cuda, from_dtype
 
 from stablebptt.adjoint.cuda_rollout import Gates as DeviceGates
-from stablebptt.adjoint.cuda_rollout import bars_size, make_gradient, make_join
+from stablebptt.adjoint.cuda_rollout import Results, bars_size, make_gradient, make_join
 from stablebptt.kernels.cuda_block import SIMULATED, TILE
 from stablebptt.kernels.cuda_rollout import Paths, Shared, make_evaluate, new_layout, work_size
 from stablebptt.kernels.network import Network
@@ -70,8 +70,15 @@ def plan(problem: Problem, variants: int, capacity: int) -> Plan:
 
 def episode_of(problem: Problem, *, padded: bool) -> Any:
     """The episode of the device's kernels."""
-    weights, sizes = problem.time_weights.astype(problem.dtype), (problem.n_state, problem.n_control)
-    episode = Episode(problem.system, problem.controller, problem.loss_function, weights, float(problem.regularization), *sizes)
+    episode = Episode(
+        system=problem.system,
+        controller=problem.controller,
+        loss=problem.loss_function,
+        time_weights=problem.time_weights.astype(problem.dtype),
+        regularization=float(problem.regularization),
+        n_state=problem.n_state,
+        n_control=problem.n_control,
+    )
     return replace(episode, controller=new_layout(episode, padded=padded))
 
 
@@ -292,12 +299,13 @@ class Engine:
         physics, effort = (float(found[name].mean(dtype=np.float64)) for name in ("physics", "effort"))
         total, _ = self.problem.total(physics, effort)
         loss = Loss(total, physics) if math.isfinite(physics) else Loss(math.nan, math.nan)
-        top_r, top_m, rr, mm, rm, cc = found["results"].astype(np.float64).tolist()
+        results = Results(*found["results"].astype(np.float64).tolist())
         if not gates.joined:
-            return Gradient(found["sums"][0], loss, top_r * top_r * rr)
-        norms = math.sqrt(rr) * math.sqrt(mm)
+            return Gradient(found["sums"][0], loss, results.top_r**2 * results.regular2)
+        norms = math.sqrt(results.regular2) * math.sqrt(results.modified2)
+        cosine = results.product / norms if norms > 0 else math.nan
         regular, modified = found["sums"] if "sums" in found else (None, None)
-        return Gradient(found["joined"], loss, top_m * top_m * cc, regular, modified, rm / norms if norms > 0 else math.nan)
+        return Gradient(found["joined"], loss, results.top_m**2 * results.joined2, regular, modified, cosine)
 
     def _given(self, queue: Queue, chosen: Plan, thetas: list[np.ndarray], x0s: list[np.ndarray], use: str) -> tuple:
         """What both kernels take first: episode, theta, x0; arrays that differ in size are kept for every `use`."""
@@ -309,11 +317,11 @@ class Engine:
         (runs, batch, groups, kept), kind = sizes, np.dtype(self.problem.dtype)
         slots = runs * groups
         return Paths(
-            queue.array(f"{use}.path", (slots, self.problem.steps + 1, kept * TILE) if kept else (1, 1, 1), kind),
-            kept,
-            queue.array(f"{use}.physics", (runs, batch), kind),
-            queue.array(f"{use}.effort", (runs, batch), kind),
-            queue.array(f"{use}.spill", (slots if chosen.spill > 1 else 1, chosen.spill), kind),
+            numbers=queue.array(f"{use}.path", (slots, self.problem.steps + 1, kept * TILE) if kept else (1, 1, 1), kind),
+            kept=kept,
+            physics=queue.array(f"{use}.physics", (runs, batch), kind),
+            effort=queue.array(f"{use}.effort", (runs, batch), kind),
+            spill=queue.array(f"{use}.spill", (slots if chosen.spill > 1 else 1, chosen.spill), kind),
         )
 
     def queue(self, number: int) -> Queue:

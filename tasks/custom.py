@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from stablebptt.adjoint import generics as backward
-from stablebptt.adjoint import network as _network_rules  # noqa: F401  (registers the methods)
 from stablebptt.data.atomic import expanded
 from stablebptt.kernels import generics as forward
 from stablebptt.kernels.fingerprints import describe

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.adjoint import guidance as _rules  # noqa: F401  (registers the methods)
-from stablebptt.adjoint import network as _network_rules  # noqa: F401
 from stablebptt.data import initial_states
 from stablebptt.kernels.guidance import Gathering, guidance
 from stablebptt.kernels.network import mlp

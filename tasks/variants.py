@@ -33,7 +33,7 @@ def gates(variant: Any, steps: int, dtype: Any = np.float64) -> Gates:
         )
     physics = np.array([_schedule(a, steps, "a (physics)") for a, _ in pairs], dtype)
     network = np.array([_schedule(b, steps, "b (network)") for _, b in pairs], dtype)
-    return Gates(physics, network, isinstance(variant, str) and variant == "C")
+    return Gates(physics, network, joined=isinstance(variant, str) and variant == "C")
 
 
 def truncated(steps: int, window: int, variant: str = "R") -> tuple[np.ndarray, np.ndarray]:
