@@ -301,11 +301,12 @@ class Engine:
         loss = Loss(total, physics) if math.isfinite(physics) else Loss(math.nan, math.nan)
         results = Results(*found["results"].astype(np.float64).tolist())
         if not gates.joined:
-            return Gradient(found["sums"][0], loss, results.top_r**2 * results.regular2)
+            return Gradient(found["sums"][0], loss, results.top_r * results.top_r * results.regular2)
         norms = math.sqrt(results.regular2) * math.sqrt(results.modified2)
         cosine = results.product / norms if norms > 0 else math.nan
+        norm2 = results.top_m * results.top_m * results.joined2
         regular, modified = found["sums"] if "sums" in found else (None, None)
-        return Gradient(found["joined"], loss, results.top_m**2 * results.joined2, regular, modified, cosine)
+        return Gradient(found["joined"], loss, norm2, regular, modified, cosine)
 
     def _given(self, queue: Queue, chosen: Plan, thetas: list[np.ndarray], x0s: list[np.ndarray], use: str) -> tuple:
         """What both kernels take first: episode, theta, x0; arrays that differ in size are kept for every `use`."""

@@ -266,7 +266,7 @@ def test_wherever_the_memory_is(monkeypatch):
     full = cuda.plan(gpu, 2, 1 << 20)
     assert full.shared == (True, True, True) and full.spill == 1
     without_gradient = full.shared_bytes - 4 * 2 * gpu.n_parameters
-    capacities = (full.shared_bytes, full.shared_bytes - 1, without_gradient - 1, 4 * full.n_weights, 0)
+    capacities = (full.shared_bytes, full.shared_bytes - 1, without_gradient - 1, 4 * full.episode.controller.n_weights, 0)
     for capacity in capacities:
         monkeypatch.setattr(cuda, "shared_capacity", lambda capacity=capacity: capacity)
         shared.add(cuda.plan(gpu, 2, capacity).shared)

@@ -198,11 +198,15 @@ NOT_DIFFERENTIATED = {
         "solve": "part of step; its rule is that of the whole linear solve",
         "advance": "is step on views",
         "places": "addresses",
+        "number": "access",
         "overlap": "part of cost",
     },
     "rollout": {
-        "rollout": "rule is the sweep (tested through rollout and sweep)",
-        "path_cost": "rule is cost_vjp inside the sweep (tested through rollout and sweep)",
+        "rollout": "rule is rollout_vjp (tested through whole gradients)",
+        "path_cost": "rule is cost_vjp inside rollout_vjp (tested through whole gradients)",
+        "follow": "rollout and path_cost",
+        "evaluate": "an entry point; of `follow`",
+        "effort_weight": "a constant",
     },
     "simd": {
         "clamp": "part of tanh",

@@ -40,7 +40,8 @@ def is_switch(node):
 
 def switches(source):
     """Where booleans are given or taken by position."""
-    found = [ast.unparse(call) for call in nodes(source, ast.Call) if ast.unparse(call.func) not in PYTHON and any(map(is_switch, call.args))]
+    calls = [call for call in nodes(source, ast.Call) if ast.unparse(call.func) not in PYTHON]
+    found = [ast.unparse(call) for call in calls if any(map(is_switch, call.args))]
     for f in nodes(source, ast.FunctionDef):
         flags = [a.arg for a in (*f.args.posonlyargs, *f.args.args) if a.annotation and ast.unparse(a.annotation) == "bool"]
         found += [f"{f.name}({', '.join(flags)})"] if flags or any(map(is_switch, f.args.defaults)) else []
