@@ -31,7 +31,7 @@ def step_vjp(system, x, c, lam, lam_x, lam_c):
 
 @generic
 def step_sample_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
-    """`step_vjp`, for where no memory can be had: scratch (sample_scratch,); x_next as the step left it."""
+    """`step_vjp` without allocating: scratch (sample_scratch,); x_next as the step left it."""
 
 
 @generic

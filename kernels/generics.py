@@ -91,7 +91,7 @@ def step(system, x, c, x_next):
 
 @generic
 def step_sample(system, x, c, x_next, scratch):
-    """`step`, for where no memory can be had: scratch (sample_scratch,)."""
+    """`step` without allocating: scratch (sample_scratch,)."""
 
 
 @generic

@@ -294,7 +294,7 @@ def control_rule(problem: Problem, *, unit: bool = False) -> Rule:
 
 
 def rollout_rule(problem: Problem) -> Rule:
-    """The whole rollout's loss, backwards by the sweep with all gates open (variant R)."""
+    """The whole rollout's loss, backwards with all gates open (variant R)."""
 
     def forward(inputs: Arrays) -> np.ndarray:
         return np.array(problem.losses(inputs["parameters"], inputs["state"])[0].mean())

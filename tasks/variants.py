@@ -1,4 +1,4 @@
-"""The gradient variants as gates of the sweep: R, M, S, N, C, or a schedule; docs/method.md, section 2."""
+"""The gradient variants as gates of the adjoint pass: R, M, S, N, C, or a schedule; docs/method.md, section 2."""
 
 from typing import Any
 

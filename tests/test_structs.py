@@ -144,3 +144,37 @@ def test_like_keeps_the_precision():
     for dtype in (np.float32, np.float64):
         assert like(dtype(1), 0.5).dtype == dtype
         assert np.asarray(half(np.full(3, 3, dtype))).dtype == dtype
+
+
+class Part(System):
+    number: float
+
+
+class Whole(Struct):
+    part: Part
+    values: np.ndarray
+
+
+@implements(step, Part)
+def _step_part(part, x, c, x_next):
+    x_next[0] = part.number * x[0] + c[0]
+
+
+def test_structs_in_structs():
+    """They are passed, made and taken apart in compiled code; a new method of a part makes another type of the whole."""
+
+    @njit
+    def run(whole):
+        again, out = Whole(whole.part, whole.values + 1), np.zeros(1)
+        step(again.part, whole.values, again.values, out)
+        return out[0]
+
+    whole = Whole(Part(2.0), np.array([10.0]))
+    before = whole._numba_type_
+    assert run(whole) == 31 and whole._numba_type_ is before and dict(before.fields)["part"] is whole.part._numba_type_
+
+    @implements(step, Part)
+    def changed(part, x, c, x_next):
+        x_next[0] = part.number * x[0] - c[0]
+
+    assert whole._numba_type_ != before and run(whole) == 9

@@ -1,4 +1,4 @@
-"""The gated sweep on whole rollouts: Taylor rates, surrogate rollouts, schedules, blocks, NaN."""
+"""The gated adjoints of whole rollouts: Taylor rates, surrogate rollouts, schedules, blocks, NaN."""
 
 import numpy as np
 import pytest
