@@ -70,7 +70,8 @@ def learning_curve(run: Any) -> Any:
     axes = figure.subplots()
     for name, colour in (("train_loss", PALETTE[1]), ("test_loss", PALETTE[0])):
         axes.plot(run.history["epoch"], run.history[name], ".-", color=colour, label=name.replace("_", " "))
-    axes.set(xlabel="epoch", yscale="log" if np.all(run.history["test_loss"] > 0) else "linear")
+    losses = run.history["test_loss"]
+    axes.set(xlabel="epoch", yscale="log" if 0 < 10 * losses.min() < losses.max() else "linear")
     axes.legend(fontsize="small", frameon=False)
     return figure
 
