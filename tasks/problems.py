@@ -88,7 +88,7 @@ def mean_weights(loss: str, steps: int) -> np.ndarray:
     return weights
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Problem:
     """What is learned, with the published set-up as default; made by `problem`.
 
@@ -173,6 +173,11 @@ class Problem:
         """A copy has an engine of its own."""
         return {name: value for name, value in vars(self).items() if name != "engine"}
 
+    def __repr__(self) -> str:
+        shapes = f"states {self.state_shape}, controls {self.control_shape}, {self.steps} steps of {self.dt:g} s"
+        where = "" if self.backend == "cpu" else f", on {self.backend}"
+        return f"Problem({self.title}): {shapes}, {self.n_parameters} parameters, {np.dtype(self.dtype).name}{where}"
+
     @property
     def n_parameters(self) -> int:
         return parameter_count(self.controller)
@@ -244,7 +249,7 @@ class Problem:
     def follow(self, theta: np.ndarray, x0: np.ndarray) -> Path:
         """`rollout` without checks."""
         found = next(self.engine.evaluate([theta], [x0], paths=True))
-        return Path(self.time, found.states, found.controls)
+        return Path(self.time, found.states, found.controls, self.total(found.physics, found.effort)[0], self)
 
     def losses(self, theta: np.ndarray, x0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Losses of every sample, in float64: with and without the regulariser, (B,) each; NaN where it diverged."""
