@@ -1,4 +1,4 @@
-"""Initial states as published; docs/cartpole.md, guidance.md, quantum.md. All are drawn in float64 from one generator."""
+"""Initial states as published (docs/cartpole.md, guidance.md, quantum.md), all drawn in float64 from one generator."""
 
 import numpy as np
 

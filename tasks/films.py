@@ -25,8 +25,8 @@ from stablebptt.tasks.rollout_figures import (
 from stablebptt.tasks.rollouts import Rollouts
 
 FORMATS = (".gif", ".mp4")
-TAIL = 12  # steps of the way that stay visible
-REST = 1.0  # how long the last picture stays [s]
+TAIL = 12  # steps of the path that stay visible
+REST = 1.0  # duration of the last picture [s]
 Update = Callable[[int], None]
 
 
@@ -48,12 +48,12 @@ def film(rollouts: Rollouts, sample: int) -> tuple[Any, Update]:
 
     update(0)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # places stay as they are now
+    figure.set_layout_engine("none")  # keeps positions as they are now
     return figure, update
 
 
 def save_film(rollouts: Rollouts, sample: int, path: Path, fps: int = 25, every: int = 1, dpi: int = 80) -> int:
-    """Write a film of one initial state, a picture for every `every`-th time step; returns the number of pictures."""
+    """Write a film of one initial state with a picture for every `every`-th time step; returns the number of pictures."""
     checks.choice("film format", path.suffix.lower(), FORMATS)
     for name, value in (("fps", fps), ("every", every), ("dpi", dpi)):
         checks.whole(name, value, 1, 1000)
@@ -151,7 +151,7 @@ def _quantum(panels: Any, rollouts: Rollouts, sample: int) -> list[Update]:
 
 
 def _anything(panels: Any, rollouts: Rollouts, sample: int) -> list[Update]:
-    """Numbers of an unknown system's state, growing over time."""
+    """The numbers of a custom system's state as curves that grow over time."""
     times, states = rollouts.time, curves(rollouts, "state", sample, 20, 1)
     limits = window(states.values)
     updates: list[Update] = []

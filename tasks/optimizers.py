@@ -1,7 +1,7 @@
-"""Optimizers in plain NumPy, in the forms Keras gives them; docs/method.md, section 4.
+"""Optimizers in plain NumPy, in the forms that Keras uses; docs/method.md, section 4.
 
-A rule is immutable. ``state = rule.init(theta)`` makes its state, a dict of arrays; ``theta, state = rule.apply(theta,
-gradient, state)`` returns new parameters and a new state and changes nothing it was given.
+A rule is immutable. ``state = rule.init(theta)`` makes its state, a dict of arrays. ``theta, state = rule.apply(theta,
+gradient, state)`` returns new parameters and a new state and leaves its arguments unchanged.
 """
 
 import math
@@ -18,7 +18,10 @@ CLIP_MODES = ("none", "value", "norm")
 
 
 def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarray:
-    """Limit a gradient: not at all, each component to [-at, at], or the whole to 2-norm `at`. NaN stays NaN."""
+    """Limit a gradient: not at all ("none"), each component to [-at, at] ("value"), or the whole to 2-norm `at` ("norm").
+
+    NaN stays NaN.
+    """
     if mode not in CLIP_MODES:
         raise ValueError(f"unknown clip mode {mode!r}; choose from {', '.join(CLIP_MODES)}")
     if not (at > 0 and math.isfinite(at)):
@@ -36,8 +39,8 @@ def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarra
 class Rule:
     """Base of the update rules.
 
-    A rule of your own is a frozen dataclass with whatever fields it needs; they are kept in the run file, so they are numbers,
-    words, or lists and tables of them.
+    A rule of your own is a frozen dataclass with any fields it needs. The run file stores them, so they are numbers, words, or
+    lists and tables of them.
     """
 
     learning_rate: float
@@ -65,7 +68,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Adam(Rule):
-    """Adam; epsilon outside the root, bias correction folded into the step size."""
+    """Adam, with epsilon outside the root and bias correction folded into the step size."""
 
     _below: ClassVar[dict[str, float]] = {"beta1": 1.0, "beta2": 1.0, "epsilon": math.inf}
     beta1: float = 0.9
@@ -192,7 +195,7 @@ def rmsprop(learning_rate: float = 0.001, rho: float = 0.9, epsilon: float = 1e-
 
 
 def begin(rule: Rule, theta: np.ndarray) -> State:
-    """The state before the first update, if a run file can keep it; found out with an update by a gradient of ones."""
+    """The state before the first update, if a run file can store it; an update by a gradient of ones checks this."""
     state = rule.init(theta)
     with np.errstate(all="ignore"):
         after = rule.apply(theta, np.ones_like(theta), state)[1]
@@ -220,7 +223,7 @@ RULES: dict[str, Any] = {"adam": adam, "sgd": sgd, "adagrad": adagrad, "adadelta
 
 
 def describe(rule: Rule) -> dict[str, Any]:
-    """Name and numbers of a rule, for a file."""
+    """Name and fields of a rule, for a file."""
     return {"name": rule.name, **asdict(rule)}
 
 

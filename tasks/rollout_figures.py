@@ -1,4 +1,4 @@
-"""Pictures of rollouts, one column per controller (untrained, trained): what each system looks like on paper."""
+"""Pictures of rollouts, one column per controller (untrained, trained), in the way that suits each system."""
 
 import itertools
 import textwrap
@@ -14,13 +14,13 @@ from stablebptt.tasks.figures import PALETTE, STYLES, legend, literally, new_fig
 from stablebptt.tasks.problems import Axis
 from stablebptt.tasks.rollouts import Rollouts
 
-INSTANTS = 12  # carts that are drawn above each other
-MOST_LINES = 12  # numbers of an unknown system's state that are drawn
+INSTANTS = 12  # carts drawn above each other
+MOST_LINES = 12  # most numbers of an unknown system's state in one picture
 ENTRY_HEIGHT, LINE_HEIGHT = 0.2, 0.14  # of a legend: an entry, and what a second line adds [inches]
 
 
 def draw(rollouts: Rollouts, sample: int) -> Any:
-    """The rollouts of one initial state, in the manner of their task."""
+    """The rollouts of one initial state, drawn as suits their task."""
     checks.index("trajectory", sample, rollouts.count)
     picture = PICTURES.get(rollouts.problem.task, _anything)
     figure = picture(rollouts, sample)
@@ -29,7 +29,7 @@ def draw(rollouts: Rollouts, sample: int) -> Any:
 
 
 def headings(rollouts: Rollouts, sample: int) -> list[str]:
-    """Of each column: which controller, and what its rollout cost."""
+    """Titles of the columns: which controller, and the loss of its rollout."""
     return [f"{phase}: loss {loss:.3g}" for phase, loss in zip(rollouts.phases, rollouts.loss[:, sample])]
 
 
@@ -40,20 +40,20 @@ def pole_length(rollouts: Rollouts) -> float:
 
 
 def target_state(rollouts: Rollouts) -> np.ndarray:
-    """The eigenstate (Nx,) that quantum control is to reach."""
+    """The eigenstate (Nx,) that quantum control should reach."""
     loss: Any = rollouts.problem.loss_function
     return loss.target.astype(np.float64)
 
 
 def pole_tips(rollouts: Rollouts, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the poles (.., P) in the plane, of states (.., 1+P, 2) [m]; angle 0 points up."""
+    """Ends of the poles (.., P) in the plane [m] for states (.., 1+P, 2); angle 0 points up."""
     length = pole_length(rollouts)
     angles = states[..., 1:, 0]
     return states[..., :1, 0] + length * np.sin(angles), length * np.cos(angles)
 
 
 def density(states: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places (Nx+2,) with the walls, and the probability density (.., Nx+2) there, of states (.., Nx, 2)."""
+    """Places (Nx+2,) with the walls, and the probability density (.., Nx+2) there, for states (.., Nx, 2)."""
     dx = LENGTH / (points + 1)
     inside = np.sum(np.square(states, dtype=np.float64), axis=-1) / dx
     walls = [(0, 0)] * (inside.ndim - 1) + [(1, 1)]
@@ -61,7 +61,7 @@ def density(states: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def overlap(rollouts: Rollouts, states: np.ndarray) -> np.ndarray:
-    """``|<psi, target>|^2`` (..) of states (.., Nx, 2)."""
+    """``|<psi, target>|^2`` (..) for states (.., Nx, 2)."""
     return np.sum((target_state(rollouts) @ states.astype(np.float64)) ** 2, axis=-1)
 
 
@@ -74,7 +74,7 @@ def window(values: np.ndarray, margin: float = 0.05) -> tuple[float, float]:
 
 
 def plane_window(rollouts: Rollouts, carts: np.ndarray, tips: np.ndarray) -> tuple[float, float]:
-    """Limits along the rail [m] that hold the carts and the ends of the poles; never narrower than the poles are long."""
+    """Limits along the rail [m] that contain the carts and the ends of the poles; never narrower than the poles are long."""
     reach = 1.2 * pole_length(rollouts)
     low, high = window(np.concatenate([carts.ravel(), tips.ravel()]))
     middle, half = (low + high) / 2, max((high - low) / 2, reach)
@@ -82,8 +82,8 @@ def plane_window(rollouts: Rollouts, carts: np.ndarray, tips: np.ndarray) -> tup
 
 
 def herd_window(rollouts: Rollouts, sample: int) -> tuple[tuple[float, float], list[str]]:
-    """Limits in the plane that hold all starts, the target and the ways of the evaders; and per column what to say of drivers
-    that leave them (nothing holds a driver back once its work is done)."""
+    """Limits in the plane that contain all starts, the target and the paths of the evaders; and a note per column on drivers that
+    leave them (a driver is free to go once its work is done)."""
     places, drivers = rollouts.states[:, sample, :, :, 0], rollouts.problem.options["drivers"]
     held = [places[:, :, drivers:].ravel(), places[:, 0].ravel(), np.array(rollouts.problem.options["target"])]
     low, high = window(np.concatenate(held), 0.1)
@@ -93,7 +93,7 @@ def herd_window(rollouts: Rollouts, sample: int) -> tuple[tuple[float, float], l
 
 @dataclass(frozen=True)
 class Curves:
-    """The states or controls of an unknown system, or the first of their numbers: what is drawn, and how it is called.
+    """The states or controls of an unknown system, or the first of their numbers: what to draw, and its labels.
 
     Attributes
     ----------
@@ -109,21 +109,21 @@ class Curves:
     note: str
 
     def legend(self, axes: Any, fontsize: str) -> None:
-        """Beside a panel, what its lines are; nothing for a single one."""
+        """Name the lines beside a panel; a single line gets no legend."""
         if len(self.names) > 1:
             options = {"loc": "upper left", "bbox_to_anchor": (1.04, 1.0), "borderaxespad": 0.0, "frameon": False}
             legend(axes, self.names, fontsize=fontsize, title=self.note or None, title_fontsize=fontsize, **options)
 
     @property
     def height(self) -> float:
-        """That a panel beside the legend needs [inches]."""
+        """Height that a panel beside the legend needs [inches]."""
         return max(2.4, ENTRY_HEIGHT * (4 + len(self.names)) + LINE_HEIGHT * sum(name.count("\n") for name in self.names))
 
 
 def curves(rollouts: Rollouts, what: str, sample: int, letters: int = 30, lines: int = 2) -> Curves:
     """The states (`what` "state") or controls ("control") of an unknown system from one initial state.
 
-    Names are cut to what fills so many lines of so many letters.
+    Names are cut to fit into `lines` lines of `letters` letters.
     """
     given = rollouts.states if what == "state" else rollouts.controls
     axes, units = getattr(rollouts, f"{what}_axes"), getattr(rollouts.problem, f"{what}_units")
@@ -138,19 +138,19 @@ def curves(rollouts: Rollouts, what: str, sample: int, letters: int = 30, lines:
 
 
 def _names(axes: tuple[Axis, ...]) -> Iterator[str]:
-    """Of every number of a state or control, in their order: its places along the axes."""
+    """The places along the axes of every number of a state or control, in their order."""
     words = ([f"{place:g}" if isinstance(place, float) else str(place) for place in axis.places] for axis in axes)
     return map(", ".join, itertools.product(*words))
 
 
 def _cut(name: str, most: int) -> str:
-    """A name without its middle, if it is longer than `most` letters: ends tell names apart."""
+    """A name without its middle, if it is longer than `most` letters: ends distinguish names."""
     tail = (most - 1) // 2
     return name if len(name) <= most else f"{name[: most - 1 - tail].rstrip()}…{name[-tail:].lstrip()}"
 
 
 def look(number: int) -> dict[str, str]:
-    """Colour and style of one of many lines."""
+    """Colour and style of a line, by its number."""
     return {"color": PALETTE[number % len(PALETTE)], "linestyle": STYLES[number // len(PALETTE) % len(STYLES)]}
 
 
@@ -248,7 +248,7 @@ def _quantum(rollouts: Rollouts, sample: int) -> Any:
 
 
 def _anything(rollouts: Rollouts, sample: int) -> Any:
-    """States and controls of a system that is not ours."""
+    """States and controls of a custom system."""
     parts = [curves(rollouts, what, sample) for what in ("state", "control")]
     heights = [part.height for part in parts]
     figure, grid = _columns(rollouts, sample, heights, 4.6 + 2.0 / len(rollouts.phases), sum(heights) + 0.6)

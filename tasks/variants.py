@@ -1,4 +1,4 @@
-"""The gradient variants as gates of the sweep: R, M, S, N, C, or a schedule; docs/method.md, section 2."""
+"""The gradient variants as gates of the adjoint recursion: R, M, S, N, C, or a schedule; docs/method.md, section 2."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ NAMES = ("R", "M", "S", "N", "C")
 
 @dataclass(frozen=True)
 class Gates:
-    """Gates of m sweeps that run together: physics and network (m, T); `joined` if they are R and M, to become C."""
+    """Gates of m adjoints that run together: physics and network (m, T); `joined` if they are R and M, to be combined into C."""
 
     physics: np.ndarray
     network: np.ndarray
@@ -27,7 +27,7 @@ def gates(variant: Any, steps: int, dtype: Any = np.float64) -> Gates:
     Parameters
     ----------
     variant : "R", "M", "S", "N", "C", or a pair (a, b)
-        Of a pair, each part is a number or an array of length `steps` with values in [0, 1].
+        Each part of a pair is a number or an array of length `steps` with values in [0, 1].
     """
     if isinstance(variant, str):
         if variant not in NAMES:
