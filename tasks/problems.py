@@ -17,6 +17,7 @@ from stablebptt.kernels.network import Network
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import checks
 from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks.task import OUTPUT_INITS
 from stablebptt.tasks.variants import Gates, gates
 
 # Streams of random numbers that one seed opens.
@@ -26,8 +27,6 @@ TAPE_BYTES = 1 << 28
 LARGEST_SEED = 2**63 - 1  # as files keep it
 # States that are rolled out together where no gradient is asked for.
 EVALUATION_BATCH = 64
-OUTPUT_INITS = ("glorot", "zero")
-LOSSES = ("final", "continuous")
 # Names of the places of an axis: HDF5 keeps 64 KiB in an attribute.
 MOST_WORDS, MOST_LETTERS = 4000, 40_000
 
@@ -177,7 +176,7 @@ class Problem:
     """
 
     task: str
-    options: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict, kw_only=True)  # a task's record fills them in
     title: str
     system: System
     controller: Any

@@ -13,6 +13,7 @@ from stablebptt.data.atomic import expanded
 from stablebptt.tasks import checks
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import LARGEST_SEED, Problem
+from stablebptt.tasks.settings import CHECKPOINT_SECONDS, Settings
 from stablebptt.tasks.training import Ask, Progress, Run, Training, answers, begin, check_training, look, make_settings, usable
 from stablebptt.tasks.variants import Gates
 
@@ -60,13 +61,13 @@ class Lane:
 def train_seeds(
     problem: Problem,
     seeds: Sequence[int],
-    variant: Any = "C",
-    epochs: int = 100,
+    variant: Any = Settings.variant,
+    epochs: int = Settings.epochs,
     out: str | Path | None = None,
     *,
     resume: bool = False,
     force: bool = False,
-    checkpoint_seconds: float = 30.0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: Callable[[int, Progress], None] | None = None,
     **settings: Any,
 ) -> list[Run | DivergedError]:
