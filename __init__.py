@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stablebptt.tasks.problems import Axis, Problem
     from stablebptt.tasks.seeds import train_seeds
     from stablebptt.tasks.sweeps import sweep
+    from stablebptt.tasks.task import Option, Task
     from stablebptt.tasks.training import Run, load, train
 
 __all__ = [
@@ -26,8 +27,10 @@ __all__ = [
     "BackendError",
     "DivergedError",
     "FileFormatError",
+    "Option",
     "Problem",
     "Run",
+    "Task",
     "__version__",
     "c_header",
     "cfunc_address",
@@ -50,6 +53,7 @@ _HOMES = {
     "tasks.problems": ("Axis", "Problem"),
     "tasks.seeds": ("train_seeds",),
     "tasks.sweeps": ("sweep",),
+    "tasks.task": ("Option", "Task"),
     "tasks.training": ("Run", "load", "train"),
 }
 _ROOMS = ("adjoint", "data", "kernels", "tasks")

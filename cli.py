@@ -180,7 +180,7 @@ def _own_task(source: str) -> click.Group:
         raise click.UsageError(f"{source}: there is a command or option {name!r} already; choose another name")
 
     def load(file: Path) -> Any:
-        return training.load(file, custom.from_file(task, training.load(file).problem.options))
+        return training.load(file, custom.from_file(task, training.load(file).problem))
 
     group = click.Group(task.name, help=task.summary)
     _add_verbs(group, named, functools.partial(custom.from_source, source), load, again=False)
@@ -322,6 +322,13 @@ def _free(out: Path, force: bool) -> None:
         raise FileExistsError(f"{out} exists; choose another name, or replace it with --force")
 
 
+def _drawing(task: Task | None) -> Any:
+    """Errors of a record of the user's are shown as such."""
+    from stablebptt.tasks.custom import own_code
+
+    return nullcontext() if task is None else own_code()
+
+
 def _add_pictures(group: click.Group, task: Task | None = None) -> None:
     """What draws files: in the manner of a task of the user's, or in that of the file's own."""
 
@@ -348,7 +355,8 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
         if len(files) > 1:
             raise click.UsageError("--trajectory draws the trajectories of one file; give one file")
         rollouts, number = load_rollouts(files[0], task), trajectory
-        _picture(out, force, lambda: rollout_figures.draw(rollouts, number, task))
+        with _drawing(task):
+            _picture(out, force, lambda: rollout_figures.draw(rollouts, number, task))
 
     @command(group, "animate")
     @options(FILM)
@@ -359,7 +367,8 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
 
         rollouts = load_rollouts(file, task)
         _free(out, force)
-        pictures = films.save_film(rollouts, trajectory, out, fps, task=task, **look)
+        with _drawing(task):
+            pictures = films.save_film(rollouts, trajectory, out, fps, task=task, **look)
         if not quiet:
             click.echo(f"{out}: {pictures} pictures, {pictures / fps:.1f} s", err=True)
 

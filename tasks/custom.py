@@ -7,7 +7,8 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -158,9 +159,10 @@ def from_source(source: str, **arguments: Any) -> Problem:
     return dataclasses.replace(problem, options=options)
 
 
-def from_file(task: Task, options: dict[str, Any]) -> Problem | None:
-    """The problem that a task of the user's makes of the arguments in a file; None if the file holds none."""
-    return task(**options["arguments"]) if isinstance(options.get("arguments"), dict) else None
+def from_file(task: Task, there: Problem) -> Problem:
+    """The problem that a task of the user's makes of the arguments in a file, which holds `there`."""
+    made = task(**(there.options.get("arguments") or {}))
+    return there if made.task == there.task != TASK else made  # one of ours: the file tells all of it
 
 
 def _takes(source: str, made: Callable, arguments: dict[str, Any]) -> None:
@@ -246,6 +248,20 @@ def _imported_file(text: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+@contextmanager
+def own_code() -> Iterator[None]:
+    """What fails in a picture or film of the user's is shown with its file and line."""
+    try:
+        yield
+    except (ArgumentError, OSError):
+        raise
+    except Exception as error:
+        explained = _explained("", error, ())
+        if isinstance(explained, OwnCodeError):
+            raise explained from error
+        raise
 
 
 def _explained(source: str, error: BaseException, usage: tuple[type[Exception], ...]) -> Exception:

@@ -53,9 +53,10 @@ def load_rollouts(path: str | Path, task: Task | None = None) -> Rollouts:
     """
     config, phases, arrays, axes = run_file.load_trajectories(path)
     problem = problem_of(config, path)
-    made = None if task is None else custom.from_file(task, problem.options)
-    if made is not None:
-        if found := descriptions.differences(problem.options, {**made.options, "code": None}):
+    if task is not None:
+        made = custom.from_file(task, problem)
+        there, here = ({"task": each.task, "options": {**each.options, "code": None}} for each in (problem, made))
+        if found := descriptions.differences(there, here):
             what, advice = f"{path} is a run of another problem", "give the task it was made with"
             raise ArgumentError(descriptions.refusal(what, found, advice))
         problem = made
