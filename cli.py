@@ -174,10 +174,9 @@ def _own_task(source: str) -> click.Group:
         kind, advice = type(task).__name__, f"for a function that makes a problem: stablebptt custom train {source}"
         raise click.UsageError(f"{source} is of type {kind}, not a task; {advice}")
     named = [of_task(option) for option in task.options]
-    taken = {*names_of([*TRAINING, *FILES, *CHECKS]), "debug", "config"}
-    if task.name in stablebptt.commands or taken.intersection(names_of(named)):
-        name = task.name if task.name in stablebptt.commands else min(taken.intersection(names_of(named)))
-        raise click.UsageError(f"{source}: there is a command or option {name!r} already; choose another name")
+    taken = {*names_of([*TRAINING, *FILES, *CHECKS]), "debug", "config"}.intersection(names_of(named))
+    if clash := sorted(taken | stablebptt.commands.keys() & {task.name}):
+        raise click.UsageError(f"{source}: there is a command or option {clash[0]!r} already; choose another name")
 
     def load(file: Path) -> Any:
         return training.load(file, custom.from_file(task, training.load(file).problem))
@@ -322,13 +321,6 @@ def _free(out: Path, force: bool) -> None:
         raise FileExistsError(f"{out} exists; choose another name, or replace it with --force")
 
 
-def _drawing(task: Task | None) -> Any:
-    """Errors of a record of the user's are shown as such."""
-    from stablebptt.tasks.custom import own_code
-
-    return nullcontext() if task is None else own_code()
-
-
 def _add_pictures(group: click.Group, task: Task | None = None) -> None:
     """What draws files: in the manner of a task of the user's, or in that of the file's own."""
 
@@ -344,6 +336,7 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
         """
         from stablebptt.data import run_file
         from stablebptt.tasks import figures, rollout_figures, training
+        from stablebptt.tasks.custom import own_code
         from stablebptt.tasks.rollouts import load_rollouts
 
         if trajectory is None and len(files) == 1 and run_file.kind(files[0]) == run_file.PATHS_FORMAT:
@@ -355,7 +348,7 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
         if len(files) > 1:
             raise click.UsageError("--trajectory draws the trajectories of one file; give one file")
         rollouts, number = load_rollouts(files[0], task), trajectory
-        with _drawing(task):
+        with own_code(task):
             _picture(out, force, lambda: rollout_figures.draw(rollouts, number, task))
 
     @command(group, "animate")
@@ -363,11 +356,12 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
     def animate(file: Path, trajectory: int, out: Path, force: bool, quiet: bool, fps: int, **look: int) -> None:
         """Make a film of a trajectory, untrained beside trained."""
         from stablebptt.tasks import films
+        from stablebptt.tasks.custom import own_code
         from stablebptt.tasks.rollouts import load_rollouts
 
         rollouts = load_rollouts(file, task)
         _free(out, force)
-        with _drawing(task):
+        with own_code(task):
             pictures = films.save_film(rollouts, trajectory, out, fps, task=task, **look)
         if not quiet:
             click.echo(f"{out}: {pictures} pictures, {pictures / fps:.1f} s", err=True)

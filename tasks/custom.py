@@ -251,17 +251,14 @@ def _imported_file(text: str) -> ModuleType:
 
 
 @contextmanager
-def own_code() -> Iterator[None]:
-    """What fails in a picture or film of the user's is shown with its file and line."""
+def own_code(task: Task | None) -> Iterator[None]:
+    """What fails in a picture or film of a task of the user's is shown with its file and line."""
     try:
         yield
-    except (ArgumentError, OSError):
-        raise
     except Exception as error:
-        explained = _explained("", error, ())
-        if isinstance(explained, OwnCodeError):
-            raise explained from error
-        raise
+        if task is None or isinstance(error, ArgumentError | OSError) or _place(error) is None:
+            raise
+        raise _explained("", error, ()) from error
 
 
 def _explained(source: str, error: BaseException, usage: tuple[type[Exception], ...]) -> Exception:

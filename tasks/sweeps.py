@@ -281,7 +281,8 @@ def _axis(table: str, name: str, value: Any, task: str) -> tuple[str, str, list[
         return table, name, numbers
     if not isinstance(value, list):
         return table, name, [value]
-    values = [value] if table == "options" and name in _lists(task) and not any(isinstance(item, list) for item in value) else value
+    is_list = table == "options" and name in _lists(task)
+    values = [value] if is_list and not any(isinstance(item, list) for item in value) else value
     if not values:
         raise ArgumentError(f"{name} is an empty list")
     return table, name, values

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -16,6 +17,8 @@ from stablebptt.tasks import TASKS, checks, training
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.settings import Settings
 from stablebptt.tasks.task import KINDS, Option, Task
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -32,6 +35,14 @@ def test_a_record_says_all(name):
         assert option.read(value) == made.options[option.name] and params[option.name].help == option.help
     assert task.picture is not None and task.film is not None and task.solved(**made.options) > 0
     assert sb.problem(name, **task.small, steps=2).n_parameters < 1000
+
+
+def test_a_task_is_named_in_its_own_files_only():
+    """The proof is the smallest one: its kernels, its adjoint and its record."""
+    rooms = ("kernels", "adjoint", "tasks", "console", "data", "interop")
+    files = [*ROOT.glob("*.py"), *(path for room in rooms for path in (ROOT / room).rglob("*.py"))]
+    naming = {path.relative_to(ROOT).as_posix() for path in files if "endulum" in path.read_text("utf-8")}
+    assert naming == {f"{room}/pendulum.py" for room in ("kernels", "adjoint", "tasks")}
 
 
 def test_the_functions_of_the_first_version_are_there():
