@@ -110,10 +110,14 @@ class Task:
 
     def __call__(self, *values: Any, **given: Any) -> Any:
         """The problem with these options; what is not given is as by default."""
+        from stablebptt.tasks.problems import Problem
+
         if len(values) > len(self.options):
             raise ArgumentError(f"{self.name} has {len(self.options)} options; {len(values)} are given")
         options = self.read({option.name: value for option, value in zip(self.options, values)} | given)
         made = self.make(**options)
+        if not isinstance(made, Problem):
+            raise ArgumentError(f"task {self.name} made {type(made).__name__}, not a problem; return sb.problem(system=..., ...)")
         if not made.options:  # it leaves them to the record
             return replace(made, options=options)
         if made.task == CUSTOM:

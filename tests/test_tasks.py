@@ -71,6 +71,7 @@ GOOD = {"name": "spring", "summary": "s", "options": (Option("place", "real", 1.
     [
         (lambda: Task(**GOOD | {"name": "my spring"}), "the name of a task is 'my spring'; it must be a word"),
         (lambda: Task(**GOOD | {"options": GOOD["options"] * 2}), "task spring has two options of one name among place, place"),
+        (lambda: sb.problem(Task(**GOOD)), "task spring made NoneType, not a problem; return sb"),
         (lambda: Option("a b", "real", 1.0, "h"), "the name of an option is 'a b'"),
         (lambda: Option("_a", "real", 1.0, "h"), "the name of an option is '_a'"),
         (lambda: Option("a", "number", 1.0, "h"), "option a is of kind 'number'; choose from size, whole, real"),

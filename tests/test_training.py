@@ -346,7 +346,7 @@ def test_bad_arrays():
     problem = small()
     theta, x0 = problem.init(), problem.sample(4)
     with pytest.raises(ValueError, match="unknown task"):
-        sb.problem("pendulum")
+        sb.problem("fusion")
     with pytest.raises(ValueError, match=r"theta has shape \(3,\)"):
         problem.gradient(theta[:3], x0)
     with pytest.raises(ValueError, match=r"x0 has shape \(2, 2\); it must be \(B, 2, 2\)"):
