@@ -6,29 +6,33 @@ from typing import Any
 import click
 
 from stablebptt.console.parameters import FILE, Numbers, Setting, once
-from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIMIZER, Settings
-from stablebptt.tasks.task import DTYPES, LISTS
+from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIMIZER, OPTIONS, Settings
+from stablebptt.tasks.task import LISTS
 from stablebptt.tasks.task import Option as TaskOption
 
 Option = Callable[[Callable], Callable]
-KINDS: dict[str, Any] = {"size": int, "whole": int, "real": float, "word": str}  # of options of tasks
+KINDS: dict[str, Any] = {"size": int, "whole": int, "real": float, "word": str, "dtype": str}  # of options of tasks
 KINDS |= {"sizes": Numbers(int, "100,100"), "point": Numbers(float, "0,0")}
+
+
+def of_task(option: TaskOption) -> Option:
+    """The option of the command line that an option of a task is."""
+    words = option.name.replace("_", "-")
+    if option.kind == "flag":
+        return click.option(f"--{words}/--no-{words}", option.name, default=option.default, help=option.help)
+    default = ",".join(f"{number:g}" for number in option.default) if option.kind in LISTS else option.default
+    shown = f"[{'|'.join(option.choices)}]" if option.choices else None
+    return click.option(f"--{words}", option.name, type=KINDS[option.kind], default=default, metavar=shown, help=option.help)
+
+
 TRAINING: list[Option] = [
-    click.option("--variant", default=Settings.variant, help="Gradient: R, M, S, N or C."),
-    click.option("--epochs", type=int, default=Settings.epochs, help="Passes over the training states."),
-    click.option("--seed", type=int, default=Settings.seed, help="Decides data, weights and order."),
-    click.option("--seeds", help="Many trainings together, such as 0:132; --out is then a folder."),
-    click.option("--backend", default="cpu", help="cpu, or cuda: on a CUDA device."),
-    click.option("--clip", default=Settings.clip, help="Clip the gradient: none, value or norm."),
-    click.option("--clip-at", type=float, default=Settings.clip_at, help="Bound of the clipping."),
+    *(of_task(option) for option in OPTIONS.values() if option.kind != "flag"),
+    click.option("--shuffle/--fixed-order", default=Settings.shuffle, help=OPTIONS["shuffle"].help),
     click.option("--optimizer", default=OPTIMIZER, help="adam, sgd, adagrad, adadelta or rmsprop."),
     click.option("--lr", "learning_rate", type=float, help="Learning rate.  [default: the optimizer's]"),
     click.option("--momentum", type=float, help="Momentum (sgd only)."),
-    click.option("--batch-size", type=int, default=Settings.batch_size, help="States per update."),
-    click.option("--train-count", type=int, default=Settings.train_count, help="Training states."),
-    click.option("--test-count", type=int, default=Settings.test_count, help="Test states."),
-    click.option("--on-divergence", default=Settings.on_divergence, help="stop, or skip: leave out updates that are not finite."),
-    click.option("--shuffle/--fixed-order", default=Settings.shuffle, help="Order of the training states in each epoch."),
+    click.option("--seeds", help="Many trainings together, such as 0:132; --out is then a folder."),
+    click.option("--backend", default="cpu", help="cpu, or cuda: on a CUDA device."),
 ]
 FILES: list[Option] = [
     click.option("--out", type=FILE, required=True, help="Run file to write."),
@@ -113,17 +117,6 @@ SWEEP: list[Option] = [
     click.option("--json", "as_json", is_flag=True, help="One JSON object per event on stdout."),
     click.option("--quiet", is_flag=True, help="No progress."),
 ]
-
-
-def of_task(option: TaskOption) -> Option:
-    """The option of the command line that an option of a task is."""
-    words = option.name.replace("_", "-")
-    if option.kind == "flag":
-        return click.option(f"--{words}/--no-{words}", option.name, default=option.default, help=option.help)
-    default = ",".join(f"{number:g}" for number in option.default) if option.kind in LISTS else option.default
-    choices = DTYPES if option.kind == "dtype" else option.choices
-    kind = click.Choice(list(choices)) if choices else KINDS[option.kind]
-    return click.option(f"--{words}", option.name, type=kind, default=default, help=option.help)
 
 
 def options(given: list[Option]) -> Option:

@@ -14,9 +14,9 @@ import numpy as np
 from stablebptt.data import storage
 from stablebptt.tasks import checks
 from stablebptt.tasks.errors import ArgumentError
+from stablebptt.tasks.settings import CLIP_MODES
 
 State = dict[str, np.ndarray]
-CLIP_MODES = ("none", "value", "norm")
 
 
 def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarray:

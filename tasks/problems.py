@@ -17,6 +17,7 @@ from stablebptt.kernels.network import Network
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import checks
 from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks.settings import LARGEST_SEED
 from stablebptt.tasks.task import OUTPUT_INITS
 from stablebptt.tasks.variants import Gates, gates
 
@@ -24,7 +25,6 @@ from stablebptt.tasks.variants import Gates, gates
 WEIGHTS, STATES, TRAINING, TESTING, ORDER = range(5)
 # Activations of all time steps are kept up to this many bytes; beyond, they are computed again, chunk by chunk.
 TAPE_BYTES = 1 << 28
-LARGEST_SEED = 2**63 - 1  # as files keep it
 # States that are rolled out together where no gradient is asked for.
 EVALUATION_BATCH = 64
 # Names of the places of an axis: HDF5 keeps 64 KiB in an attribute.

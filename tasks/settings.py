@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from stablebptt.tasks.errors import ArgumentError
+from stablebptt.tasks.task import Option
 
-DIVERGENCE = ("stop", "skip")
 CHECKPOINT_SECONDS = 30.0  # a run file is written at least this often
+LARGEST_SEED = 2**63 - 1  # as files keep it
+CLIP_MODES = ("none", "value", "norm")
 OPTIMIZER = "adam"
 # Of the optimizer, where it is given in words (in plans, on the command line) and not as a rule.
 RULE_OPTIONS = ("learning_rate", "momentum")
@@ -21,42 +23,37 @@ def _rule() -> Any:
     return optimizers.RULES[OPTIMIZER]()
 
 
+def _setting(kind: str, default: Any, help: str, **bounds: Any) -> Any:
+    """A field that is described as the options of tasks are."""
+    return field(default=default, metadata={"kind": kind, "default": default, "help": help, **bounds})
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a problem is trained; the defaults are the published ones."""
 
-    variant: Any = "C"
-    epochs: int = 1000
-    seed: int = 0
-    clip: str = "none"
-    clip_at: float = 1.0
+    variant: Any = _setting("word", "C", "Gradient: R, M, S, N or C.")  # noqa: RUF009  (it makes a field)
+    epochs: int = _setting("whole", 1000, "Passes over the training states.", least=1)
+    seed: int = _setting("whole", 0, "Decides data, weights and order.", most=LARGEST_SEED)
+    clip: str = _setting("word", "none", "Clip the gradient: not at all, every component, or the whole.", choices=CLIP_MODES)
+    clip_at: float = _setting("real", 1.0, "Bound of the clipping.", above=0)
     optimizer: Any = field(default_factory=_rule)
-    batch_size: int = 8
-    train_count: int = 256
-    test_count: int = 256
-    shuffle: bool = False
-    on_divergence: str = "stop"
+    batch_size: int = _setting("whole", 8, "States per update.", least=1)
+    train_count: int = _setting("whole", 256, "Training states.", least=1)
+    test_count: int = _setting("whole", 256, "Test states.", least=1)
+    shuffle: bool = _setting("flag", False, "Order of the training states in each epoch.")
+    on_divergence: str = _setting("word", "stop", "Skip: leave out updates that are not finite.", choices=("stop", "skip"))
 
     def __post_init__(self) -> None:
-        import numpy as np
+        from stablebptt.tasks import optimizers
 
-        from stablebptt.tasks import checks, optimizers
-        from stablebptt.tasks.problems import LARGEST_SEED
-
-        clean: dict[str, Any] = {}  # NumPy's numbers become Python's: a file keeps these
-        for name, least in (("epochs", 1), ("seed", 0), ("batch_size", 1), ("train_count", 1), ("test_count", 1)):
-            most = LARGEST_SEED if name == "seed" else checks.MOST
-            clean[name] = checks.whole(name, getattr(self, name), least, most)
-        clean["clip"] = checks.choice("clip", self.clip, optimizers.CLIP_MODES)
-        at = checks.real("clip_at", self.clip_at)
-        optimizers.clip(np.zeros(1), self.clip, at)
-        clean["clip_at"] = self.clip_at if type(self.clip_at) is int else at  # 1 and 1.0 make other names of files in a sweep
-        clean["shuffle"] = checks.flag("shuffle", self.shuffle)
-        clean["on_divergence"] = checks.choice("on_divergence", self.on_divergence, DIVERGENCE)
         if not isinstance(self.optimizer, optimizers.Rule):
             raise ArgumentError(f"optimizer is {self.optimizer!r}; give a rule such as optimizers.adam(0.001)")
-        for name, value in clean.items():
-            object.__setattr__(self, name, value)
+        for name, option in OPTIONS.items():
+            value = getattr(self, name)
+            read = value if name == "variant" else option.read(value)  # a variant has as many gates as the problem has steps
+            if name != "clip_at" or type(value) is not int:  # 1 and 1.0 make other names of files in a sweep
+                object.__setattr__(self, name, read)  # NumPy's numbers become Python's: a file keeps these
 
     def describe(self) -> dict[str, Any]:
         """The settings as words and numbers, for a file."""
@@ -68,6 +65,10 @@ class Settings:
     def given(self) -> dict[str, Any]:
         """The settings as keywords."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+# What a setting is, by name; the optimizer is a rule.
+OPTIONS = {each.name: Option(each.name, **each.metadata) for each in fields(Settings) if each.metadata}
 
 
 def settings_of(config: dict[str, Any]) -> Settings:

@@ -28,7 +28,7 @@ class Option:
     kind : "size" (how many of something), "whole", "real", "word", "flag", "sizes" (of layers), "point" (two numbers), or "dtype"
     default : value, if none is given
     help : what it is, in a few words
-    least, above : bounds of a number; a size is at least 1 by default, a whole number 0
+    least, most, above : bounds of a number; a size is at least 1 by default, a whole number 0
     choices : of a word; any word if there are none
     """
 
@@ -38,6 +38,7 @@ class Option:
     help: str
     least: float | None = None
     above: float | None = None
+    most: int | None = None
     choices: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -52,7 +53,8 @@ class Option:
 
         if self.kind in ("size", "whole"):
             least = (self.kind == "size") if self.least is None else self.least
-            return checks.whole(self.name, value, int(least), checks.LARGEST if self.kind == "size" else checks.MOST)
+            most = self.most or (checks.LARGEST if self.kind == "size" else checks.MOST)
+            return checks.whole(self.name, value, int(least), most)
         if self.kind == "real":
             return checks.real(self.name, value, above=self.above, least=self.least)
         if self.kind == "word":

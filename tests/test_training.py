@@ -309,7 +309,7 @@ def test_files_are_not_overwritten_by_accident(tmp_path):
         ({"epochs": 1.5}, TypeError, "whole number"),
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"clip": "hard"}, ValueError, "none, value, norm"),
-        ({"clip_at": 0}, ValueError, "positive"),
+        ({"clip_at": 0}, ValueError, "clip_at is 0.0; it must be above 0"),
         ({"optimizer": "adam"}, TypeError, "optimizers.adam"),
         ({"batch_size": 0}, ValueError, "batch_size"),
         ({"rate": 3}, TypeError, "no option rate"),
