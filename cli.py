@@ -327,8 +327,9 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
     @command(group, "plot")
     @options(PLOT)
     def plot(
-        files: tuple[Path, ...], trajectory: int | None, out: Path, force: bool, quiet: bool, curves: tuple[str, ...], smooth: int
-    ) -> None:
+        files: tuple[Path, ...], trajectory: int | None, *, out: Path, force: bool, quiet: bool, curves: tuple[str, ...],
+        smooth: int,
+    ) -> None:  # fmt: skip
         """Draw the learning curves of run files, or the trajectories of a file.
 
         Runs that differ in nothing but the seed share a line, their mean, and a band from the lowest to the highest. Of a file

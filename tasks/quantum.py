@@ -158,7 +158,7 @@ def film(panels: Any, rollouts: Rollouts, sample: int) -> list[Callable[[int], N
         axes.set(xlabel="place in the box", xlim=(0, LENGTH), ylim=(-0.25 * top, top))
 
         def move(
-            step: int, field: Any = field, tilts: Any = tilts, share: Any = share, wave: Any = wave, floor: Any = floor,
+            step: int, *, field: Any = field, tilts: Any = tilts, share: Any = share, wave: Any = wave, floor: Any = floor,
             text: Any = text,
         ) -> None:  # fmt: skip
             wave.set_ydata(field[step])
