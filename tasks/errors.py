@@ -1,6 +1,13 @@
 """Errors that users of the package may want to catch."""
 
 
+class ArgumentError(ValueError, TypeError):
+    """What was given cannot be used; the message says what was given and what is allowed.
+
+    It is caught as a ValueError and as a TypeError: whether a value or its type is wrong is not always two things.
+    """
+
+
 class DivergedError(ArithmeticError):
     """A computation left the finite numbers.
 

@@ -14,6 +14,7 @@ import numpy as np
 from stablebptt.data.atomic import replacing
 from stablebptt.data.run_file import Content
 from stablebptt.tasks import checks
+from stablebptt.tasks.errors import ArgumentError
 
 if TYPE_CHECKING:
     from stablebptt.tasks.runs import Run
@@ -78,7 +79,7 @@ def learning_curves(runs: list[Run], curves: tuple[str, ...] = ("test", "update"
     looks = _looks(found)
     drawn = [name for name in curves if name != "cosine" or any(_has_cosine(run) for run in runs)]
     if not drawn:
-        raise ValueError("only runs of variant C have a cosine of M and R; choose another curve")
+        raise ArgumentError("only runs of variant C have a cosine of M and R; choose another curve")
     figure = new_figure(4.6 * len(drawn), 3.6)
     for axes, name in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn):
         column, label = CURVES[name]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stablebptt.data.run_file import best
-from stablebptt.tasks import titles
+from stablebptt.tasks import registry
 
 PHASES = ("untrained", "trained")
 
@@ -38,7 +38,7 @@ def facts(run: Any) -> dict[str, Any]:
     losses, (epoch, lowest) = run.history["test_loss"], best(run.history)
     last = f"{losses[-1]:.4g}" if len(losses) else "none"
     found = {
-        "problem": titles.title(run.config),
+        "problem": registry.title(run.config),
         "variant": run.config["variant"],
         "seed": run.config["seed"],
         "epochs": f"{len(losses)} of {run.config['epochs']}",

@@ -4,6 +4,7 @@ A rule is immutable. ``state = rule.init(theta)`` makes its state, a dict of arr
 gradient, state)`` returns new parameters and a new state and leaves its arguments unchanged.
 """
 
+import inspect
 import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
@@ -12,9 +13,10 @@ import numpy as np
 
 from stablebptt.data import storage
 from stablebptt.tasks import checks
+from stablebptt.tasks.errors import ArgumentError
+from stablebptt.tasks.settings import CLIP_MODES
 
 State = dict[str, np.ndarray]
-CLIP_MODES = ("none", "value", "norm")
 
 
 def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarray:
@@ -23,9 +25,9 @@ def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarra
     NaN stays NaN.
     """
     if mode not in CLIP_MODES:
-        raise ValueError(f"unknown clip mode {mode!r}; choose from {', '.join(CLIP_MODES)}")
+        raise ArgumentError(f"unknown clip mode {mode!r}; choose from {', '.join(CLIP_MODES)}")
     if not (at > 0 and math.isfinite(at)):
-        raise ValueError(f"clip at {at}; it must be a positive number")
+        raise ArgumentError(f"clip at {at}; it must be a positive number")
     checks.unmasked("gradient", gradient)
     if mode == "value":
         return np.clip(gradient, -at, at)
@@ -201,7 +203,8 @@ def begin(rule: Rule, theta: np.ndarray) -> State:
         after = rule.apply(theta, np.ones_like(theta), state)[1]
     first, then = _kept(rule, state), _kept(rule, after)
     if first != then:
-        raise ValueError(f"the state of {type(rule).__name__} is {first} at first and {then} after an update; it must stay alike")
+        who = f"the state of {type(rule).__name__}"
+        raise ArgumentError(f"{who} is {first} at first and {then} after an update; it must stay alike")
     return state
 
 
@@ -209,13 +212,13 @@ def _kept(rule: Rule, state: Any) -> dict[str, str]:
     """Types and shapes of a state's arrays."""
     who = f"the state of {type(rule).__name__}"
     if not isinstance(state, dict):
-        raise TypeError(f"{who} is of type {type(state).__name__}; it must be a dict of arrays")
+        raise ArgumentError(f"{who} is of type {type(state).__name__}; it must be a dict of arrays")
     for name, values in state.items():
         if not isinstance(name, str) or not storage.is_name(name):
-            raise ValueError(f"{who} has the name {name!r}; a name must be {storage.NAME_RULE}")
+            raise ArgumentError(f"{who} has the name {name!r}; a name must be {storage.NAME_RULE}")
         checks.unmasked(f"{who}: {name}", values)
         if not isinstance(values, np.generic | np.ndarray) or values.dtype.kind not in "fiu":
-            raise TypeError(f"{who}: {name} is of type {type(values).__name__}; it must be an array of real numbers")
+            raise ArgumentError(f"{who}: {name} is of type {type(values).__name__}; it must be an array of real numbers")
     return {name: f"{values.dtype} {values.shape}" for name, values in state.items()}
 
 
@@ -232,5 +235,8 @@ def from_description(description: dict[str, Any]) -> Rule:
     values = dict(description)
     name = values.pop("name", None)
     if name not in RULES:
-        raise ValueError(f"unknown optimizer {name!r}; choose from {', '.join(RULES)}")
+        raise ArgumentError(f"unknown optimizer {name!r}; choose from {', '.join(RULES)}")
+    allowed = inspect.signature(RULES[name]).parameters
+    if unknown := [option for option in values if option not in allowed]:
+        raise ArgumentError(f"{name} has no option {unknown[0]!r}; choose from {', '.join(allowed)}")
     return RULES[name](**values)

@@ -15,17 +15,16 @@ from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import checks, divergence, variants
 from stablebptt.tasks.engine import Engine, Gradient, Loss, Path
 from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks.settings import LARGEST_SEED
+from stablebptt.tasks.task import OUTPUT_INITS
 
 # Streams of random numbers that one seed opens.
 WEIGHTS, STATES, TRAINING, TESTING, ORDER = range(5)
 # Activations of all time steps are kept up to this many bytes; beyond, they are computed again, chunk by chunk.
 TAPE_BYTES = 1 << 28
-LARGEST_SEED = 2**63 - 1  # as files keep it
 # States that are rolled out together where no gradient is asked for.
 EVALUATION_BATCH = 64
 ENGINES = {"cpu": "stablebptt.tasks.cpu", "cuda": "stablebptt.tasks.cuda"}
-OUTPUT_INITS = ("glorot", "zero")
-LOSSES = ("final", "continuous")
 # Names of the places of an axis: HDF5 keeps 64 KiB in an attribute.
 MOST_WORDS, MOST_LETTERS = 4000, 40_000
 
@@ -110,7 +109,7 @@ class Problem:
     """
 
     task: str
-    options: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict, kw_only=True)  # a task's record fills them in
     title: str
     system: System
     controller: Any

@@ -14,10 +14,9 @@ from stablebptt.data import run_file, storage
 from stablebptt.data.run_file import Content
 from stablebptt.data.storage import FileFormatError, Group, Variable
 from stablebptt.tasks import figures
-from stablebptt.tasks.titles import title as title_of
+from stablebptt.tasks.registry import TASKS
+from stablebptt.tasks.registry import title as title_of
 
-# A run has solved its task if its best test loss is below this; for quantum control, where losses are summed, per time step.
-SOLVED = {"cartpole": 0.05, "guidance": 1.0, "quantum": 0.25}
 VARIANTS, CLIPS = ("R", "M", "C", "S", "N", "schedule"), ("none", "value", "norm")
 CONFIDENCE = 0.95
 
@@ -55,9 +54,8 @@ class Family:
 
 def threshold(run: Content) -> float:
     """The test loss below which a run has solved its task; NaN where none is known."""
-    task, options = run.config["task"], run.config["options"]
-    summed = task == "quantum" and options["loss"] == "continuous"
-    return SOLVED.get(task, float("nan")) * float(options["steps"] if summed else 1)
+    task = TASKS.get(run.config["task"])
+    return float("nan") if task is None or task.solved is None else task.solved(**run.config["options"])
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
