@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stablebptt.tasks.runs import Run, load
     from stablebptt.tasks.seeds import train_seeds
     from stablebptt.tasks.sweeps import sweep
+    from stablebptt.tasks.task import Option, Task
     from stablebptt.tasks.training import train
 
 __all__ = [
@@ -27,8 +28,10 @@ __all__ = [
     "BackendError",
     "DivergedError",
     "FileFormatError",
+    "Option",
     "Problem",
     "Run",
+    "Task",
     "__version__",
     "c_header",
     "cfunc_address",
@@ -52,6 +55,7 @@ _HOMES = {
     "tasks.seeds": ("train_seeds",),
     "tasks.sweeps": ("sweep",),
     "tasks.runs": ("Run", "load"),
+    "tasks.task": ("Option", "Task"),
     "tasks.training": ("train",),
 }
 _ROOMS = ("adjoint", "data", "kernels", "tasks")

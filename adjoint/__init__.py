@@ -10,7 +10,9 @@ Every differentiable function ``f`` of kernels has a partner ``f_vjp`` in the fi
 Importing this room registers all its rules. Letters: `stablebptt.kernels`.
 """
 
-from stablebptt.adjoint import cartpole, guidance, network, quantum  # noqa: F401  (registers the methods)
+import importlib
+import pkgutil
+
 from stablebptt.adjoint.generics import (
     Rows,
     clear,
@@ -38,3 +40,7 @@ __all__ = [
     "step_vjp",
     "unpack",
 ]
+
+for _file in pkgutil.iter_modules(__path__):
+    if not _file.name.startswith("cuda_"):  # what needs a device is imported where one is asked for
+        importlib.import_module(f"{__name__}.{_file.name}")

@@ -36,7 +36,7 @@ CHUNK_ROWS = 128
 
 
 class Gates(Struct):
-    """Gates (m, T) of the paths through physics and network of m adjoints; `joined` if they are R and M, to become C."""
+    """Gates of m adjoints that run together: physics and network (m, T); `joined` if they are R and M, to be combined into C."""
 
     physics: np.ndarray
     network: np.ndarray

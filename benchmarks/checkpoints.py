@@ -1,6 +1,6 @@
-"""What checkpoints and the search for divergence cost: ``python benchmarks/checkpoints.py``.
+"""Cost of checkpoints and of the search for divergence: ``python benchmarks/checkpoints.py``.
 
-A checkpoint is the whole run file, with its history; at the default it is written every 30 s at most. The search looks at two
+A checkpoint is the whole run file, with its history; by default it is written every 30 s at most. The search looks at two
 numbers per update (the loss and the gradient's squared norm, which the kernel computes anyway).
 """
 

@@ -1,6 +1,6 @@
-"""What the CUDA kernels take of a device: ``python benchmarks/cuda_kernels.py``.
+"""Resources of the CUDA kernels: ``python benchmarks/cuda_kernels.py``.
 
-Compiles all kernels for compute capability 9.0, with or without a device (numba-cuda must be installed), and prints
+The script compiles all kernels for compute capability 9.0, with or without a device (numba-cuda must be installed). It prints
 registers, stack and spills per thread as the linker reports them, shared memory per block, and the inner loops' instructions.
 
 With ``--execute`` it runs one update of each published problem on the PTX machine of the tests, without a device, and prints
@@ -33,7 +33,7 @@ class Device:
 
 
 def without_device():
-    """Let numba-cuda compile for a device that is not here."""
+    """Let numba-cuda compile without a device."""
     import numba.cuda.dispatcher  # noqa: F401
 
     for name, module in list(sys.modules.items()):
@@ -42,7 +42,7 @@ def without_device():
 
 
 def kernels(problem, variants=2):
-    """Kernels of a problem as (name, PTX, shared bytes), compiled with the arguments that they get."""
+    """Kernels of a problem as (name, PTX, shared bytes), compiled for their real arguments."""
     from numba import cuda, typeof, types
 
     from stablebptt.adjoint.cuda_rollout import make_gradient, make_join
@@ -51,7 +51,7 @@ def kernels(problem, variants=2):
     from stablebptt.tasks.variants import gates
 
     class Host(backend.Queue):
-        """A queue whose arrays are the host's."""
+        """A queue with host arrays."""
 
         def __init__(self):
             pass
@@ -86,7 +86,7 @@ def kernels(problem, variants=2):
 
 
 def resources(ptx):
-    """Registers, stack bytes and spilled bytes per thread, as the linker of numba-cuda makes them."""
+    """Registers, stack bytes and spilled bytes per thread, as numba-cuda's linker reports them."""
     from cuda.bindings import nvjitlink
 
     options, code = ["-arch=sm_90", "-verbose"], ptx.encode()
@@ -103,7 +103,7 @@ def resources(ptx):
 
 
 def loops(ptx):
-    """Of every loop around 16-byte loads without branches: instructions, multiply-adds, loads."""
+    """Instructions, multiply-adds and loads of every loop around 16-byte loads without branches."""
     found = []
     for block in re.split(r"\n(?=\$L__BB)", ptx[ptx.index(".entry") :]):
         label = re.match(r"\$(\w+):", block)
@@ -135,7 +135,7 @@ def execute():
 
 
 def multiply_adds(problem, variant):
-    """Multiply-adds of the controller's products: forward, weights, cotangents of hidden numbers and, but for M, of states."""
+    """Multiply-adds of the controller's products: forward, weights, cotangents of hidden numbers and, except for M, of states."""
     layers = [positions * window * outputs for _, window, positions, outputs in problem.controller.windows()]
     count = 2 if variant == "C" else 1
     backward = count * (sum(layers) + sum(layers[1:])) + (variant != "M") * layers[0]

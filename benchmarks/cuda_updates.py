@@ -1,8 +1,8 @@
 """Time of one update on a CUDA device, against the CPU and the floor: ``python benchmarks/cuda_updates.py``; under five minutes.
 
-First the device's own rates, measured here: multiply-adds, copies. Then, per system, one table over the number of trainings
-(batch 8) and one over the batch of one training: milliseconds per update of variant C (medians) of the kernels, with the copies,
-and with clipping and Adam on the host; what one core of this machine's CPU takes for the same in the same process; and the
+It first measures the device's own rates: multiply-adds and copies. Then it prints, per system, one table over the number of runs
+(batch 8) and one over the batch of one run: milliseconds per update of variant C (medians) of the kernels, with the copies, and
+with clipping and Adam on the host; the time of one core of this machine's CPU for the same work in the same process; and the
 fraction of the floor, the larger of operations over the measured rate and bytes over the measured bandwidth.
 """
 
@@ -27,7 +27,7 @@ SEEDS, BATCHES = (1, 8, 132, 1056), (8, 64, 512, 4096, 65536)
 
 
 def seconds(function, repeats):
-    """Median over repeats, after one run to warm up."""
+    """Median over repeats, after one warm-up call."""
     function()
     found = []
     for _ in range(repeats):
@@ -68,7 +68,7 @@ def rates(small):
 
 
 class Updates:
-    """Updates of S trainings with batch B, in parts that can be timed."""
+    """Updates of S runs with batch B, in parts that can be timed."""
 
     def __init__(self, problem, trainings, batch):
         self.problem, self.opened = problem, gates("C", problem.steps, problem.dtype)
@@ -100,7 +100,7 @@ class Updates:
 
 
 def floor(problem, trainings, batch, flops, bandwidth):
-    """Milliseconds below which no device with these rates comes: operations, and activations written once and read once."""
+    """Least milliseconds of a device with these rates: operations, and activations written once and read once."""
     samples = trainings * batch
     work, moved = operations(problem)[3] / 8 * samples, 2 * path_bytes(problem, 8) / 8 * samples
     return 1e3 * max(work / flops, moved / bandwidth)
@@ -111,11 +111,11 @@ def table(title, task, options, small, flops, bandwidth):
     gpu, cpu = (sb.problem(task, **options, **more, backend=backend) for backend in ("cuda", "cpu"))
     opened = gates("C", cpu.steps, cpu.dtype)
     print(f"{title}: T {cpu.steps}, {cpu.n_parameters} parameters, {np.dtype(cpu.dtype).name}, variant C")
-    print(f"  {'trainings':>9} {'batch':>6} {'device ms':>10} {'+ host ms':>10} {'+ Adam ms':>10} {'MB up':>7} {'MB down':>8}"
+    print(f"  {'runs':>9} {'batch':>6} {'device ms':>10} {'+ host ms':>10} {'+ Adam ms':>10} {'MB up':>7} {'MB down':>8}"
           f" {'CPU ms':>9} {'times':>7} {'floor ms':>9} {'of floor':>8}")  # fmt: skip
     cases = [(s, 8) for s in (SEEDS[:2] if small else SEEDS)] + [(1, b) for b in (BATCHES[:2] if small else BATCHES)[1:]]
     for trainings, batch in cases:
-        theta, x0 = cpu.init(), cpu.sample(min(batch, 512))  # beyond, the CPU's time is the number of samples times this
+        theta, x0 = cpu.init(), cpu.sample(min(batch, 512))  # beyond, the CPU's time is scaled by the samples
         repeats = 3 if trainings * batch > 4096 or small else 20
         alone = seconds(lambda theta=theta, x0=x0: next(cpu.engine.gradients([theta], [x0], opened)), repeats)
         alone *= 1e3 * trainings * batch / len(x0)

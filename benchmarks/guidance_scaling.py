@@ -1,6 +1,7 @@
 """Cost of guidance over the number of evaders: ``python benchmarks/guidance_scaling.py``.
 
-Microseconds per step of a batch of 16 (one register of float32), forward and backward with two cotangents; per pair of objects.
+It prints microseconds per step of a batch of 16 (one register of float32), forward and backward with two cotangents, and
+nanoseconds per pair of objects.
 """
 
 import time

@@ -1,8 +1,8 @@
 """Memory and time of a gradient over the horizon: ``python benchmarks/long_horizons.py``.
 
 Cart-pole, one pole, controller 100 x 100, batch 8, variant C. Kept: the activations of all steps stay in memory. Lean: tape_bytes
-is 16 MiB, beyond which they are computed again, chunk by chunk. Memory is that of all arenas of the gradient, and what the peak
-of the process grew by. Times are medians of pairs taken in turn; the bits of both gradients are compared.
+is 16 MiB; beyond, they are computed again, chunk by chunk. Memory is that of all arenas of the gradient, and the growth of the
+process's peak. Times are medians of pairs taken in turn; the bits of both gradients are compared.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""How much faster two workers are than one: ``python benchmarks/sweeps.py [RUNS] [EPOCHS] [ROUNDS]``.
+"""Speed-up of two workers over one: ``python benchmarks/sweeps.py [RUNS] [EPOCHS] [ROUNDS]``.
 
-The same batch of equal runs, one worker and two in turn, in one call; ratios of the wall times within a round, median
-over rounds. A batch of n runs cannot be faster than twice, and the start of the workers counts.
+One worker and two train the same batch of equal runs in turn, in one call. It prints the ratio of the wall times in each round
+and the median over rounds. A batch of runs cannot be more than twice as fast, and the start of the workers counts.
 """
 
 import statistics

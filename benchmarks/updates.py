@@ -1,9 +1,9 @@
 """Time of one update, against the floor: ``python benchmarks/updates.py``.
 
-Prints one table: milliseconds (medians) for the forward pass, R, M and C and for a whole training epoch; useful operations and
-their rate; the fraction of the measured peak of one core (own inner kernel) and of NumPy's 1024 x 1024 sgemm on one thread, all
-in the same process; C / R; and what the training loop adds around the gradients. Operations are those of the controller's
-matrix products, counted once each, without padding; the simulators' own are left out.
+It prints one table: milliseconds (medians) for the forward pass, R, M and C and for a whole epoch; useful operations and their
+rate; the fraction of the measured peak of one core (own inner kernel) and of NumPy's 1024 x 1024 sgemm on one thread, all in the
+same process; C / R; and what the training loop adds around the gradients. Operations are those of the controller's matrix
+products, counted once each, without padding; those of the simulators are left out.
 """
 
 import argparse
@@ -33,7 +33,7 @@ BATCH = 8
 
 
 def median(functions, repeats):
-    """Median seconds of several functions, each ten times in a row (as in training) and then the next, so that drift hits all."""
+    """Median seconds of several functions. Each runs ten times in a row (as in training), then the next, so drift hits all."""
     times = [[] for _ in functions]
     for _ in range(max(1, repeats // 10)):
         for function, record in zip(functions, times):
@@ -51,7 +51,7 @@ def _products(times, a, b, out):
 
 
 def inner_kernel():
-    """A product that lives in the first cache: the peak that our own tile reaches. Returns (function, operations)."""
+    """A product in the first-level cache: the peak of our own tile. Returns (function, operations)."""
     a, b, out = (aligned(shape, np.float32) for shape in ((8, 128), (128, 48), (8, 48)))
     return lambda: _products(2000, a, b, out), 2000 * 2 * 8 * 128 * 48
 

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, and by one process at a time."""
+"""Files are replaced as a whole, and by one process at a time."""
 
 import contextlib
 import errno
@@ -22,16 +22,16 @@ KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a dev
 
 
 def target(path: Path) -> Path:
-    """The file that is written if `path` is given: behind a symbolic link its target, so that the link stays.
+    """The file that is written for `path`: the target of a symbolic link, so that the link stays.
 
     Raises
     ------
     OSError
-        If something lies there that is no regular file, such as a pipe or a device: a file must not take its place.
+        If `path` is something other than a regular file, such as a pipe or a device: a file must not replace it.
     """
     try:
         mode = os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):  # not there, or `check_folder` will say it
+    except (FileNotFoundError, NotADirectoryError):  # missing, or `check_folder` will report it
         mode = stat.S_IFREG
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(f"{path} is a folder; give the name of a file")
@@ -41,7 +41,7 @@ def target(path: Path) -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """A path as users give it; a ~ at its beginning is the home folder."""
+    """A path from a user; a leading ~ becomes the home folder."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -49,7 +49,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def check_folder(path: Path) -> None:
-    """Raise an OSError with a clear message if no file can be made where `path` lies."""
+    """Raise an OSError with a clear message if no file can be created at `path`."""
     folder = target(path).parent
     if not folder.exists():
         raise FileNotFoundError(f"the folder {folder} does not exist; make it first")
@@ -61,14 +61,14 @@ def check_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, rehearsal: bool = False) -> Iterator[Path]:
-    """A name beside `path` to write to; when the block ends, the file is synced and renamed; in a `rehearsal` it is removed.
+    """A name beside `path` to write to. When the block ends, the file is synced and renamed; in a `rehearsal` it is removed.
 
     On any failure the old file stays and nothing is left behind.
 
     Raises
     ------
     OSError
-        If it cannot be written, or `path` is no place for a file.
+        If the file cannot be written, or `path` cannot hold a file.
     """
     name, place = None, target(path)
     try:
@@ -86,7 +86,7 @@ def replacing(path: Path, *, rehearsal: bool = False) -> Iterator[Path]:
         if name is not None:
             with contextlib.suppress(OSError):
                 os.unlink(name)
-        if isinstance(error, OSError) and (name is None or error.filename in (None, name)):  # say which file it was to become
+        if isinstance(error, OSError) and (name is None or error.filename in (None, name)):  # name the file the user asked for
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(place.parent)
@@ -94,9 +94,9 @@ def replacing(path: Path, *, rehearsal: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes from writing `path`; the lock of a dead process is taken over, with the parts it left behind.
+    """Keep other processes from writing `path`; take over the lock of a dead process and remove the parts it left behind.
 
-    The system's lock on the file `.NAME.lock` decides, which ends with its process; the file's content says who holds it.
+    The system's lock on the file `.NAME.lock` decides. It ends with its process; the file's content says who holds it.
     Where the file system knows no locks, the content decides. It lies beside the file itself, not beside a link to it.
 
     Raises
@@ -132,7 +132,7 @@ def _take(place: Path, path: Path) -> int:
             os.close(handle)
             who = owner or "another process"
             raise BlockingIOError(f"{path} is being written by {who}; wait until it ends, or choose another file")
-        if _is_there(handle, place):  # else its last owner has just removed it
+        if _is_there(handle, place):  # otherwise its last owner has just removed it
             return handle
         os.close(handle)
 
@@ -152,7 +152,7 @@ def _lock(handle: int, owner: "Owner | None") -> bool:
 
 @dataclass(frozen=True)
 class Owner:
-    """Who says to hold a lock."""
+    """The process that claims to hold a lock."""
 
     process: int
     host: str
@@ -162,7 +162,7 @@ class Owner:
         return f"process {self.process} on host {self.host} since {self.since}"
 
     def is_dead(self) -> bool:
-        """Whether it certainly does not run any more; of other hosts nothing is known."""
+        """Whether it certainly no longer runs; nothing is known about other hosts."""
         if self.host != socket.gethostname() or os.name == "nt":
             return False
         try:
@@ -202,7 +202,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last, where the system can."""
+    """Make a rename durable, where the system can."""
     if os.name == "nt":
         return
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe

@@ -1,6 +1,6 @@
-"""Run files: what a training was, how it went and what it learned, in one HDF5 file that explains itself.
+"""Run files: the configuration of a run, its history and what it learned, in one HDF5 file that explains itself.
 
-The layout is part of the public interface; docs/files.md describes it. `storage` does the writing and the checking.
+The layout is part of the public interface; docs/files.md describes it. `storage` writes and checks the file.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ HISTORY = {
     "skipped": "updates left out because they were not finite (only with on_divergence skip)",
     "seconds": "wall time of the epoch",
 }
-TAKEN = ("time", "control_time", "phase", "sample", "states", "controls", "loss")  # in /trajectories
+TAKEN = ("time", "control_time", "phase", "sample", "states", "controls", "loss")  # names already used in /trajectories
 LAYER_AXES = {
     ("dense", "kernel"): ("input", "output"),
     ("dense", "bias"): ("output",),
@@ -48,7 +48,7 @@ LAYER_AXES = {
 
 @dataclass(frozen=True)
 class Content:
-    """What a run file holds, in plain arrays and words."""
+    """Content of a run file, in plain arrays and words."""
 
     config: dict[str, Any]
     attributes: dict[str, Any]
@@ -62,7 +62,7 @@ class Content:
 
 
 def best(history: Mapping[str, np.ndarray]) -> tuple[int, float]:
-    """Epoch and value of the lowest finite test loss, as the checkpoint has them; (0, NaN) if there is none."""
+    """Epoch and value of the lowest finite test loss, as stored in the checkpoint; (0, NaN) if there is none."""
     losses = history["test_loss"]
     if not np.isfinite(losses).any():
         return 0, math.nan
@@ -73,7 +73,7 @@ def best(history: Mapping[str, np.ndarray]) -> tuple[int, float]:
 def save(path: str | Path, run: Any, progress: Any, *, rehearsal: bool = False) -> None:
     """Write a run (`tasks.runs.Run`) and what resuming needs (`tasks.runs.Progress`), as a whole.
 
-    In a `rehearsal` all is done but the last step: what can go wrong is seen, and an old file stays.
+    A `rehearsal` does everything except the last step: it shows what can go wrong, and an old file stays.
     """
     groups: dict[str, Group] = {"history": _history(run.history)}
     groups |= _layers("controller", run.problem, run.theta)
@@ -92,7 +92,7 @@ def save_paths(path: str | Path, run: Any, trajectories: Mapping[str, np.ndarray
 
 
 def read_any(path: str | Path) -> tuple[dict[str, Any], dict[str, Group]]:
-    """Attributes and groups of any file of ours, of this or a later version."""
+    """Attributes and groups of any of our files, of this or a later version."""
     return storage.read(path, (RUN_FORMAT, PATHS_FORMAT, TABLE_FORMAT))
 
 
@@ -110,7 +110,7 @@ def load(path: str | Path) -> Content:
         raise FileFormatError(f"{path} is a run file of version {version}; this program reads version {FORMAT_VERSION}")
     try:
         columns = groups["history"]
-        columns.setdefault("skipped", _none_skipped(columns["epoch"]))  # the first files have no such column
+        columns.setdefault("skipped", _none_skipped(columns["epoch"]))  # the oldest files lack this column
         history = {name: columns[name].values for name in HISTORY}
         checkpoint = {name: variable.values for name, variable in groups["checkpoint"].items()}
         for name in ("epoch", "best_loss", "best_epoch"):
@@ -137,14 +137,14 @@ def kind(path: str | Path) -> str:
 
 
 class Trajectories(NamedTuple):
-    """What a file holds of rollouts.
+    """The rollouts in a file.
 
     Attributes
     ----------
     config : of the run
     phases : names of the controllers
     arrays : time, states, controls, loss
-    axes : of the states and of the controls, for every axis its scale and the words or numbers of its places
+    axes : of the states and of the controls: for every axis its scale and the words or numbers of its places
     """
 
     config: dict[str, Any]
@@ -177,7 +177,7 @@ def _axes(group: Group, name: str) -> list[tuple[Variable, tuple[Any, ...]]]:
 
 
 def _places(scale: Variable) -> tuple[Any, ...]:
-    """The words that `_words` wrote (older files have only flag_meanings), or numbers."""
+    """The words that `_words` wrote (older files have flag_meanings only), or numbers."""
     words: Any = [word.replace("_", " ") for word in str(scale.attributes.get("flag_meanings", "")).split()]
     with contextlib.suppress(KeyError, TypeError, ValueError, RecursionError):
         words = json.loads(scale.attributes["names"])
@@ -201,13 +201,13 @@ def config_of(attributes: Mapping[str, Any], path: Any) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computed a file."""
+    """Versions of the programs that computed a file."""
     found = {"stablebptt": __version__, "python": platform.python_version()}
     return found | {name: metadata.version(name) for name in ("numba", "numpy", "h5py")}
 
 
 def commit() -> str:
-    """Git commit of the package's sources; empty if they are no checkout."""
+    """Git commit of the package's sources; empty if they are not a checkout."""
     try:
         place = _git_folder(Path(__file__).parent.parent / ".git")
         head = (place / "HEAD").read_text().strip()
@@ -219,14 +219,14 @@ def commit() -> str:
 
 
 def _git_folder(place: Path) -> Path:
-    """Where a checkout keeps its HEAD: in `.git`, or where the file `.git` of a linked worktree or a submodule says."""
+    """The folder that holds a checkout's HEAD: `.git`, or where the file `.git` of a linked worktree or a submodule points."""
     if place.is_dir():
         return place
     return place.parent / place.read_text().strip().removeprefix("gitdir: ")
 
 
 def _commit_of(name: str, place: Path) -> str:
-    """The commit of a branch, from a file of its own or from the list of packed ones, which worktrees share."""
+    """The commit of a branch, from its own file or from the list of packed references, which worktrees share."""
     shared = place / (place / "commondir").read_text().strip() if (place / "commondir").exists() else place
     for folder in (place, shared):
         if (folder / name).is_file():
@@ -265,7 +265,7 @@ def _layers(place: str, problem: Any, theta: np.ndarray) -> dict[str, Group]:
 
 
 def _layer(layer: str, arrays: Mapping[str, np.ndarray], layers: Collection[str]) -> Group:
-    """The parameters of one layer, with named axes: known ones if it is one of ours, else the parameter's name and a number."""
+    """The parameters of one layer. Axes have known names in our layers, else the parameter's name and a number."""
     taken = {*arrays, *(inner[len(layer) + 1 :].partition("/")[0] for inner in layers if inner.startswith(f"{layer}/"))}
     kind = layer.rpartition("/")[2].partition("_")[0]
     dims = {part: LAYER_AXES.get((kind, part), ()) for part in arrays}
@@ -279,7 +279,7 @@ def _layer(layer: str, arrays: Mapping[str, np.ndarray], layers: Collection[str]
 
 
 def _axis_names(part: str, count: int, taken: set[str]) -> tuple[str, ...]:
-    """Names of a parameter's axes that nothing else beside it bears."""
+    """Names of a parameter's axes that no neighbour uses."""
     names = []
     for axis in range(count):
         name = f"{part}_{axis}"
@@ -295,7 +295,7 @@ def _layers_in(groups: Mapping[str, Group], place: str) -> Iterator[tuple[str, n
     for path, group in groups.items():
         if path == place or path.startswith(f"{place}/"):
             for part, variable in group.items():
-                if variable.dims != (part,):  # else it is the scale of an axis
+                if variable.dims != (part,):  # otherwise it is the scale of an axis
                     yield f"{path}/{part}".removeprefix(f"{place}/"), variable.values
 
 
@@ -327,7 +327,7 @@ def _trajectories(problem: Any, given: Mapping[str, np.ndarray], phases: tuple[s
 
 
 def _words(name: str, long_name: str, words: Iterable[str]) -> Variable:
-    """An axis whose places are words: numbers that an attribute explains, as the CF conventions do it."""
+    """An axis whose places are words: numbers with an attribute that explains them, as in the CF conventions."""
     meanings = ["_".join(word.split()) for word in words]
     attributes = {"flag_values": list(range(len(meanings))), "flag_meanings": " ".join(meanings)}
     attributes["names"] = json.dumps(list(words), ensure_ascii=False)  # as they were given

@@ -1,6 +1,6 @@
 """Labelled arrays in HDF5 files that are also valid netCDF-4; written as a whole, read with distrust.
 
-A file is built in memory, so that a full disk can only hit a plain write; it is put beside its name, synced and renamed, so
+A file is built in memory, so that a full disk can only hit a plain write. It is written beside its name, synced and renamed, so
 that a reader finds the old file or the new one. Behind the HDF5 image lies a trailer with its SHA-256: HDF5 ignores it, and
 `read` compares it before HDF5 sees a byte. Files without a trailer (edited with other tools) are checked piece by piece.
 """
@@ -25,12 +25,12 @@ LARGEST_FILE = 1 << 30
 LARGEST_DATASET = 1 << 30
 LARGEST_CONTENT = 2 << 30
 LARGEST_CHUNK = 64 << 20
-LARGEST_RATIO = 100  # of all that is unpacked over the size of the file, above LARGEST_CHUNK bytes
+LARGEST_RATIO = 100  # unpacked bytes over the size of the file, checked above LARGEST_CHUNK bytes
 MOST_OBJECTS = 10_000
 DEEPEST = 8
 LONGEST_NAME = 200  # bytes; netCDF keeps 256, and axes are named after variables
 NAME_RULE = f"printable, of at most {LONGEST_NAME} bytes, beginning with a letter, a digit or _, without a space at the end"
-# Attributes that dimension scales and netCDF-4 put there.
+# Attributes that dimension scales and netCDF-4 add.
 INTERNAL = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates"}
 
 
@@ -62,7 +62,7 @@ Group = dict[str, Variable]
 
 
 def is_name(word: str) -> bool:
-    """Whether netCDF takes a word as the name of a variable or a group, as `NAME_RULE` says."""
+    """Whether netCDF accepts a word as the name of a variable or a group, as `NAME_RULE` says."""
     if not word.isprintable() or word != word.strip() or "/" in word:
         return False
     return (word[:1].isalnum() or word[:1] == "_") and len(word.encode()) <= LONGEST_NAME
@@ -74,8 +74,8 @@ def encode(attributes: Mapping[str, str | int | float], groups: Mapping[str, Gro
     Parameters
     ----------
     attributes : of the root
-    groups : by path, such as "controller/dense_0". In a group, a variable whose only axis bears its own name is the scale of
-        that axis; axes without one get an index.
+    groups : by path, such as "controller/dense_0". In a group, a variable whose only axis has the variable's name is the scale
+        of that axis; axes without one get an index.
 
     Raises
     ------
@@ -86,14 +86,14 @@ def encode(attributes: Mapping[str, str | int | float], groups: Mapping[str, Gro
     size, largest = sum(sizes), max(sizes, default=0)
     image = _image(attributes, groups, 4)
     if size > LARGEST_CHUNK and size > LARGEST_RATIO * len(image):
-        image = _image(attributes, groups, 0)  # such as many zeros: packed so well that `read` would take it for a trap
+        image = _image(attributes, groups, 0)  # for example many zeros: packed so well that `read` would refuse it
     if largest > LARGEST_DATASET or size > LARGEST_CONTENT or len(image) > LARGEST_FILE - 1024:
         raise ValueError(f"a file of {len(image)} bytes that unpacks into {size} could not be read again; keep less in it")
     return image + TRAILER + hashlib.sha256(image).digest()
 
 
 def _image(attributes: Mapping[str, str | int | float], groups: Mapping[str, Group], level: int) -> bytes:
-    """An HDF5 file, its datasets packed by gzip at a level."""
+    """An HDF5 file whose datasets are packed by gzip at the given level."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", track_order=True) as file:
         file.attrs.update(attributes)
@@ -141,12 +141,12 @@ def _write(place: h5py.Group, name: str, variable: Variable, level: int) -> h5py
 
 
 def write(path: str | Path, content: bytes, *, rehearsal: bool = False) -> None:
-    """Put a file in its place as a whole; on any failure, and in a `rehearsal`, the old one stays and nothing is left behind.
+    """Write a file as a whole; on any failure, and in a `rehearsal`, the old one stays and nothing is left behind.
 
     Raises
     ------
     OSError
-        If it cannot be written.
+        If the file cannot be written.
     """
     with replacing(expanded(path), rehearsal=rehearsal) as beside:
         beside.write_bytes(content)
@@ -157,14 +157,14 @@ def read(path: str | Path, formats: Collection[str]) -> tuple[dict[str, Any], di
 
     Parameters
     ----------
-    formats : the values of the root attribute "format" that are welcome
+    formats : accepted values of the root attribute "format"
 
     Raises
     ------
     FileFormatError
         If the file is damaged, hostile or of another format.
     OSError
-        If it is absent or may not be read.
+        If it is missing or may not be read.
     """
     content = _content(expanded(path))
     if not content.startswith(SIGNATURE):
@@ -188,7 +188,7 @@ def read(path: str | Path, formats: Collection[str]) -> tuple[dict[str, Any], di
 
 
 def _content(path: str | Path) -> bytes:
-    """Bytes of a regular file of sensible size; without the trailer, which is checked if it is there."""
+    """Bytes of a regular file of sensible size, without the trailer, which is checked if present."""
     _check_kind(path, os.stat(path))
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
@@ -222,7 +222,7 @@ def _attributes(item: Any) -> dict[str, Any]:
             continue
         kind = item.attrs.get_id(name)
         if kind.dtype.kind not in "fiu" and kind.shape != ():
-            continue  # lists of strings: none of ours, and their size shows only when read
+            continue  # lists of strings: not ours, and their size shows only when read
         size = int(np.prod(kind.shape, dtype=np.float64)) * kind.dtype.itemsize
         if size > LARGEST_CHUNK:
             raise FileFormatError(f"attribute {name} of {item.name} has {size} bytes")
@@ -273,7 +273,7 @@ def _walk(group: h5py.Group, path: str, depth: int) -> Iterator[tuple[str, Any]]
 
 
 def _check_dataset(item: h5py.Dataset) -> int:
-    """Refuse what no file of ours holds, before a byte of it is unpacked; returns its size."""
+    """Refuse what none of our files holds, before a byte of it is unpacked; returns its size."""
     if item.dtype.kind not in "fiu":
         raise FileFormatError(f"{item.name} holds {item.dtype}, not real numbers")
     if item.external or item.is_virtual:

@@ -1,4 +1,4 @@
-"""What is in a file, in words and numbers."""
+"""The content of a file, in words and numbers."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from stablebptt.data import run_file
 
 
 def summarize(path: str | Path, trajectory: int | None = None) -> dict[str, Any]:
-    """Everything `stablebptt inspect` says of a file, fit for JSON; with the numbers of one trajectory, if asked for.
+    """Everything `stablebptt inspect` says about a file, fit for JSON; with the numbers of one trajectory on request.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def text(summary: dict[str, Any]) -> str:
 
 
 def text_plot(values: list[float], width: int = 60, height: int = 8) -> list[str]:
-    """A curve in plain letters over 1, 2, .. n; logarithmic if it spans more than half a decade above zero."""
+    """A curve in plain text over 1, 2, .. n; logarithmic if it is positive and spans more than half a decade."""
     known = np.array([np.nan if value is None else value for value in values], np.float64)
     bins = np.array_split(known, max(1, min(width, len(known))))
     means = np.array([part[np.isfinite(part)].mean() if np.isfinite(part).any() else np.nan for part in bins])
@@ -131,7 +131,7 @@ def text_plot(values: list[float], width: int = 60, height: int = 8) -> list[str
 
 
 def _trajectory(path: str | Path, number: int) -> dict[str, Any]:
-    """The numbers of one trajectory, of every controller in the file."""
+    """The numbers of one trajectory, for every controller in the file."""
     _, phases, arrays, _ = run_file.load_trajectories(path)
     count = arrays["states"].shape[1]
     if not 0 <= number < count:
@@ -183,7 +183,7 @@ def _table(words: Any) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """The same without NaN and Inf, which JSON does not know."""
+    """The same without NaN and Inf, which JSON does not support."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -77,7 +77,7 @@ def cost_vjp(problem: Problem, x: np.ndarray, bars: np.ndarray) -> np.ndarray:
 
 
 def expect(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> None:
-    """Raise if an array of another framework has not this shape or not the precision that the problem computes with.
+    """Raise if another framework's array does not have this shape or the problem's precision.
 
     A letter at the head of `shape` stands for any number of samples.
     """

@@ -1,6 +1,6 @@
-"""Controllers that live in JAX, trained through our simulators with a gradient variant of choice.
+"""Controllers written in JAX, trained through our simulators with any gradient variant.
 
-`as_step` is one simulator step as a differentiable JAX function, with our hand-written vjp behind it; `rollout_loss` is a whole
+`as_step` is one simulator step as a differentiable JAX function, with our hand-written vjp behind it. `rollout_loss` is a whole
 rollout's loss whose gradient is R, M, S, N, C or a pair of gate schedules. M stops the gradient at the input of the JAX network.
 C carries the adjoints of R and M back together: the network and the simulator run forward once.
 """
@@ -23,7 +23,7 @@ Policy = Callable[[Any, Any], Any]
 def as_step(problem: Problem) -> Callable[[Any, Any], Any]:
     """The function (x (B, *state_shape), c (B, *control_shape)) -> next states, differentiable in both.
 
-    Arrays of JAX must have the problem's precision; those of NumPy are converted to it.
+    JAX arrays must have the problem's precision; NumPy arrays are converted to it.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def rollout_loss(problem: Problem, policy: Policy, params: Any, x0: Any, variant
     ----------
     policy : (params, states (B, *state_shape)) -> controls (B, *control_shape), both in the problem's precision
     params : any tree of arrays
-    x0 : (B, *state_shape); an array of NumPy is converted to the problem's precision, one of JAX must have it
+    x0 : (B, *state_shape); a NumPy array is converted to the problem's precision, a JAX array must have it
     variant : "R", "M", "S", "N", "C" or a pair of gate schedules (a, b)
 
     Raises
@@ -88,7 +88,7 @@ def rollout_loss(problem: Problem, policy: Policy, params: Any, x0: Any, variant
     _precision(problem)
     opened = gates(variant, problem.steps)
     x0 = _array(problem, "x0", x0, ("B", *problem.state_shape))
-    # What the policy takes from around it is an argument like its parameters: it may be differentiated, too.
+    # Values that the policy closes over become arguments like its parameters: they may be differentiated, too.
     converted, around = jax.closure_convert(policy, params, x0)
 
     def losses(*variables: Any) -> Any:
@@ -114,7 +114,7 @@ def rollout_loss(problem: Problem, policy: Policy, params: Any, x0: Any, variant
 
 
 def _losses(problem: Problem, policy: Policy, opened: Gates, variables: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The loss of one rollout, once for each adjoint that is to be carried back through it.
+    """The loss of one rollout, once for each adjoint that goes back through it.
 
     variables: for each adjoint (params, x0), all equal; the gradient in the v-th is that of the v-th gates.
     """
@@ -127,7 +127,7 @@ def _losses(problem: Problem, policy: Policy, opened: Gates, variables: tuple[An
         return xs, (xs, controls)
 
     _, (states, controls) = jax.lax.scan(body, starts, (physics, network))
-    # A weight of 0 hides a cost that is not finite, as in the sweep.
+    # A weight of 0 hides a cost that is not finite, as in our own adjoint pass.
     shown = np.flatnonzero(problem.time_weights[1:])
     weights = jnp.asarray(problem.time_weights[1:][shown], problem.dtype)
 
@@ -144,8 +144,8 @@ def _losses(problem: Problem, policy: Policy, opened: Gates, variables: tuple[An
 def _advance(problem: Problem, policy: Policy) -> Callable[[Any, Any, Any], Any]:
     """One time step of the rollout with its m adjoints: (params, states, gates (a (m,), b (m,))) -> (next states, controls).
 
-    Params, states and controls are m-tuples of equal values, one for each adjoint, so that network and simulator run once.
-    Backwards, for each adjoint: ``lam_t = a S_x^T lam_{t+1} + b N_x^T g_t`` with ``g_t = S_c^T lam_{t+1}`` + regulariser.
+    Params, states and controls are m-tuples of equal values, one for each adjoint, so the network and the simulator run once.
+    Each adjoint goes back by ``lam_t = a S_x^T lam_{t+1} + b N_x^T g_t`` with ``g_t = S_c^T lam_{t+1}`` + regulariser.
     """
 
     def result(x: Any, control: Any, m: int) -> Any:
@@ -175,12 +175,12 @@ def _advance(problem: Problem, policy: Policy) -> Callable[[Any, Any, Any], Any]
 
 
 def _opened(gate: Any, bar: Any) -> Any:
-    """The share of a cotangent that a gate lets through; nothing of it, be it infinite, if the gate is closed."""
+    """The share of a cotangent that a gate lets through; 0 if the gate is closed, even if the cotangent is infinite."""
     return jnp.where(gate != 0, gate * bar, 0)
 
 
 def _combine(bar: Any, regular: Any, modified: Any) -> Any:
-    """bar times C of two gradients; NaN and Inf stay visible. Whole numbers among the parameters have no gradient."""
+    """bar times C of two gradients; NaN and Inf stay visible. Integer parameters have no gradient."""
     if regular.dtype == jax.dtypes.float0:
         return regular
     same = jnp.sign(regular) == jnp.sign(modified)
@@ -202,7 +202,7 @@ def _host(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _array(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> Any:
-    """An array of NumPy in the problem's precision; one of JAX as it is, if it fits."""
+    """A NumPy array converted to the problem's precision, or a JAX array as it is, if it fits."""
     if not isinstance(value, jax.Array):
         value = jnp.asarray(checks.array(name, value, shape, problem.dtype, finite=False))
     arrays.expect(problem, name, value, shape)

@@ -1,6 +1,6 @@
-"""Controllers that live in PyTorch, trained through our simulators with a gradient variant of choice.
+"""Controllers written in PyTorch, trained through our simulators with any gradient variant.
 
-`as_step` is one simulator step as a differentiable function, with our hand-written vjp behind it; `RolloutLoss` is a whole
+`as_step` is one simulator step as a differentiable function, with our hand-written vjp behind it. `RolloutLoss` is a whole
 rollout's loss whose gradient is R, M, S, N, C or a pair of gate schedules. M stops the gradient at the input of the network.
 C goes back twice, with the gates of R and of M, through the graph of one forward pass: both see the same dropout masks.
 """
@@ -57,7 +57,7 @@ class Cost(torch.autograd.Function):
 
 
 class Gate(torch.autograd.Function):
-    """``Gate.apply(x, shares, sweep)``: x itself, whose cotangent passes in the share of the sweep that is under way."""
+    """``Gate.apply(x, shares, sweep)``: x itself; its cotangent is scaled by the share of the current adjoint pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, shares: Sequence[float], sweep: "Sweep") -> Any:
@@ -72,11 +72,11 @@ class Gate(torch.autograd.Function):
 
 
 class Sweep:
-    """The sweeps that go back through one graph, one after the other; `number` is the one under way."""
+    """The adjoint passes through one graph, one after the other; `number` is the current one."""
 
     def __init__(self, opened: Gates) -> None:
         self.count, self.number = len(opened.physics), 0
-        self.physics, self.network = opened.physics.T.tolist(), opened.network.T.tolist()  # per time step, a share per sweep
+        self.physics, self.network = opened.physics.T.tolist(), opened.network.T.tolist()  # per time step, a share per pass
 
     def gate(self, x: Any, shares: Sequence[float]) -> Any:
         if all(share == 1 for share in shares):
@@ -84,7 +84,7 @@ class Sweep:
         return Gate.apply(x, shares, self) if any(shares) else x.detach()
 
     def gradients(self, loss: Any, wanted: list[Any]) -> list[Any]:
-        """Of each sweep, the gradients (None where nothing leads to the loss)."""
+        """The gradients of each pass (None where nothing leads to the loss)."""
         if not loss.requires_grad:
             return [(None,) * len(wanted)] * self.count
         found = []
@@ -97,8 +97,8 @@ class Sweep:
 class RolloutLoss(torch.autograd.Function):
     """``RolloutLoss.apply(problem, policy, variant, x0, *parameters)``: mean loss of a rollout of a PyTorch controller.
 
-    Its gradient in the parameters (those of the policy) is that of the variant: "R", "M", "S", "N", "C" or a pair of schedules.
-    That in x0 is the adjoint lam_0 of the variant; of C, that of R.
+    The gradient in the policy's parameters is that of the variant: "R", "M", "S", "N", "C" or a pair of schedules.
+    The gradient in x0 is the adjoint lam_0 of the variant; of C, that of R.
     """
 
     @staticmethod
@@ -127,7 +127,7 @@ class RolloutLoss(torch.autograd.Function):
 def as_step(problem: Problem) -> Callable[[Any, Any], Any]:
     """The function (x (B, *state_shape), c (B, *control_shape)) -> next states, differentiable (once) in both.
 
-    Tensors must have the problem's precision and may lie on any device; arrays of NumPy are converted.
+    Tensors must have the problem's precision and may lie on any device; NumPy arrays are converted.
     """
 
     def step(x: Any, c: Any) -> Any:
@@ -144,7 +144,7 @@ def rollout_loss(problem: Problem, policy: torch.nn.Module, x0: Any, variant: An
     ----------
     policy : module, states (B, *state_shape) -> controls (B, *control_shape), both in the problem's precision; it runs forward
         once per time step, whatever the variant
-    x0 : (B, *state_shape), a tensor in the problem's precision on any device, or an array of NumPy, which is converted; if it
+    x0 : (B, *state_shape), a tensor in the problem's precision on any device, or a NumPy array, which is converted; if it
         requires a gradient, ``x0.grad`` is the adjoint lam_0 of the variant, and of C that of R
     variant : "R", "M", "S", "N", "C" or a pair of gate schedules (a, b)
 
@@ -180,13 +180,13 @@ def _rollout(problem: Problem, policy: Policy, x: Any, sweep: Sweep) -> Any:
         arrays.expect(problem, "what the policy returns", control, (len(x), *problem.control_shape))
         x = Step.apply(problem, sweep.gate(x, sweep.physics[t]), control)
         squares.append(control.square().mean())
-        if problem.time_weights[t + 1] != 0:  # a weight of 0 hides a cost that is not finite, as in our own sweep
+        if problem.time_weights[t + 1] != 0:  # a weight of 0 hides a cost that is not finite, as in our own adjoint pass
             physics = physics + float(problem.time_weights[t + 1]) * Cost.apply(problem, x).mean()
     return physics + problem.regularization * torch.stack(squares).mean().to(x.device)
 
 
 def _combine(regular: Any, modified: Any) -> Any:
-    """C of two gradients; NaN and Inf stay visible. A parameter that neither of them saw has no gradient."""
+    """C of two gradients; NaN and Inf stay visible. A parameter that neither pass reached has no gradient."""
     if regular is None or modified is None:
         seen = regular if modified is None else modified
         return None if seen is None else 0 * seen
@@ -199,7 +199,7 @@ def _states(problem: Problem, x0: Any) -> Any:
 
 
 def _given(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> Any:
-    """A tensor as it is, if it fits; an array of NumPy in the problem's precision."""
+    """A tensor as it is, if it fits, or a NumPy array converted to the problem's precision."""
     if not isinstance(value, torch.Tensor):
         value = torch.tensor(checks.array(name, value, shape, problem.dtype, finite=False))
     arrays.expect(problem, name, value, shape)
@@ -211,5 +211,5 @@ def _numpy(values: Any) -> Any:
 
 
 def _tensor(values: np.ndarray, like: Any) -> Any:
-    """A result of ours on the device of the tensor it belongs to."""
+    """One of our results, on the device of the tensor it belongs to."""
     return torch.as_tensor(values, device=like.device)

@@ -42,6 +42,7 @@ from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import check_states, checks, plain_python
 from stablebptt.tasks.custom import cast
 from stablebptt.tasks.differences import TOLERANCE, Arrays, Finding, Rule, findings, in_place
+from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
 
 __all__ = ["TOLERANCE", "Finding", "Rule", "check", "check_system", "findings"]
@@ -324,7 +325,7 @@ def check_system(
     """
     shapes: list[Any] = [getattr(system, name, None) for name in ("state_shape", "control_shape")]
     if None in shapes:
-        raise TypeError(f"{type(system).__name__} has no state_shape and control_shape; define them in the class")
+        raise ArgumentError(f"{type(system).__name__} has no state_shape and control_shape; define them in the class")
     random, (how, shapes) = np.random.default_rng(seed), (_how(step, tolerance), [np.atleast_1d(s).tolist() for s in shapes])
     subject = _Subject(cast(system, np.float64), *(int(np.prod(shape)) for shape in shapes))
     if states is None:

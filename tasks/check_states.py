@@ -10,6 +10,7 @@ import numpy as np
 from stablebptt.data.run_file import FileFormatError
 from stablebptt.tasks import checks
 from stablebptt.tasks.differences import Arrays
+from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.rollouts import load_rollouts
 
@@ -80,13 +81,13 @@ def read_states(states: Any, state_shape: tuple[int, ...]) -> np.ndarray:
 
 def _of_file(path: Path, state_shape: tuple[int, ...]) -> np.ndarray:
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no file")
+        raise ArgumentError(f"{path} is no file")
     with path.open("rb") as file:
         start = file.read(len(HDF5))
     if start == HDF5:
         found = load_rollouts(path).states
         if found.shape[3:] != state_shape:
-            raise ValueError(f"{path} has states of shape {found.shape[3:]}; they must be {state_shape}")
+            raise ArgumentError(f"{path} has states of shape {found.shape[3:]}; they must be {state_shape}")
         return found.reshape(-1, *state_shape)
     if not start.startswith(NPY):
         raise FileFormatError(f"{path} holds no states: give an array (n, *state_shape) as .npy, or a run file")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from stablebptt.data import storage
+from stablebptt.tasks.errors import ArgumentError
 
 MOST = 10**9  # of anything that is counted
 LARGEST = 10**6  # number of poles, objects, points, features
@@ -33,11 +34,11 @@ def whole(name: str, value: Any, least: int, most: int = MOST) -> int:
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is {told(value)}; it must be a whole number") from None
+        raise ArgumentError(f"{name} is {told(value)}; it must be a whole number") from None
     if number < least:
-        raise ValueError(f"{name} is {number}; it must be at least {least}")
+        raise ArgumentError(f"{name} is {number}; it must be at least {least}")
     if number > most:
-        raise ValueError(f"{name} is {number}; it must be at most {most}")
+        raise ArgumentError(f"{name} is {number}; it must be at most {most}")
     return number
 
 
@@ -53,14 +54,14 @@ def memory(what: str, wanted: float) -> None:
     except (AttributeError, OSError, ValueError):
         return
     if wanted > there:
-        raise ValueError(f"{what} would need {wanted / 1e9:.3g} GB of memory; this machine has {there / 1e9:.3g} GB")
+        raise ArgumentError(f"{what} would need {wanted / 1e9:.3g} GB of memory; this machine has {there / 1e9:.3g} GB")
 
 
 def index(name: str, value: Any, count: int) -> int:
     """The number of one of `count` things, counted from 0."""
     number = whole(name, value, 0)
     if number >= count:
-        raise ValueError(f"{name} is {number}; it must be at most {count - 1}")
+        raise ArgumentError(f"{name} is {number}; it must be at most {count - 1}")
     return number
 
 
@@ -71,17 +72,17 @@ def real(name: str, value: Any, above: float | None = None, least: float | None 
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} is {told(value)}; it must be a number") from None
+        raise ArgumentError(f"{name} is {told(value)}; it must be a number") from None
     except OverflowError:
-        raise ValueError(f"{name} is beyond the numbers of 64 bits; it must be finite") from None
+        raise ArgumentError(f"{name} is beyond the numbers of 64 bits; it must be finite") from None
     if not math.isfinite(number):
-        raise ValueError(f"{name} is {number}; it must be finite")
+        raise ArgumentError(f"{name} is {number}; it must be finite")
     if above is not None and not number > above:
-        raise ValueError(f"{name} is {number}; it must be above {above:g}")
+        raise ArgumentError(f"{name} is {number}; it must be above {above:g}")
     if least is not None and not number >= least:
-        raise ValueError(f"{name} is {number}; it must be at least {least:g}")
+        raise ArgumentError(f"{name} is {number}; it must be at least {least:g}")
     if below is not None and not number < below:
-        raise ValueError(f"{name} is {number}; it must be below {below:g}")
+        raise ArgumentError(f"{name} is {number}; it must be below {below:g}")
     return number
 
 
@@ -96,14 +97,21 @@ def _is_scalar(value: Any) -> bool:
 def flag(name: str, value: Any) -> bool:
     """A truth value."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} is {told(value)}; it must be True or False")
+        raise ArgumentError(f"{name} is {told(value)}; it must be True or False")
     return bool(value)
 
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     """One of a few words."""
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"unknown {name} {told(value)}; choose from {', '.join(allowed)}")
+        raise ArgumentError(f"unknown {name} {told(value)}; choose from {', '.join(allowed)}")
+    return str(value)
+
+
+def word(name: str, value: Any) -> str:
+    """Any text."""
+    if not isinstance(value, str):
+        raise ArgumentError(f"{name} is {told(value)}; it must be a word")
     return str(value)
 
 
@@ -119,7 +127,7 @@ def plain(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(f"{name}[{place}]", item) for place, item in enumerate(value)]
     kept = "a run file keeps words, numbers, truth values, and lists and tables of them"
-    raise TypeError(f"{name} is of type {type(value).__name__}; {kept}")
+    raise ArgumentError(f"{name} is of type {type(value).__name__}; {kept}")
 
 
 def native(value: Any) -> Any:
@@ -142,16 +150,16 @@ def _is_row(name: str, value: Any) -> bool:
 def sizes(name: str, value: Any) -> tuple[int, ...]:
     """Sizes of hidden layers: at least one, each at least 1."""
     if not _is_row(name, value):
-        raise TypeError(f"{name} is {told(value)}; it must be a sequence of layer sizes such as (100, 100)")
+        raise ArgumentError(f"{name} is {told(value)}; it must be a sequence of layer sizes such as (100, 100)")
     if len(value) == 0:
-        raise ValueError(f"{name} is empty; give at least one hidden layer")
+        raise ArgumentError(f"{name} is empty; give at least one hidden layer")
     return tuple(size(f"{name}[{i}]", width) for i, width in enumerate(value))
 
 
 def point(name: str, value: Any) -> tuple[float, float]:
     """Two finite numbers."""
     if not _is_row(name, value) or len(value) != 2:
-        raise TypeError(f"{name} is {told(value)}; it must be two numbers such as (0, 0)")
+        raise ArgumentError(f"{name} is {told(value)}; it must be two numbers such as (0, 0)")
     return real(f"{name}[0]", value[0]), real(f"{name}[1]", value[1])
 
 
@@ -166,22 +174,22 @@ def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any, *, finite: 
             # An array that may not be written would be another type, with machine code and last bits of its own.
             result = np.require(given, dtype, ("C", "A", "W"))
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be an array of real numbers of shape {_show(shape)}") from None
+        raise ArgumentError(f"{name} must be an array of real numbers of shape {_show(shape)}") from None
     fits = len(given.shape) == len(shape) and all(
         length > 0 if isinstance(wanted, str) else length == wanted for length, wanted in zip(given.shape, shape)
     )
     if not fits:
-        raise ValueError(f"{name} has shape {given.shape}; it must be {_show(shape)}")
+        raise ArgumentError(f"{name} has shape {given.shape}; it must be {_show(shape)}")
     if finite and not np.all(np.isfinite(result)):
         where = np.argwhere(~np.isfinite(result))[0]
-        raise ValueError(f"{name} has a value that is not finite in {np.dtype(dtype)}, at {tuple(map(int, where))}")
+        raise ArgumentError(f"{name} has a value that is not finite in {np.dtype(dtype)}, at {tuple(map(int, where))}")
     return result
 
 
 def unmasked(name: str, value: Any) -> None:
     """Raise a TypeError if there is a masked array in a value: what is masked has no value to compute with."""
     if _has_mask(value):
-        raise TypeError(f"{name} is a masked array; give plain numbers (numpy.ma.filled fills the gaps)")
+        raise ArgumentError(f"{name} is a masked array; give plain numbers (numpy.ma.filled fills the gaps)")
 
 
 def _has_mask(value: Any) -> bool:
@@ -197,9 +205,9 @@ def sampled(states: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     unmasked("what sample gave", states)
     if getattr(getattr(states, "dtype", None), "kind", None) != "f":
         dtype_given = f" of {states.dtype}" if hasattr(states, "dtype") else ""
-        raise TypeError(f"sample gave {type(states).__name__}{dtype_given}; {wanted}")
+        raise ArgumentError(f"sample gave {type(states).__name__}{dtype_given}; {wanted}")
     if tuple(states.shape) != shape:
-        raise ValueError(f"sample gave the shape {tuple(states.shape)}; {wanted}")
+        raise ArgumentError(f"sample gave the shape {tuple(states.shape)}; {wanted}")
     return array("what sample gave", states, shape, dtype).copy()
 
 
@@ -214,7 +222,7 @@ def span(name: str, text: str) -> list[int] | None:
         return None
     first, end = map(int, match.groups())
     if end <= first:
-        raise ValueError(f"{name} is {text!r}, an empty range")
+        raise ArgumentError(f"{name} is {text!r}, an empty range")
     return list(range(first, end))
 
 
@@ -225,23 +233,24 @@ def layout(controller: Any) -> dict[str, tuple[int, ...]]:
     """
     who = f"the layout of {type(controller).__name__}"
     if not callable(getattr(controller, "layout", None)):
-        raise TypeError(f"{who} is missing; define layout(self), a dict of names and shapes such as {{'gain/kernel': (1, 2)}}")
+        example = "{'gain/kernel': (1, 2)}"
+        raise ArgumentError(f"{who} is missing; define layout(self), a dict of names and shapes such as {example}")
     given = controller.layout()
     if not isinstance(given, Mapping) or not given:
         found = "empty" if isinstance(given, Mapping) else f"of type {type(given).__name__}"
-        raise TypeError(f"{who} is {found}; it must be a dict of names and shapes, such as {{'gain/kernel': (1, 2)}}")
+        raise ArgumentError(f"{who} is {found}; it must be a dict of names and shapes, such as {{'gain/kernel': (1, 2)}}")
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in given.items():
         place = _place(who, name)
         if place in shapes:
-            raise ValueError(f"{who} has the name {name!r} twice")
+            raise ArgumentError(f"{who} has the name {name!r} twice")
         shapes[place] = _axes(f"{who}: the shape of {name!r}", shape)
     for inner in shapes:
         if (name := next((str(layer) for layer in PurePosixPath(inner).parents if str(layer) in shapes), None)) is not None:
-            raise ValueError(f"{who} has a parameter {name!r} and, in a layer of that name, {inner!r}; give one another name")
+            raise ArgumentError(f"{who} has a parameter {name!r} and, in a layer of that name, {inner!r}; give one another name")
     objects = sum(name.count("/") + 1 + len(shape) for name, shape in shapes.items())
     if objects > MOST_PARTS:
-        raise ValueError(f"{who} has {objects} names, layers and axes; a run file keeps at most {MOST_PARTS}")
+        raise ArgumentError(f"{who} has {objects} names, layers and axes; a run file keeps at most {MOST_PARTS}")
     return shapes
 
 
@@ -249,7 +258,7 @@ def _place(who: str, name: Any) -> str:
     """A name of a layout in Unicode's normal form, as netCDF keeps it."""
     words = unicodedata.normalize("NFC", name).split("/") if isinstance(name, str) else []
     if not 1 <= len(words) <= storage.DEEPEST or not all(map(storage.is_name, words)):
-        raise ValueError(
+        raise ArgumentError(
             f"{who} has the name {name!r}; it must be up to {storage.DEEPEST} words with slashes between them, each "
             f"{storage.NAME_RULE}"
         )
@@ -258,5 +267,5 @@ def _place(who: str, name: Any) -> str:
 
 def _axes(name: str, shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, tuple | list) or len(shape) > MOST_AXES:
-        raise TypeError(f"{name} is {told(shape)}; it must be a tuple of at most {MOST_AXES} whole numbers, such as (1, 2)")
+        raise ArgumentError(f"{name} is {told(shape)}; it must be a tuple of at most {MOST_AXES} whole numbers, such as (1, 2)")
     return tuple(whole(f"{name}[{axis}]", length, 1) for axis, length in enumerate(shape))

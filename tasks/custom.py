@@ -7,7 +7,8 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -21,10 +22,11 @@ from stablebptt.kernels.generics import Controller, System
 from stablebptt.kernels.network import mlp
 from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import checks, descriptions, plain_python
-from stablebptt.tasks.errors import BackendError, DivergedError, OwnCodeError
-from stablebptt.tasks.problems import LOSSES, OUTPUT_INITS, Axis, Problem, mean_weights
+from stablebptt.tasks.errors import ArgumentError, BackendError, DivergedError, OwnCodeError
+from stablebptt.tasks.problems import Axis, Problem, mean_weights
+from stablebptt.tasks.task import CUSTOM, LOSSES, OUTPUT_INITS, Task
 
-TASK = "custom"
+TASK = CUSTOM
 SYSTEM, LOSS = (forward.step, backward.step_vjp), (forward.cost, backward.cost_vjp)
 CONTROLLER = (forward.control, backward.control_vjp)
 PARTS = ("system", "controller", "loss")
@@ -84,7 +86,7 @@ def custom_problem(
     elif isinstance(controller, Controller):
         _needs("controller", controller, Controller, CONTROLLER)
     if not callable(sample):
-        raise TypeError(f"sample is {sample!r}; it must be a function (random generator, count) -> states")
+        raise ArgumentError(f"sample is {sample!r}; it must be a function (random generator, count) -> states")
     parts = [cast(part, kind) for part in (system, controller, loss)]
     for part in parts:
         _check_fields(part)
@@ -138,8 +140,9 @@ def from_source(source: str, **arguments: Any) -> Problem:
     """
     made = find(source)
     if not callable(made):
-        raise ValueError(f"{source} is {type(made).__name__}, not a function that makes a problem")
-    _takes(source, made, arguments)
+        raise ArgumentError(f"{source} is {type(made).__name__}, not a function that makes a problem")
+    if not isinstance(made, Task):
+        _takes(source, made, arguments)
     try:
         problem = made(**arguments)
     except (BackendError, DivergedError):
@@ -147,11 +150,18 @@ def from_source(source: str, **arguments: Any) -> Problem:
     except (Exception, SystemExit) as error:
         raise _explained(source, error, (ValueError, TypeError)) from error
     if not isinstance(problem, Problem):
-        raise ValueError(f"{source} made {type(problem).__name__}, not a problem; return sb.problem(system=..., ...)")
+        raise ArgumentError(f"{source} made {type(problem).__name__}, not a problem; return sb.problem(system=..., ...)")
     if problem.task != TASK:
         return problem
-    options = {**problem.options, "source": source, "arguments": checks.plain("arguments", arguments)}
+    arguments = problem.options["arguments"] or checks.plain("arguments", arguments)  # those of a task are all there
+    options = {**problem.options, "source": source, "arguments": arguments}
     return dataclasses.replace(problem, options=options)
+
+
+def from_file(task: Task, there: Problem) -> Problem:
+    """The problem that a task of the user's makes of the arguments in a file, which holds `there`."""
+    made = task(**(there.options.get("arguments") or {}))
+    return there if made.task == there.task != TASK else made  # one of ours: the file tells all of it
 
 
 def _takes(source: str, made: Callable, arguments: dict[str, Any]) -> None:
@@ -164,17 +174,17 @@ def _takes(source: str, made: Callable, arguments: dict[str, Any]) -> None:
         signature.bind(**arguments)
     except TypeError as error:
         allowed = ", ".join(signature.parameters) or "none"
-        raise ValueError(f"{source}: {error}; the arguments it takes: {allowed}") from None
+        raise ArgumentError(f"{source}: {error}; the arguments it takes: {allowed}") from None
 
 
 def remake(options: dict[str, Any]) -> Problem:
     """The problem that `from_source` made, made again in another process."""
     if not options["source"]:
-        raise ValueError("a sweep needs a problem that a function makes: task = \"module:function\"")
+        raise ArgumentError("a sweep needs a problem that a function makes: task = \"module:function\"")
     problem = from_source(options["source"], **options["arguments"])
     if found := descriptions.differences(options, problem.options):
         what = f"{options['source']} has changed since the sweep was planned"
-        raise ValueError(descriptions.refusal(what, found, "plan it anew"))
+        raise ArgumentError(descriptions.refusal(what, found, "plan it anew"))
     return problem
 
 
@@ -190,7 +200,7 @@ def find(source: str) -> Any:
     """
     module, _, name = source.rpartition(":")
     if not module or not name:
-        raise ValueError(f"{source!r} names nothing; give module:name or file.py:name, such as my_module:make_problem")
+        raise ArgumentError(f"{source!r} names nothing; give module:name or file.py:name, such as my_module:make_problem")
     importing.append(module)
     try:
         found: Any = _imported_file(module) if module.endswith(".py") else _imported(module)
@@ -202,7 +212,7 @@ def find(source: str) -> Any:
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise ValueError(f"{source}: the module {module} has no {name}") from None
+            raise ArgumentError(f"{source}: the module {module} has no {name}") from None
     return found
 
 
@@ -218,11 +228,12 @@ def _imported_file(text: str) -> ModuleType:
     path = expanded(text).resolve()
     name = path.stem.replace(".", "_")
     if not path.is_file():
-        raise ValueError(f"there is no file {text}")
+        raise ArgumentError(f"there is no file {text}")
     known = sys.modules.get(name) or importlib.util.find_spec(name)
     place = getattr(known, "__file__", None) or getattr(known, "origin", None)
     if known is not None and (place is None or not os.path.exists(place) or not path.samefile(place)):
-        raise ValueError(f"a file {path.name} cannot be used beside the module {name} ({place or 'built in'}); rename the file")
+        where = place or "built in"
+        raise ArgumentError(f"a file {path.name} cannot be used beside the module {name} ({where}); rename the file")
     if isinstance(known, ModuleType):
         return known
     if str(path.parent) not in sys.path:
@@ -238,15 +249,25 @@ def _imported_file(text: str) -> ModuleType:
     return module
 
 
+@contextmanager
+def own_code(task: Task | None) -> Iterator[None]:
+    """What fails in a picture or film of a task of the user's is shown with its file and line."""
+    try:
+        yield
+    except Exception as error:
+        if task is None or isinstance(error, ArgumentError | OSError) or _place(error) is None:
+            raise
+        raise _explained("", error, ()) from error
+
+
 def _explained(source: str, error: BaseException, usage: tuple[type[Exception], ...]) -> Exception:
-    """What went wrong in somebody's code, and where; a ValueError if nothing of it ran, or the error is one of `usage`."""
+    """What went wrong in somebody's code, and where; an ArgumentError if nothing of it ran, or the error is one of `usage`."""
     place = _place(error)
     if place is None:
-        return ValueError(f"{source}: {error}")
+        return ArgumentError(f"{source}: {error}")
     message = error.msg if isinstance(error, SyntaxError) else str(error)
-    for kind in usage:
-        if isinstance(error, kind):
-            return kind(f"{message} ({place})")
+    if isinstance(error, usage):
+        return ArgumentError(f"{message} ({place})")
     return OwnCodeError(f"{type(error).__name__}: {message} ({place})")
 
 
@@ -287,16 +308,16 @@ def _cast(name: str, value: Any, annotation: str | None, kind: Any) -> Any:
     if isinstance(value, Struct):
         return cast(value, kind)
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array; give an array without a mask")
+        raise ArgumentError(f"{name} is a masked array; give an array without a mask")
     if isinstance(value, list | tuple) and (annotation or "").endswith("ndarray"):
         value = np.asarray(value)
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fiub":
-            raise TypeError(f"{name} is an array of {value.dtype}; it must hold real numbers")
+            raise ArgumentError(f"{name} is an array of {value.dtype}; it must hold real numbers")
         return value.astype(kind) if value.dtype.kind == "f" else value
     if annotation == "float":
         if isinstance(value, bool | str) or not isinstance(value, int | float | np.integer | np.floating):
-            raise TypeError(f"{name} is {value!r}; it must be a number")
+            raise ArgumentError(f"{name} is {value!r}; it must be a number")
         return kind(value)
     if annotation == "int" and not isinstance(value, bool):
         whole = int(value) if isinstance(value, float | np.floating) and float(value).is_integer() else value
@@ -341,12 +362,12 @@ class Described:
 def _needs(name: str, part: Any, base: type, functions: tuple[Any, ...]) -> None:
     if not isinstance(part, base):
         article = f"an instance of a subclass of {base.__name__}"
-        raise TypeError(f"{name} is {part!r}; it must be {article} (see docs/adding_a_system.md)")
+        raise ArgumentError(f"{name} is {part!r}; it must be {article} (see docs/adding_a_system.md)")
     for function in functions:
         if not any(cls in function.methods for cls in type(part).__mro__):
             names = function.__wrapped__.__code__
             signature = ", ".join(names.co_varnames[: names.co_argcount])
-            raise TypeError(
+            raise ArgumentError(
                 f"{type(part).__name__} has no method for {function.__name__}({signature}); "
                 f"write one and mark it with @implements({function.__name__}, {type(part).__name__})"
             )
@@ -357,7 +378,7 @@ def _check_fields(part: Struct) -> None:
     for name in type(part).fields:
         value = getattr(part, name)
         if not _is_held(value):
-            raise TypeError(f"{type(part).__name__}.{name} is {value!r:.100}; it must be a number or an array of numbers")
+            raise ArgumentError(f"{type(part).__name__}.{name} is {value!r:.100}; it must be a number or an array of numbers")
 
 
 def _is_held(value: Any) -> bool:
@@ -372,18 +393,18 @@ def _is_held(value: Any) -> bool:
 
 def _shape(name: str, value: Any) -> tuple[int, ...]:
     if value is None:
-        raise TypeError(f"{name} is missing; give it, or define it in the system's class")
+        raise ArgumentError(f"{name} is missing; give it, or define it in the system's class")
     if isinstance(value, int | np.integer):
         value = (value,)
     if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or np.size(value) == 0:
-        raise TypeError(f"{name} is {value!r}; it must be a tuple of whole numbers, such as (3, 2)")
+        raise ArgumentError(f"{name} is {value!r}; it must be a tuple of whole numbers, such as (3, 2)")
     return tuple(checks.size(f"{name}[{axis}]", length) for axis, length in enumerate(value))
 
 
 def _axes(what: str, given: Sequence[Any] | None, shape: tuple[int, ...]) -> tuple[Axis, ...]:
     """Axes as given, with the words of plain lists, or numbered."""
     if isinstance(given, str | Axis) or not isinstance(given, Sequence | np.ndarray | None):
-        raise TypeError(f"{what}_axes is {given!r}; give a list of words, or for every axis an Axis or a list of words")
+        raise ArgumentError(f"{what}_axes is {given!r}; give a list of words, or for every axis an Axis or a list of words")
     places: list[Any] = [range(n) for n in shape] if given is None else list(given)
     if all(isinstance(word, str) for word in places):
         places = [places]
@@ -391,7 +412,7 @@ def _axes(what: str, given: Sequence[Any] | None, shape: tuple[int, ...]) -> tup
         axis if isinstance(axis, Axis) else Axis(f"{what}_{k}", f"axis {k} of the {what}", axis) for k, axis in enumerate(places)
     )
     if tuple(len(axis.places) for axis in axes) != shape:
-        raise ValueError(f"{what}_axes have {[len(axis.places) for axis in axes]} places; the shape is {shape}")
+        raise ArgumentError(f"{what}_axes have {[len(axis.places) for axis in axes]} places; the shape is {shape}")
     return axes
 
 

@@ -1,5 +1,6 @@
 """What an engine does for a problem, and what it answers."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, Self
@@ -12,13 +13,30 @@ from stablebptt.tasks.variants import Gates
 ALONE = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Path:
-    """A rollout: time (T+1,) [s], states (B, T+1, *state), controls (B, T, *control)."""
+    """A rollout: time (T+1,) [s], states (B, T+1, *state), controls (B, T, *control); loss (B,), and the problem, if known."""
 
     time: np.ndarray
     states: np.ndarray
     controls: np.ndarray
+    loss: Any = None
+    problem: Any = None
+
+    def plot(self, sample: int = 0) -> Any:
+        """A matplotlib figure of the rollout from one initial state."""
+        from stablebptt.tasks import notebook, rollout_figures
+
+        return rollout_figures.draw(notebook.of_path(self), sample)
+
+    def animate(self, sample: int = 0, **options: Any) -> Any:
+        """A film of the rollout from one initial state, which a notebook plays; options: fps, every, dpi."""
+        from stablebptt.tasks import notebook
+
+        return notebook.Film(notebook.of_path(self), sample, **options)
+
+    def __repr__(self) -> str:
+        return f"Path of {len(self.states)} rollouts: states {self.states.shape}, controls {self.controls.shape}"
 
 
 @dataclass(frozen=True)
@@ -32,7 +50,7 @@ class Loss:
         return self.total
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Gradient:
     """A gradient (n_parameters,) and the loss; of variant C also R, M and the cosine of the angle between them."""
 
@@ -42,6 +60,10 @@ class Gradient:
     regular: np.ndarray | None = None
     modified: np.ndarray | None = None
     cosine: float = float("nan")
+
+    def __repr__(self) -> str:
+        cosine = "" if self.regular is None else f", cosine of R and M {self.cosine:.3f}"
+        return f"Gradient of {len(self.value)} parameters: norm {math.sqrt(self.norm2):.4g}{cosine}; {self.loss}"
 
     def copy(self) -> Self:
         """With arrays of its own."""

@@ -1,13 +1,20 @@
 """Errors that users of the package may want to catch."""
 
 
+class ArgumentError(ValueError, TypeError):
+    """What was given cannot be used; the message says what was given and what is allowed.
+
+    It is caught as a ValueError and as a TypeError: whether a value or its type is wrong is not always two things.
+    """
+
+
 class DivergedError(ArithmeticError):
     """A computation left the finite numbers.
 
     Attributes
     ----------
     epoch, batch, step : int or None
-        Where it was seen first: epoch and mini-batch (counted from 1), time step (counted from 0).
+        The first place: epoch and mini-batch (counted from 1), time step (counted from 0).
     """
 
     def __init__(
@@ -18,8 +25,8 @@ class DivergedError(ArithmeticError):
 
 
 class BackendError(RuntimeError):
-    """What was asked for cannot be computed on this machine in the way that was asked for."""
+    """This machine cannot compute the request with the given backend."""
 
 
 class OwnCodeError(Exception):
-    """A module or function of the user's own failed; the message says how, in which file and line."""
+    """A user's own module or function failed; the message says how, in which file and line."""

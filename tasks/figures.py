@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 from stablebptt.data.atomic import replacing
 from stablebptt.data.run_file import Content
 from stablebptt.tasks import checks
+from stablebptt.tasks.errors import ArgumentError
 
 if TYPE_CHECKING:
     from stablebptt.tasks.runs import Run
@@ -32,19 +35,31 @@ CURVES = {
 
 def new_figure(width: float, height: float) -> Any:
     """An empty figure [inches] that belongs to no window."""
+    return _picture()(figsize=(width, height), layout="constrained")
+
+
+@functools.cache
+def _picture() -> Any:
+    """A matplotlib figure that a notebook shows, whatever backend is chosen (matplotlib takes 0.3 s to import)."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    class Picture(Figure):
+        def _repr_png_(self) -> bytes:
+            content = io.BytesIO()
+            self.savefig(content, format="png", dpi=100)
+            return content.getvalue()
+
+    return Picture
 
 
 def literally(text: Any) -> Any:
-    """A text of matplotlib that shows a user's words as they are: a $ begins no formula."""
+    """A matplotlib text that shows a user's words as they are: a $ starts no formula."""
     text.set_parse_math(False)
     return text
 
 
 def legend(axes: Any, names: list[str], **options: Any) -> Any:
-    """A legend of the lines of a panel, under any names (matplotlib leaves out those that begin with _)."""
+    """A legend of the lines of a panel, under any names (matplotlib omits names that begin with _)."""
     drawn = axes.legend(axes.get_lines()[: len(names)], [str(k) for k in range(len(names))], **options)
     for text, name in zip(drawn.get_texts(), names):
         literally(text).set_text(name)
@@ -54,8 +69,8 @@ def legend(axes: Any, names: list[str], **options: Any) -> Any:
 def learning_curves(runs: list[Run], curves: tuple[str, ...] = ("test", "update", "cosine"), smooth: int = 1) -> Any:
     """A panel per curve ("test", "train", "update", "cosine") over the epochs.
 
-    Runs that differ in nothing but the seed share a line, their mean, and a band from the lowest to the highest. `smooth`: epochs
-    over which a running mean is taken.
+    Runs that differ only in the seed share a line, their mean, and a band from the lowest to the highest. `smooth` is the number
+    of epochs of a running mean.
     """
     checks.whole("smooth", smooth, 1)
     for name in curves:
@@ -64,7 +79,7 @@ def learning_curves(runs: list[Run], curves: tuple[str, ...] = ("test", "update"
     looks = _looks(found)
     drawn = [name for name in curves if name != "cosine" or any(_has_cosine(run) for run in runs)]
     if not drawn:
-        raise ValueError("only runs of variant C have a cosine of M and R; choose another curve")
+        raise ArgumentError("only runs of variant C have a cosine of M and R; choose another curve")
     figure = new_figure(4.6 * len(drawn), 3.6)
     for axes, name in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn):
         column, label = CURVES[name]
@@ -79,7 +94,7 @@ def learning_curves(runs: list[Run], curves: tuple[str, ...] = ("test", "update"
         axes.grid(True, alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     shown = figure.axes[0]
-    if shown.get_lines():  # else no epoch is done
+    if shown.get_lines():  # otherwise no epoch is done
         legend(shown, [line.get_label() for line in shown.get_lines()], frameon=False, fontsize="small")
     heading = "; ".join(sorted({run.problem.title for run in runs}))
     literally(figure.suptitle(heading + (f" (running means over {smooth} epochs)" if smooth > 1 else ""), fontsize="medium"))
@@ -95,13 +110,13 @@ def save(draw: Callable[[], Any], path: Path) -> None:
 
 
 def variant_name(run: Run | Content) -> str:
-    """Letter of a run's variant, or "schedule"."""
+    """The letter of a run's variant, or "schedule"."""
     variant = run.config["variant"]
     return variant if isinstance(variant, str) else "schedule"
 
 
 def families(runs: list[AnyRun]) -> dict[str, list[AnyRun]]:
-    """Runs that differ in nothing but seed and epochs, named by the variant and by what tells them from the others."""
+    """Runs that differ only in seed and epochs, named by the variant and by what distinguishes them from the others."""
     facts = [_facts(run) for run in runs]
     names = sorted({name for known in facts for name in known})
     telling = [name for name in names if len({known.get(name) for known in facts}) > 1 and name != "variant"]
@@ -114,7 +129,7 @@ def families(runs: list[AnyRun]) -> dict[str, list[AnyRun]]:
 
 
 def _facts(run: Run | Content) -> dict[str, str]:
-    """The configuration without levels, seed and epochs; as words, so that it can be compared."""
+    """The configuration without nesting, seed and epochs, as words that can be compared."""
     facts: dict[str, Any] = {name: value for name, value in run.config.items() if name not in ("seed", "epochs")}
     optimizer = facts.pop("optimizer", {})
     facts |= facts.pop("options", {})
@@ -123,7 +138,7 @@ def _facts(run: Run | Content) -> dict[str, str]:
 
 
 def _looks(families: dict[str, list[Run]]) -> dict[str, dict[str, Any]]:
-    """Colour by variant, style by the rest; where there is one variant only, colours tell the rest apart."""
+    """Colour by variant and style by the rest; with a single variant, colours distinguish the rest."""
     variants = {title: variant_name(members[0]) for title, members in families.items()}
     if len(set(variants.values())) == 1 and len(families) > 1:
         return {title: {"color": PALETTE[i % len(PALETTE)]} for i, title in enumerate(families)}
@@ -147,7 +162,7 @@ def log_helps(panels: list[Any]) -> bool:
 
 
 def log_axis(axes: Any) -> None:
-    """Logarithmic, with plain numbers; with more of them where the values span less than two decades."""
+    """A logarithmic axis with plain numbers; more of them where the values span less than two decades."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axes.set_yscale("log")
@@ -177,7 +192,7 @@ def _curve(axes: Any, column: str, members: list[Run], title: str, look: dict[st
 
 
 def _smoothed(values: np.ndarray, width: int) -> np.ndarray:
-    """Running mean over the finite ones of the last `width` values (of fewer at the beginning)."""
+    """Running mean over the finite values among the last `width` (fewer at the beginning)."""
     if width == 1 or not len(values):
         return values
     finite = np.isfinite(values)

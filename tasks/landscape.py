@@ -1,6 +1,6 @@
 """Two pictures that explain the method; docs/method.md, section 5.
 
-The first is a complete example of a system, a loss and a controller of one's own: three structs with two small functions each.
+The first is a complete example of a custom system, loss and controller: three structs with two small functions each.
 """
 
 from typing import Any
@@ -72,7 +72,7 @@ def _control_vjp(controller, theta, x, c_bar, theta_bar, x_bar):
 
 
 def walk_problem() -> Problem:
-    """Reach 2 from -0.3 in four steps, in float64."""
+    """The problem of reaching 2 from -0.3 in four steps, in float64."""
     return Problem(
         task="landscape",
         options={},
@@ -116,7 +116,7 @@ def fields(resolution: int = 121) -> dict[str, np.ndarray]:
 def rotation() -> dict[str, np.ndarray]:
     """Adam's paths (200, 2) on ``|theta|^2`` along three fields: divergence alone, with rotation, combined by sign.
 
-    Point k is the one at which iteration k + 1 takes its step.
+    Iteration k + 1 takes its step at point k.
     """
 
     def divergence(theta: np.ndarray) -> np.ndarray:
@@ -153,7 +153,7 @@ def rotation_losses(paths: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def draw_fields(found: dict[str, np.ndarray]) -> Any:
-    """Loss, and the norms of R, M and C in logarithmic colour with flow lines that go down the field."""
+    """The loss, and the norms of R, M and C in logarithmic colour with flow lines down the field."""
     from matplotlib.colors import LogNorm
 
     theta = found["theta"]

@@ -1,4 +1,4 @@
-"""Training with the optimizers of SciPy (or anybody's): a function and its gradient."""
+"""Training with the optimizers of SciPy or any other package: a function and its gradient."""
 
 import warnings
 from collections.abc import Callable
@@ -16,30 +16,30 @@ from stablebptt.tasks.variants import gates
 def minimize_fun(problem: Problem, x0: np.ndarray, variant: Any = "R") -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     """The loss of a batch as a function of the parameters, for ``scipy.optimize.minimize(fun, theta, jac=True)``.
 
-    All is computed in float64, also for a problem in float32: line searches and differences of gradients, as SciPy makes them,
-    ask for steps that float32 cannot see. SciPy goes on in the precision of its first point, and its methods TNC and SLSQP take
+    Everything is computed in float64, also for a problem in float32: SciPy's line searches and differences of gradients use steps
+    that float32 cannot resolve. SciPy continues in the precision of its first point, and its methods TNC and SLSQP accept
     float64 only: start from ``problem.init().astype(float)``.
 
     Parameters
     ----------
     problem : in float32 or float64
     x0 : (B, *state_shape) initial states
-    variant : of the gradient; the variants other than "R" are no gradients of the loss, so line searches may refuse their steps
+    variant : of the gradient; only "R" is a gradient of the loss, so line searches may refuse the steps of the others
 
     Returns
     -------
-    function theta (n_parameters,) -> (loss, gradient (n_parameters,)), a Python float and a new array in float64; where the
-    computation diverges, and at a theta that is not finite, the loss is infinite and the gradient zero, so that a line search
-    takes a smaller step
+    function theta (n_parameters,) -> (loss, gradient (n_parameters,)), a Python float and a new array in float64. Where the
+    computation diverges, and at a theta that is not finite, the loss is infinite and the gradient zero, so a line search takes
+    a smaller step
 
     Raises
     ------
     TypeError, ValueError
-        If x0 or the variant does not fit the problem; of the function, if theta does not.
+        If x0 or the variant does not fit the problem; the function raises them if theta does not.
     """
     double = problem if problem.dtype is np.float64 else in_float64(problem)
     states = checks.array("x0", x0, ("B", *problem.state_shape), np.float64).copy()
-    gates(variant, problem.steps)  # says what is wrong with the variant before an optimizer hides it
+    gates(variant, problem.steps)  # reports a wrong variant before an optimizer hides it
 
     def fun(theta: np.ndarray) -> tuple[float, np.ndarray]:
         if getattr(theta, "dtype", None) == np.float32:

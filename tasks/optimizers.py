@@ -1,9 +1,10 @@
-"""Optimizers in plain NumPy, in the forms Keras gives them; docs/method.md, section 4.
+"""Optimizers in plain NumPy, in the forms that Keras uses; docs/method.md, section 4.
 
-A rule is immutable. ``state = rule.init(theta)`` makes its state, a dict of arrays; ``theta, state = rule.apply(theta,
-gradient, state)`` returns new parameters and a new state and changes nothing it was given.
+A rule is immutable. ``state = rule.init(theta)`` makes its state, a dict of arrays. ``theta, state = rule.apply(theta,
+gradient, state)`` returns new parameters and a new state and leaves its arguments unchanged.
 """
 
+import inspect
 import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
@@ -12,17 +13,21 @@ import numpy as np
 
 from stablebptt.data import storage
 from stablebptt.tasks import checks
+from stablebptt.tasks.errors import ArgumentError
+from stablebptt.tasks.settings import CLIP_MODES
 
 State = dict[str, np.ndarray]
-CLIP_MODES = ("none", "value", "norm")
 
 
 def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarray:
-    """Limit a gradient: not at all, each component to [-at, at], or the whole to 2-norm `at`. NaN stays NaN."""
+    """Limit a gradient: not at all ("none"), each component to [-at, at] ("value"), or the whole to 2-norm `at` ("norm").
+
+    NaN stays NaN.
+    """
     if mode not in CLIP_MODES:
-        raise ValueError(f"unknown clip mode {mode!r}; choose from {', '.join(CLIP_MODES)}")
+        raise ArgumentError(f"unknown clip mode {mode!r}; choose from {', '.join(CLIP_MODES)}")
     if not (at > 0 and math.isfinite(at)):
-        raise ValueError(f"clip at {at}; it must be a positive number")
+        raise ArgumentError(f"clip at {at}; it must be a positive number")
     checks.unmasked("gradient", gradient)
     if mode == "value":
         return np.clip(gradient, -at, at)
@@ -36,8 +41,8 @@ def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarra
 class Rule:
     """Base of the update rules.
 
-    A rule of your own is a frozen dataclass with whatever fields it needs; they are kept in the run file, so they are numbers,
-    words, or lists and tables of them.
+    A rule of your own is a frozen dataclass with any fields it needs. The run file stores them, so they are numbers, words, or
+    lists and tables of them.
     """
 
     learning_rate: float
@@ -65,7 +70,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Adam(Rule):
-    """Adam; epsilon outside the root, bias correction folded into the step size."""
+    """Adam, with epsilon outside the root and bias correction folded into the step size."""
 
     _below: ClassVar[dict[str, float]] = {"beta1": 1.0, "beta2": 1.0, "epsilon": math.inf}
     beta1: float = 0.9
@@ -192,13 +197,14 @@ def rmsprop(learning_rate: float = 0.001, rho: float = 0.9, epsilon: float = 1e-
 
 
 def begin(rule: Rule, theta: np.ndarray) -> State:
-    """The state before the first update, if a run file can keep it; found out with an update by a gradient of ones."""
+    """The state before the first update, if a run file can store it; an update by a gradient of ones checks this."""
     state = rule.init(theta)
     with np.errstate(all="ignore"):
         after = rule.apply(theta, np.ones_like(theta), state)[1]
     first, then = _kept(rule, state), _kept(rule, after)
     if first != then:
-        raise ValueError(f"the state of {type(rule).__name__} is {first} at first and {then} after an update; it must stay alike")
+        who = f"the state of {type(rule).__name__}"
+        raise ArgumentError(f"{who} is {first} at first and {then} after an update; it must stay alike")
     return state
 
 
@@ -206,13 +212,13 @@ def _kept(rule: Rule, state: Any) -> dict[str, str]:
     """Types and shapes of a state's arrays."""
     who = f"the state of {type(rule).__name__}"
     if not isinstance(state, dict):
-        raise TypeError(f"{who} is of type {type(state).__name__}; it must be a dict of arrays")
+        raise ArgumentError(f"{who} is of type {type(state).__name__}; it must be a dict of arrays")
     for name, values in state.items():
         if not isinstance(name, str) or not storage.is_name(name):
-            raise ValueError(f"{who} has the name {name!r}; a name must be {storage.NAME_RULE}")
+            raise ArgumentError(f"{who} has the name {name!r}; a name must be {storage.NAME_RULE}")
         checks.unmasked(f"{who}: {name}", values)
         if not isinstance(values, np.generic | np.ndarray) or values.dtype.kind not in "fiu":
-            raise TypeError(f"{who}: {name} is of type {type(values).__name__}; it must be an array of real numbers")
+            raise ArgumentError(f"{who}: {name} is of type {type(values).__name__}; it must be an array of real numbers")
     return {name: f"{values.dtype} {values.shape}" for name, values in state.items()}
 
 
@@ -220,7 +226,7 @@ RULES: dict[str, Any] = {"adam": adam, "sgd": sgd, "adagrad": adagrad, "adadelta
 
 
 def describe(rule: Rule) -> dict[str, Any]:
-    """Name and numbers of a rule, for a file."""
+    """Name and fields of a rule, for a file."""
     return {"name": rule.name, **asdict(rule)}
 
 
@@ -229,5 +235,8 @@ def from_description(description: dict[str, Any]) -> Rule:
     values = dict(description)
     name = values.pop("name", None)
     if name not in RULES:
-        raise ValueError(f"unknown optimizer {name!r}; choose from {', '.join(RULES)}")
+        raise ArgumentError(f"unknown optimizer {name!r}; choose from {', '.join(RULES)}")
+    allowed = inspect.signature(RULES[name]).parameters
+    if unknown := [option for option in values if option not in allowed]:
+        raise ArgumentError(f"{name} has no option {unknown[0]!r}; choose from {', '.join(allowed)}")
     return RULES[name](**values)

@@ -18,6 +18,7 @@ import numpy as np
 from stablebptt.adjoint import generics as backward
 from stablebptt.kernels import generics as forward
 from stablebptt.kernels.structs import Struct
+from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
 
 # Numbers that one call reads or writes before it counts as good: a loop over all pairs may take a while in Python.
@@ -136,7 +137,7 @@ def _try(function: Any, part: Any, *arrays: Any) -> None:
             plain(own, {})(part, *counted)
     except (NameError, IndexError, AttributeError) as error:
         if not isinstance(error, AttributeError) or isinstance(error.obj, Struct | np.ndarray | types.ModuleType):
-            raise ValueError(f"{_place(error)}: {error}") from error
+            raise ArgumentError(f"{_place(error)}: {error}") from error
     except Exception:  # 1 / 0, square roots of -1, the compiler's own functions: not so in compiled code, or it says so itself
         return
 

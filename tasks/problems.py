@@ -15,17 +15,16 @@ from stablebptt.kernels.structs import Struct
 from stablebptt.tasks import checks, divergence, variants
 from stablebptt.tasks.engine import Engine, Gradient, Loss, Path
 from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks.settings import LARGEST_SEED
+from stablebptt.tasks.task import OUTPUT_INITS
 
 # Streams of random numbers that one seed opens.
 WEIGHTS, STATES, TRAINING, TESTING, ORDER = range(5)
 # Activations of all time steps are kept up to this many bytes; beyond, they are computed again, chunk by chunk.
 TAPE_BYTES = 1 << 28
-LARGEST_SEED = 2**63 - 1  # as files keep it
 # States that are rolled out together where no gradient is asked for.
 EVALUATION_BATCH = 64
 ENGINES = {"cpu": "stablebptt.tasks.cpu", "cuda": "stablebptt.tasks.cuda"}
-OUTPUT_INITS = ("glorot", "zero")
-LOSSES = ("final", "continuous")
 # Names of the places of an axis: HDF5 keeps 64 KiB in an attribute.
 MOST_WORDS, MOST_LETTERS = 4000, 40_000
 
@@ -88,7 +87,7 @@ def mean_weights(loss: str, steps: int) -> np.ndarray:
     return weights
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Problem:
     """What is learned, with the published set-up as default; made by `problem`.
 
@@ -110,7 +109,7 @@ class Problem:
     """
 
     task: str
-    options: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict, kw_only=True)  # a task's record fills them in
     title: str
     system: System
     controller: Any
@@ -172,6 +171,11 @@ class Problem:
     def __getstate__(self) -> dict[str, Any]:
         """A copy has an engine of its own."""
         return {name: value for name, value in vars(self).items() if name != "engine"}
+
+    def __repr__(self) -> str:
+        shapes = f"states {self.state_shape}, controls {self.control_shape}, {self.steps} steps of {self.dt:g} s"
+        where = "" if self.backend == "cpu" else f", on {self.backend}"
+        return f"Problem({self.title}): {shapes}, {self.n_parameters} parameters, {np.dtype(self.dtype).name}{where}"
 
     @property
     def n_parameters(self) -> int:
@@ -244,7 +248,7 @@ class Problem:
     def follow(self, theta: np.ndarray, x0: np.ndarray) -> Path:
         """`rollout` without checks."""
         found = next(self.engine.evaluate([theta], [x0], paths=True))
-        return Path(self.time, found.states, found.controls)
+        return Path(self.time, found.states, found.controls, self.total(found.physics, found.effort)[0], self)
 
     def losses(self, theta: np.ndarray, x0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Losses of every sample, in float64: with and without the regulariser, (B,) each; NaN where it diverged."""

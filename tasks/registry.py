@@ -1,34 +1,67 @@
-"""Problems by name: the systems as published, and the backends that compute them."""
+"""Tasks by name, found by their files; and the backends that compute them. Needs no kernels."""
 
 import dataclasses
+import importlib
 import importlib.util
 import inspect
-from typing import Any
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from numba.core import config
+from stablebptt.tasks.errors import ArgumentError, BackendError
+from stablebptt.tasks.task import CUSTOM, Task
 
-from stablebptt.tasks import checks
-from stablebptt.tasks.cartpole import cartpole_problem
-from stablebptt.tasks.custom import TASK, custom_problem
-from stablebptt.tasks.errors import BackendError
-from stablebptt.tasks.guidance import guidance_problem
-from stablebptt.tasks.problems import Problem
-from stablebptt.tasks.quantum import quantum_problem
+if TYPE_CHECKING:
+    from stablebptt.tasks.problems import Problem
 
-TASKS: dict[str, Any] = {"cartpole": cartpole_problem, "guidance": guidance_problem, "quantum": quantum_problem}
-MAKERS: dict[str, Any] = {**TASKS, TASK: custom_problem}
 BACKENDS = ("cpu", "cuda")
+ROOMS = ("kernels", "adjoint", "tasks")
 
 
-def problem(task: str = TASK, *, backend: str = "cpu", tape_bytes: int | None = None, **options: Any) -> Problem:
+def _found() -> dict[str, Task]:
+    """The tasks of this package: what has a file of one name in all three rooms; the one in tasks/ holds the record `TASK`."""
+    root = Path(__file__).resolve().parent.parent
+    names = [{module.name for module in pkgutil.iter_modules([str(root / room)])} for room in ROOMS]
+    modules = (importlib.import_module(f"stablebptt.tasks.{name}") for name in sorted(set.intersection(*names)))
+    return {module.TASK.name: module.TASK for module in modules}
+
+
+def _custom(**parts: Any) -> Any:
+    """A problem of one's own parts."""
+    from stablebptt.tasks.custom import custom_problem
+
+    try:
+        return custom_problem(**parts)
+    except TypeError as error:
+        if "required" in str(error):
+            raise ArgumentError(f"{str(error).partition(' ')[2]}; give the name of a task, or all parts of your own") from None
+        if "unexpected keyword argument" not in str(error):
+            raise
+        allowed, given = ", ".join(inspect.signature(custom_problem).parameters), str(error).rsplit("argument ", 1)[1]
+        raise ArgumentError(f"{CUSTOM} has no option {given}; choose from {allowed}") from None
+
+
+TASKS = _found()
+MAKERS: dict[str, Any] = {**TASKS, CUSTOM: _custom}
+
+
+def title(config: dict[str, Any]) -> str:
+    """The title of the problem that a run's configuration describes; a KeyError, TypeError or ValueError if it describes none."""
+    if config["task"] == CUSTOM:
+        return str(config["options"]["title"])
+    named = TASKS[config["task"]].title
+    return config["task"] if named is None else named(**config["options"])
+
+
+def problem(task: str | Task = CUSTOM, *, backend: str = "cpu", tape_bytes: int | None = None, **options: Any) -> "Problem":
     """A problem by name, with the published set-up as default; or one made of a system, controller and loss of one's own.
 
     Parameters
     ----------
-    task : "cartpole", "guidance" or "quantum"; left out if `system`, `controller` and `loss` are given
+    task : name of a task of this package, or a record of your own; left out if `system`, `controller` and `loss` are given
     backend : "cpu", or "cuda" for a CUDA device (with the extra ``stablebptt[cuda]``)
     tape_bytes : memory for activations; beyond, they are computed again (the same bits, slower). 256 MiB by default
-    **options : see the function of the task, for instance `cartpole_problem` or `custom_problem`
+    **options : those of the task (``stablebptt TASK train --help``), or see `custom_problem`
 
     Raises
     ------
@@ -37,25 +70,22 @@ def problem(task: str = TASK, *, backend: str = "cpu", tape_bytes: int | None = 
     BackendError
         If the backend is not to be had here.
     """
-    if task not in MAKERS:
-        raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
-    try:
-        made = MAKERS[task](**options)
-    except TypeError as error:
-        if task == TASK and "required" in str(error):
-            raise TypeError(f"{str(error).partition(' ')[2]}; give the name of a task, or all parts of your own") from None
-        if "unexpected keyword argument" not in str(error):
-            raise
-        allowed = ", ".join(inspect.signature(MAKERS[task]).parameters)
-        given = str(error).rsplit("argument ", 1)[1]
-        raise TypeError(f"{task} has no option {given}; choose from {allowed}") from None
+    if not isinstance(task, Task) and task not in MAKERS:
+        raise ArgumentError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
+    made = task(**options) if isinstance(task, Task) else MAKERS[task](**options)
     if tape_bytes is not None:
+        from stablebptt.tasks import checks
+
         made = dataclasses.replace(made, tape_bytes=checks.whole("tape_bytes", tape_bytes, 0, 2**63))
     return on_backend(made, backend)
 
 
-def on_backend(made: Problem, backend: str) -> Problem:
+def on_backend(made: "Problem", backend: str) -> "Problem":
     """The same problem, computed elsewhere."""
+    from numba.core import config
+
+    from stablebptt.tasks import checks
+
     checks.choice("backend", backend, BACKENDS)
     if backend == "cpu":
         return made

@@ -1,4 +1,4 @@
-"""A sweep in one table, one page and the published figures; from the run files in a folder."""
+"""A sweep in one table, one page and the published figures, from the run files in a folder."""
 
 import html
 from collections.abc import Iterable
@@ -14,23 +14,22 @@ from stablebptt.data import run_file, storage
 from stablebptt.data.run_file import Content
 from stablebptt.data.storage import FileFormatError, Group, Variable
 from stablebptt.tasks import figures
-from stablebptt.tasks.titles import title as title_of
+from stablebptt.tasks.registry import TASKS
+from stablebptt.tasks.registry import title as title_of
 
-# A run has solved its task if its best test loss is below this; of quantum control, where losses are summed, per time step.
-SOLVED = {"cartpole": 0.05, "guidance": 1.0, "quantum": 0.25}
 VARIANTS, CLIPS = ("R", "M", "C", "S", "N", "schedule"), ("none", "value", "norm")
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Family:
-    """Runs that differ in nothing but the seed.
+    """Runs that differ only in the seed.
 
     Attributes
     ----------
     task, title, variant, clip : what they have in common
-    rest : what else tells them from the other families of the task
-    runs : what their files hold
+    rest : what else distinguishes them from the other families of the task
+    runs : content of their files
     """
 
     task: str
@@ -55,9 +54,8 @@ class Family:
 
 def threshold(run: Content) -> float:
     """The test loss below which a run has solved its task; NaN where none is known."""
-    task, options = run.config["task"], run.config["options"]
-    summed = task == "quantum" and options["loss"] == "continuous"
-    return SOLVED.get(task, float("nan")) * float(options["steps"] if summed else 1)
+    task = TASKS.get(run.config["task"])
+    return float("nan") if task is None or task.solved is None else task.solved(**run.config["options"])
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -85,7 +83,7 @@ def load_runs(folder: Path) -> tuple[list[Content], list[str]]:
 
 
 def _load(path: Path) -> Content:
-    """A run file whose configuration tells what it is a run of."""
+    """A run file, if its configuration says which problem it is a run of."""
     content = run_file.load(path)
     try:
         title_of(content.config), threshold(content)
@@ -109,7 +107,7 @@ def families(runs: Iterable[Content]) -> list[Family]:
 
 
 def _natural(title: str) -> list[Any]:
-    """Sort key that takes numbers for numbers."""
+    """Sort key that compares numbers as numbers."""
     return [(1, float(word), "") if word.replace(".", "", 1).isdecimal() else (0, 0.0, word) for word in title.split()]
 
 
@@ -186,7 +184,7 @@ def _band(axes: Any, family: Family) -> None:
 
 
 def table(found: list[Family]) -> dict[str, Group]:
-    """All runs as columns of one HDF5 group; words are numbers that attributes explain."""
+    """All runs as columns of one HDF5 group; words are stored as numbers that attributes explain."""
     runs = [(family, run) for family in found for run in family.runs]
     titles = list(dict.fromkeys(family.title for family in found))
 
@@ -218,9 +216,9 @@ def table(found: list[Family]) -> dict[str, Group]:
 
 
 def write(folder: Path) -> dict[str, Any]:
-    """Write report.h5, report.md, report.html and a figure per task into `report`, a folder in a folder of run files.
+    """Write report.h5, report.md, report.html and a figure per task into the subfolder `report` of a folder of run files.
 
-    Returns what was counted.
+    Returns the report's path and the counts of runs by outcome.
     """
     runs, problems = load_runs(folder)
     if not runs:

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 
 from stablebptt.data import run_file
+from stablebptt.tasks import custom, descriptions
+from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Axis, Problem
 from stablebptt.tasks.runs import problem_of
+from stablebptt.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,10 @@ class Rollouts:
         return self.states.shape[1]
 
 
-def load_rollouts(path: str | Path) -> Rollouts:
+def load_rollouts(path: str | Path, task: Task | None = None) -> Rollouts:
     """Rollouts of a run file (untrained and trained) or of a file of `simulate` (trained).
+
+    `task`: the record that made the problem, if it is one of the user's; without it, the problem is a description.
 
     Raises
     ------
@@ -48,6 +53,13 @@ def load_rollouts(path: str | Path) -> Rollouts:
     """
     config, phases, arrays, axes = run_file.load_trajectories(path)
     problem = problem_of(config, path)
+    if task is not None:
+        made = custom.from_file(task, problem)
+        there, here = ({"task": each.task, "options": {**each.options, "code": None}} for each in (problem, made))
+        if found := descriptions.differences(there, here):
+            what, advice = f"{path} is a run of another problem", "give the task it was made with"
+            raise ArgumentError(descriptions.refusal(what, found, advice))
+        problem = made
     count, steps = arrays["states"].shape[1:2], problem.steps
     wanted = {
         "time": (steps + 1,),

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from stablebptt.data import run_file
-from stablebptt.tasks import TASKS, checks, descriptions, optimizers
+from stablebptt.tasks import TASKS, checks, descriptions, notebook, optimizers
 from stablebptt.tasks.custom import TASK as CUSTOM
 from stablebptt.tasks.custom import Described, custom_facts
 from stablebptt.tasks.problems import Problem
@@ -18,7 +18,7 @@ HISTORY = tuple(run_file.HISTORY)
 TRAJECTORIES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Progress:
     """Where a training stands after a number of whole epochs; never changed, only replaced."""
 
@@ -30,10 +30,13 @@ class Progress:
     best_epoch: int
     history: tuple[tuple[float, ...], ...]
 
+    def __repr__(self) -> str:
+        return f"Progress(epoch={self.epoch}, best_loss={self.best_loss:.4g}, best_epoch={self.best_epoch})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """A training, finished or not.
+    """What was trained, finished or not. In a notebook it is shown as a table with its learning curve.
 
     Attributes
     ----------
@@ -52,6 +55,32 @@ class Run:
     problem: Problem
     trajectories: dict[str, np.ndarray]
     status: str
+
+    def plot(self, trajectory: int | None = None, **options: Any) -> Any:
+        """A matplotlib figure: the learning curves, or the rollouts from one of the kept test states.
+
+        Parameters
+        ----------
+        trajectory : number of a test state
+        **options : of the learning curves: curves (of "test", "train", "update", "cosine"), smooth (epochs)
+        """
+        return notebook.plot(self, trajectory, **options)
+
+    def animate(self, trajectory: int = 0, **options: Any) -> notebook.Film:
+        """A film of the rollouts from one of the kept test states; a notebook plays it, `save` writes it.
+
+        Parameters
+        ----------
+        trajectory : number of a test state
+        **options : fps, every (time steps per picture), dpi
+        """
+        return notebook.Film(notebook.of_run(self), trajectory, **options)
+
+    def __repr__(self) -> str:
+        return notebook.told(self)
+
+    def _repr_html_(self) -> str:
+        return notebook.table(self)
 
 
 def load(path: str | FilePath, problem: Problem | None = None) -> Run:

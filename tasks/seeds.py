@@ -11,7 +11,8 @@ from stablebptt.tasks import checks
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import LARGEST_SEED, Problem
 from stablebptt.tasks.runs import Progress, Run, check_options, resumed
-from stablebptt.tasks.training import ActiveRun, advance, check_training, make_settings, usable
+from stablebptt.tasks.settings import CHECKPOINT_SECONDS, Settings, make_settings
+from stablebptt.tasks.training import ActiveRun, advance, check_training, usable
 
 # Writing a file takes about 30 ms: with this pause per run, files take at most 1 % of the time.
 SECONDS_PER_FILE = 3.0
@@ -20,13 +21,13 @@ SECONDS_PER_FILE = 3.0
 def train_seeds(
     problem: Problem,
     seeds: Sequence[int],
-    variant: Any = "C",
-    epochs: int = 100,
+    variant: Any = Settings.variant,
+    epochs: int = Settings.epochs,
     out: str | Path | None = None,
     *,
     resume: bool = False,
     force: bool = False,
-    checkpoint_seconds: float = 30.0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: Callable[[int, Progress], None] | None = None,
     **settings: Any,
 ) -> list[Run | DivergedError]:

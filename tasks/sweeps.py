@@ -26,17 +26,18 @@ import numpy as np
 from stablebptt.data import run_file, storage
 from stablebptt.data.atomic import check_folder, expanded
 from stablebptt.data.storage import FileFormatError
-from stablebptt.tasks import checks, custom, optimizers, problem, training, variants
-from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks import checks, custom, problem, training, variants
+from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.problems import Problem
+from stablebptt.tasks.registry import TASKS
 from stablebptt.tasks.runs import Progress, problem_of
-from stablebptt.tasks.training import Settings
+from stablebptt.tasks.settings import Settings, settings_in_words, settings_of
+from stablebptt.tasks.task import LISTS, Task
 
-PLANS = Path(__file__).resolve().parent.parent / "data" / "plans"
-PAPER = ("cartpole", "guidance", "quantum")
-LISTS = ("hidden", "weights")  # options whose value is a list; so is the target of guidance
+PAPER = {name: task.published for name, task in TASKS.items() if task.published is not None}
+PAPER_TRAINING = {"variant": ["R", "M", "C", "S"], "clip": ["none", "value", "norm"]}
+USUAL_LISTS = ("hidden", "weights")  # arguments of a function of one's own whose value is a list
 LONGEST_TITLE = 160  # letters of it in a file's name
-RULE_OPTIONS = ("learning_rate", "momentum")
 SINGLE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
 ATTEMPTS = 5  # of a run whose worker died
 COMPLETE, DIVERGED, FAILED, INTERRUPTED, BUSY, ABSENT = "complete", "diverged", "failed", "interrupted", "busy", "absent"
@@ -105,29 +106,30 @@ def read_plan(path: str | Path, seeds: Any = None, epochs: int | None = None) ->
     try:
         content = tomllib.loads(expanded(path).read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from None
+        raise ArgumentError(f"{path} is not a TOML file: {error}") from None
     try:
         return make_plan(content, seeds, epochs)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ArgumentError(f"{path}: {error}") from None
 
 
 def paper_plan(name: str, seeds: Any = None, epochs: int | None = None) -> list[Planned]:
     """The published runs of one task, or of "all" tasks (132)."""
-    names = PAPER if name == "all" else (checks.choice("paper", name, (*PAPER, "all")),)
-    return [planned for each in names for planned in read_plan(PLANS / f"{each}.toml", seeds, epochs)]
+    names = list(PAPER) if name == "all" else (checks.choice("paper", name, (*PAPER, "all")),)
+    plans = ({"task": each, "options": PAPER[each], "train": PAPER_TRAINING} for each in names)
+    return [planned for plan in plans for planned in make_plan(plan, seeds, epochs)]
 
 
 def make_plan(content: Mapping[str, Any], seeds: Any = None, epochs: int | None = None) -> list[Planned]:
     """`read_plan` of the file's content."""
     unknown = sorted(set(content) - {"task", "options", "train"})
     if unknown:
-        raise ValueError(f"unknown entry {unknown[0]!r}; a plan has task, [options] and [train]")
+        raise ArgumentError(f"unknown entry {unknown[0]!r}; a plan has task, [options] and [train]")
     if not isinstance(content.get("task"), str):
-        raise ValueError("a plan needs a task, such as task = \"cartpole\"")
+        raise ArgumentError("a plan needs a task, such as task = \"cartpole\"")
     for table in ("options", "train"):
         if not isinstance(content.get(table, {}), Mapping):
-            raise ValueError(f"[{table}] must be a table")
+            raise ArgumentError(f"[{table}] must be a table")
     train = {"seed": 0, **content.get("train", {})}
     train |= {name: value for name, value in (("seed", seeds), ("epochs", epochs)) if value is not None}
     chosen = {"seed": train.pop("seed")}  # seeds vary slowest: the first runs show all variants
@@ -235,7 +237,7 @@ def estimate(runs: Iterable[Planned]) -> dict[str, float]:
     found = {}
     for planned in runs:
         config = planned.config
-        settings = training.settings_of(config)
+        settings = settings_of(config)
         kind = json.dumps([config["task"], config["options"], config["variant"], config["batch_size"]])
         if kind not in measured:
             measured[kind] = _update_seconds(config, settings)
@@ -278,22 +280,26 @@ def _axis(table: str, name: str, value: Any, task: str) -> tuple[str, str, list[
         return table, name, numbers
     if not isinstance(value, list):
         return table, name, [value]
-    is_list = name in LISTS or (name == "target" and task == "guidance")
+    is_list = table == "options" and name in _lists(task)
     values = [value] if is_list and not any(isinstance(item, list) for item in value) else value
     if not values:
-        raise ValueError(f"{name} is an empty list")
+        raise ArgumentError(f"{name} is an empty list")
     return table, name, values
+
+
+def _lists(task: str) -> tuple[str, ...]:
+    """Names of the options of a task whose value is a list."""
+    found = custom.find(task) if ":" in task else TASKS.get(task)
+    return tuple(o.name for o in found.options if o.kind in LISTS) if isinstance(found, Task) else USUAL_LISTS
 
 
 def _configuration(task: str, options: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
     made = custom.from_source(task, **options) if ":" in task else problem(task, **options)
-    rates = {name: train[name] for name in RULE_OPTIONS if name in train}
-    rule = optimizers.from_description({"name": train.get("optimizer", "adam"), **rates})
-    rest = {name: value for name, value in train.items() if name not in (*RULE_OPTIONS, "optimizer")}
-    settings = training.make_settings(**{"epochs": 1000, **rest, "optimizer": rule})
+    settings = settings_in_words(train)
     variants.gates(settings.variant, made.steps)
     if made.backend != "cpu":
-        raise ValueError("a sweep computes on the CPU; a device trains many seeds together: train --seeds 0:132 --backend cuda")
+        advice = "a device trains many seeds together: train --seeds 0:132 --backend cuda"
+        raise ArgumentError(f"a sweep computes on the CPU; {advice}")
     return {"task": made.task, "options": made.options, **settings.describe()}
 
 
@@ -363,9 +369,8 @@ def _trained(config: dict[str, Any], path: str) -> Outcome:
     place = Path(path)
     try:
         made = _made(config)
-        settings = training.settings_of(config)
-        given = {name: getattr(settings, name) for name in Settings.__dataclass_fields__}
-        run = training.train(made, out=place, resume=True, report=_watch, **given)
+        settings = settings_of(config)
+        run = training.train(made, out=place, resume=True, report=_watch, **settings.given())
         _note(place).unlink(missing_ok=True)
         return _outcome(place.name, COMPLETE, run.history)
     except BlockingIOError as error:
@@ -532,7 +537,8 @@ def _check_sources(runs: list[Planned]) -> None:
     """Refuse functions that other processes cannot find."""
     source = next((s for run in runs if str(s := run.config["options"].get("source")).startswith("__main__:")), None)
     if source is not None:
-        raise ValueError(f"{source} is in the running script, where worker processes do not look; put it into a file of its own")
+        advice = "put it into a file of its own"
+        raise ArgumentError(f"{source} is in the running script, where worker processes do not look; {advice}")
 
 
 def _compile(runs: list[Planned]) -> None:
@@ -559,7 +565,7 @@ def dask_executor(address: str) -> Iterator[Executor]:
     try:
         from distributed import Client
     except ImportError:
-        raise ValueError("--dask needs the package distributed; install stablebptt[dask]") from None
+        raise ArgumentError("--dask needs the package distributed; install stablebptt[dask]") from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters comes back as an error
     file = expanded(address)
     where = {"scheduler_file": str(file)} if file.exists() else {"address": address}

@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any, Self
 
@@ -15,61 +15,24 @@ from stablebptt.kernels.generics import tape_width
 from stablebptt.tasks import checks, divergence, optimizers, runs, variants
 from stablebptt.tasks.engine import Evaluation, Gradient
 from stablebptt.tasks.errors import DivergedError
-from stablebptt.tasks.problems import LARGEST_SEED, ORDER, TESTING, TRAINING, Problem, stream
+from stablebptt.tasks.problems import ORDER, TESTING, TRAINING, Problem, stream
 from stablebptt.tasks.runs import Progress, Run, check_options
+from stablebptt.tasks.settings import CHECKPOINT_SECONDS, Settings, make_settings, settings_of  # noqa: F401  (also found here)
 
 # While a device works for one half of the runs, the host's optimizers work for the other.
 QUEUES = 2
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a problem is trained; the defaults are the published ones."""
-
-    variant: Any = "C"
-    epochs: int = 100
-    seed: int = 0
-    clip: str = "none"
-    clip_at: float = 1.0
-    optimizer: optimizers.Rule = field(default_factory=optimizers.adam)
-    batch_size: int = 8
-    train_count: int = 256
-    test_count: int = 256
-    shuffle: bool = False
-    on_divergence: str = "stop"
-
-    def __post_init__(self) -> None:
-        clean: dict[str, Any] = {}  # NumPy's numbers become Python's: a file keeps these
-        for name, least in (("epochs", 1), ("seed", 0), ("batch_size", 1), ("train_count", 1), ("test_count", 1)):
-            most = LARGEST_SEED if name == "seed" else checks.MOST
-            clean[name] = checks.whole(name, getattr(self, name), least, most)
-        clean["clip"] = checks.choice("clip", self.clip, optimizers.CLIP_MODES)
-        at = checks.real("clip_at", self.clip_at)
-        optimizers.clip(np.zeros(1), self.clip, at)
-        clean["clip_at"] = self.clip_at if type(self.clip_at) is int else at  # 1 and 1.0 make other names of files in a sweep
-        clean["shuffle"] = checks.flag("shuffle", self.shuffle)
-        clean["on_divergence"] = checks.choice("on_divergence", self.on_divergence, ("stop", "skip"))
-        if not isinstance(self.optimizer, optimizers.Rule):
-            raise TypeError(f"optimizer is {self.optimizer!r}; give a rule such as optimizers.adam(0.001)")
-        for name, value in clean.items():
-            object.__setattr__(self, name, value)
-
-    def describe(self) -> dict[str, Any]:
-        """The settings as words and numbers, for a file."""
-        variant = str(self.variant) if isinstance(self.variant, str) else checks.plain("variant", self.variant)
-        return {**asdict(self), "variant": variant, "optimizer": checks.plain("optimizer", optimizers.describe(self.optimizer))}
-
-
 def train(
     problem: Problem,
-    variant: Any = "C",
-    epochs: int = 100,
-    seed: int = 0,
+    variant: Any = Settings.variant,
+    epochs: int = Settings.epochs,
+    seed: int = Settings.seed,
     out: str | FilePath | None = None,
     *,
     resume: bool = False,
     force: bool = False,
-    checkpoint_seconds: float = 30.0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: Callable[[Progress], None] | None = None,
     **settings: Any,
 ) -> Run:
@@ -302,23 +265,6 @@ def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
 
 def _going(active: Sequence[ActiveRun]) -> list[ActiveRun]:
     return [run for run in active if run.goes_on]
-
-
-def settings_of(config: dict[str, Any]) -> Settings:
-    """The settings that a configuration describes."""
-    given = {name: config[name] for name in Settings.__dataclass_fields__}
-    variant = given["variant"]
-    given["variant"] = variant if isinstance(variant, str) else tuple(variant)
-    return Settings(**{**given, "optimizer": optimizers.from_description(given["optimizer"])})
-
-
-def make_settings(**given: Any) -> Settings:
-    """Settings, with a clear message if there is no such option."""
-    unknown = set(given) - set(Settings.__dataclass_fields__)
-    if unknown:
-        allowed = ", ".join(Settings.__dataclass_fields__)
-        raise TypeError(f"train has no option {', '.join(sorted(unknown))}; choose from {allowed}")
-    return Settings(**given)
 
 
 def usable(path: FilePath, *, resume: bool, force: bool) -> FilePath:

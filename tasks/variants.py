@@ -1,4 +1,4 @@
-"""The gradient variants as gates of the adjoint pass: R, M, S, N, C, or a schedule; docs/method.md, section 2."""
+"""The gradient variants as gates of the adjoint recursion: R, M, S, N, C, or a schedule; docs/method.md, section 2."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from stablebptt.adjoint.rollout import Gates
 from stablebptt.tasks import checks
+from stablebptt.tasks.errors import ArgumentError
 
 # Open (1) or closed (0): the path through the physics, the path through the network's input.
 GATES = {"R": (1.0, 1.0), "M": (1.0, 0.0), "S": (0.0, 0.0), "N": (0.0, 1.0)}
@@ -18,16 +19,16 @@ def gates(variant: Any, steps: int, dtype: Any = np.float64) -> Gates:
     Parameters
     ----------
     variant : "R", "M", "S", "N", "C", or a pair (a, b)
-        Of a pair, each part is a number or an array of length `steps` with values in [0, 1].
+        Each part of a pair is a number or an array of length `steps` with values in [0, 1].
     """
     if isinstance(variant, str):
         if variant not in NAMES:
-            raise ValueError(f"unknown variant {variant!r}; choose from {', '.join(NAMES)}")
+            raise ArgumentError(f"unknown variant {variant!r}; choose from {', '.join(NAMES)}")
         pairs = [GATES["R"], GATES["M"]] if variant == "C" else [GATES[variant]]
     elif isinstance(variant, tuple | list) and len(variant) == 2:
         pairs = [tuple(variant)]
     else:
-        raise TypeError(
+        raise ArgumentError(
             f"variant is {checks.told(variant)}; give one of {', '.join(NAMES)}, or a pair (a, b) of numbers or "
             f"arrays of length {steps} with values in [0, 1]"
         )
@@ -39,9 +40,9 @@ def gates(variant: Any, steps: int, dtype: Any = np.float64) -> Gates:
 def truncated(steps: int, window: int, variant: str = "R") -> tuple[np.ndarray, np.ndarray]:
     """The schedule of truncated backpropagation: the variant's gates, closed at every `window`-th step."""
     if window < 1:
-        raise ValueError(f"window is {window}; it must be at least 1")
+        raise ArgumentError(f"window is {window}; it must be at least 1")
     if variant not in GATES:
-        raise ValueError(f"variant {variant!r} has no schedule of its own; choose from {', '.join(GATES)}")
+        raise ArgumentError(f"variant {variant!r} has no schedule of its own; choose from {', '.join(GATES)}")
     cut = np.arange(steps) % window == 0
     a, b = (np.where(cut, 0.0, gate) for gate in GATES[variant])
     return a, b
@@ -55,11 +56,11 @@ def _schedule(given: Any, steps: int, name: str) -> np.ndarray:
             raise TypeError
         values = values.astype(np.float64)
     except (TypeError, ValueError):
-        raise TypeError(f"gate {name} is {checks.told(given)}; it must be numeric") from None
+        raise ArgumentError(f"gate {name} is {checks.told(given)}; it must be numeric") from None
     if values.ndim == 0:
         values = np.full(steps, values)
     if values.shape != (steps,):
-        raise ValueError(f"gate {name} has shape {values.shape}; it must be one number or have shape ({steps},)")
+        raise ArgumentError(f"gate {name} has shape {values.shape}; it must be one number or have shape ({steps},)")
     if not np.all((values >= 0) & (values <= 1)):
-        raise ValueError(f"gate {name} has values outside [0, 1]")
+        raise ArgumentError(f"gate {name} has values outside [0, 1]")
     return values

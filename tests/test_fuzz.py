@@ -9,14 +9,17 @@ from hypothesis import strategies as st
 
 import stablebptt as sb
 from stablebptt import cli
+from stablebptt.tasks import TASKS
+
+
+def text(value):
+    """A value as it is typed."""
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
 
 # What is enough for a training of a few milliseconds; a drawn option replaces it.
 SMALL = {"steps": "4", "epochs": "2", "train-count": "12", "test-count": "5"}
-SMALL_OF = {
-    "cartpole": {"hidden": "5"},
-    "guidance": {"hidden": "5", "drivers": "1", "evaders": "2"},
-    "quantum": {"points": "8", "width": "3"},
-}
+SMALL_OF = {name: {option: text(value) for option, value in task.small.items()} for name, task in TASKS.items()}
 BEYOND = [-(10**30), -1, 0, 10**12, 10**30]
 ODD = st.one_of(
     st.text(max_size=6),
@@ -40,10 +43,6 @@ def word(*words):
 HIDDEN = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(lambda sizes: ",".join(map(str, sizes))) | ODD
 POINT = st.tuples(st.floats(-3, 3), st.floats(-3, 3)).map(lambda p: f"{p[0]},{p[1]}") | ODD
 COMMON = {
-    "steps": whole(1, 9),
-    "loss": word("final", "continuous"),
-    "dtype": word("float32", "float64"),
-    "output-init": word("glorot", "zero"),
     "variant": word(*"RMSNC"),
     "epochs": whole(1, 3),
     "seed": whole(0, 2**70),
@@ -58,14 +57,20 @@ COMMON = {
     "on-divergence": word("stop", "skip"),
     "checkpoint-seconds": real(0, 100),
 }
-OPTIONS = {
-    "cartpole": {"poles": whole(1, 5), "duration": real(1e-3, 50), "hidden": HIDDEN},
-    "guidance": {
-        "drivers": whole(1, 3), "evaders": whole(1, 4), "regularization": real(0, 10), "target": POINT,
-        "duration": real(1e-3, 50), "hidden": HIDDEN,
-    },
-    "quantum": {"target": whole(1, 8), "points": whole(8, 12), "dt": real(1e-3, 10), "weights": POINT, "width": whole(1, 6)},
-}  # fmt: skip
+
+
+def drawn(option):
+    """Values of an option of a task: some that are allowed, and odd ones."""
+    if option.kind in ("size", "whole"):
+        least = int(option.least or 1)
+        return whole(least, least + 4)
+    if option.kind == "real":
+        return real(1e-3, 50) if option.least is None else real(option.least, option.least + 10)
+    lists = {"sizes": HIDDEN, "point": POINT}
+    return lists[option.kind] if option.kind in lists else word(*option.choices)
+
+
+OPTIONS = {name: {o.name.replace("_", "-"): drawn(o) for o in task.options} for name, task in TASKS.items()}
 CHOICES = {task: st.fixed_dictionaries({}, optional={**COMMON, **more}) for task, more in OPTIONS.items()}
 # A config file may hold any type of value.
 TOML = st.one_of(

@@ -16,7 +16,7 @@ from stablebptt.data.storage import FileFormatError, Variable
 from stablebptt.kernels.compiler import implements
 from stablebptt.kernels.generics import System, cost, step
 from stablebptt.kernels.structs import Struct
-from stablebptt.tasks import figures, films, rollout_figures
+from stablebptt.tasks import figures, films, quantum, rollout_figures
 from stablebptt.tasks.rollouts import load_rollouts
 
 PROBLEMS = {
@@ -94,7 +94,7 @@ def test_quantum(rollouts):
     figure = rollout_figures.draw(found, 2)
     panels = figure.axes[:6]
     assert [axes.get_ylabel() for axes in panels[::2]] == ["place in the box", "tilt (control)", "overlap with\neigenstate 2"]
-    places, values = rollout_figures.density(found.states[:, 2], 9)
+    places, values = quantum.density(found.states[:, 2], 9)
     np.testing.assert_allclose(values.sum(axis=-1) * places[1], 1, rtol=1e-5)  # a probability
     assert places[0] == 0 and places[-1] == pytest.approx(2) and np.all(values[..., [0, -1]] == 0)
     shown = panels[1].collections[0].get_array()

@@ -89,7 +89,7 @@ def changed(path, target, change):
         (lambda a, g: a.update(format_version=99), "version 99"),
         (lambda a, g: a.update(config="{"), "configuration"),
         (lambda a, g: a.update(config="[]"), "configuration"),
-        (lambda a, g: a.update(config='{"task": "pendulum", "options": {}}'), "makes no problem"),
+        (lambda a, g: a.update(config='{"task": "fusion", "options": {}}'), "makes no problem"),
         (lambda a, g: a.update(config='{"task": "cartpole", "options": {"poles": -1}}'), "makes no problem"),
         (lambda a, g: a.update(config='{"task": "cartpole", "options": {"poles": 3}}'), "do not fit"),
         (lambda a, g: a.pop("status"), "lacks 'status'"),

@@ -9,6 +9,7 @@ import pytest
 from commands import call as call_command
 
 from stablebptt import cli
+from stablebptt.console.parameters import Numbers, Setting
 
 
 def commands(group=cli.stablebptt, words=()):
@@ -66,14 +67,14 @@ def parsed(words, command, option, without=()):
 def sample(option):
     """A value that is no default: as text, in TOML, and as the command gets it."""
     kind = option.type
-    if isinstance(kind, cli.Setting):
+    if isinstance(kind, Setting):
         return "a=1 b=(1, 2) c=some words", '["a=1", "b=(1, 2)", "c=some words"]', {"a": 1, "b": [1, 2], "c": "some words"}
     if isinstance(kind, click.Choice) and option.multiple:
         first, last = kind.choices[0], kind.choices[-1]
         return f"{last} {first}", json.dumps([last, first]), (last, first)
     if isinstance(kind, click.Choice):
         return kind.choices[-1], json.dumps(kind.choices[-1]), kind.choices[-1]
-    if isinstance(kind, cli.Numbers):
+    if isinstance(kind, Numbers):
         return "3,4", "[3, 4]", (3, 4)
     if isinstance(kind, click.Path):
         return "~/some.file", '"~/some.file"', Path.home() / "some.file"
@@ -218,7 +219,7 @@ def test_a_tilde_is_the_home_folder(run, monkeypatch, tmp_path):
     ],
 )  # fmt: skip
 def test_values_of_arguments(text, value):
-    name, found = cli.Setting().convert(f"place={text}", None, None)
+    name, found = Setting().convert(f"place={text}", None, None)
     assert name == "place" and found == value and type(found) is type(value)
 
 
@@ -230,7 +231,7 @@ def test_values_of_arguments(text, value):
 )  # fmt: skip
 def test_values_that_cannot_be_used_are_refused(run, text, recwarn):
     with pytest.raises(click.BadParameter) as caught:
-        cli.Setting().convert(f"place={text}", None, None)
+        Setting().convert(f"place={text}", None, None)
     assert "\n" not in caught.value.message and not recwarn.list
 
 
@@ -242,7 +243,7 @@ def test_arguments_of_the_wrong_form(run):
 
 
 def test_a_table_holds_arguments_as_they_are(monkeypatch, tmp_path):
-    words, command, option = next(e for e in OPTIONS if isinstance(e[2].type, cli.Setting))
+    words, command, option = next(e for e in OPTIONS if isinstance(e[2].type, Setting))
     (tmp_path / "c.toml").write_text(f"[{'.'.join(words)}.set]\na = '1'\nb = [0.5, true]\n")
     monkeypatch.setenv("_".join(["STABLEBPTT", *words, "CONFIG"]).upper(), str(tmp_path / "c.toml"))
     assert parsed(words, command, option).params["arguments"] == {"a": "1", "b": [0.5, True]}

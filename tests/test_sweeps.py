@@ -104,7 +104,7 @@ def test_a_run_alone_has_the_configuration_of_the_plan(tmp_path):
     [
         ({"tasks": 1}, "unknown entry 'tasks'"),
         ({"task": 3}, "needs a task"),
-        ({"task": "pendulum"}, "unknown task 'pendulum'"),
+        ({"task": "fusion"}, "unknown task 'fusion'"),
         ({"options": []}, r"\[options\] must be a table"),
         ({"options": {"pole": 1}}, "no option 'pole'"),
         ({"train": {"variants": "R"}}, "no option variants"),

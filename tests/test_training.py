@@ -310,7 +310,7 @@ def test_files_are_not_overwritten_by_accident(tmp_path):
         ({"epochs": 1.5}, TypeError, "whole number"),
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"clip": "hard"}, ValueError, "none, value, norm"),
-        ({"clip_at": 0}, ValueError, "positive"),
+        ({"clip_at": 0}, ValueError, "clip_at is 0.0; it must be above 0"),
         ({"optimizer": "adam"}, TypeError, "optimizers.adam"),
         ({"batch_size": 0}, ValueError, "batch_size"),
         ({"rate": 3}, TypeError, "no option rate"),
@@ -347,7 +347,7 @@ def test_bad_arrays():
     problem = small()
     theta, x0 = problem.init(), problem.sample(4)
     with pytest.raises(ValueError, match="unknown task"):
-        sb.problem("pendulum")
+        sb.problem("fusion")
     with pytest.raises(ValueError, match=r"theta has shape \(3,\)"):
         problem.gradient(theta[:3], x0)
     with pytest.raises(ValueError, match=r"x0 has shape \(2, 2\); it must be \(B, 2, 2\)"):

@@ -1,8 +1,8 @@
 """A double pendulum on a cart: two links on top of each other, coupled by a mass matrix that every step solves.
 
 State (3, 2): cart (x [m], rate [m/s]), lower link, upper link (angle [rad], rate [rad/s]; absolute angles, 0 is upright).
-Control: a force on the cart [N]. Point masses at the ends of the links; semi-implicit Euler. docs/double_pendulum.md has the
-equations.
+Control: a force on the cart [N]. Point masses sit at the ends of the links; the integrator is semi-implicit Euler.
+docs/double_pendulum.md has the equations.
 """
 
 import math
@@ -42,7 +42,7 @@ def constants(s):
 
 @inline
 def solve(s, cos_a, cos_b, cos_ab, f1, f2, f3):
-    """Solution of ``M y = f`` by Cholesky's way without roots; M is symmetric."""
+    """Solution of ``M y = f`` by an LDL^T factorisation (Cholesky without square roots); M is symmetric."""
     total, k1, k2, k3 = constants(s)
     m12, m13, m23 = k1 * cos_a, k2 * cos_b, k3 * cos_ab
     l21, l31 = m12 / total, m13 / total
@@ -58,7 +58,7 @@ def solve(s, cos_a, cos_b, cos_ab, f1, f2, f3):
 
 @inline
 def accelerations(s, x, force):
-    """Accelerations of cart and links, from a state."""
+    """Accelerations of cart and links in a state."""
     _, k1, k2, k3 = constants(s)
     a, wa, b, wb = x[2], x[3], x[4], x[5]
     sin_a, sin_b, sin_ab = math.sin(a), math.sin(b), math.sin(a - b)
@@ -86,12 +86,12 @@ def _step_vjp(s, x, c, lam, lam_x, lam_c):
     acc1, acc2, acc3 = accelerations(s, x, c[0])
     two = like(x, 2.0)
     for v in range(lam.shape[0]):
-        # rate' = rate + dt acc; place' = place + dt rate'
+        # rate' = rate + dt acc; position' = position + dt rate'
         bar1, bar2, bar3 = lam[v, 1] + s.dt * lam[v, 0], lam[v, 3] + s.dt * lam[v, 2], lam[v, 5] + s.dt * lam[v, 4]
         # acc = M^-1 f: f_bar = M^-1 acc_bar, M_bar = -f_bar acc^T
         f1, f2, f3 = solve(s, cos_a, cos_b, cos_ab, s.dt * bar1, s.dt * bar2, s.dt * bar3)
         m12, m13, m23 = -(f1 * acc2 + f2 * acc1), -(f1 * acc3 + f3 * acc1), -(f2 * acc3 + f3 * acc2)
-        # what depends on a - b: m23 = k3 cos(a - b), f2 = .. - k3 sin(a - b) wb^2, f3 = .. + k3 sin(a - b) wa^2
+        # terms in a - b: m23 = k3 cos(a - b), f2 = .. - k3 sin(a - b) wb^2, f3 = .. + k3 sin(a - b) wa^2
         difference = -k3 * sin_ab * m23 + k3 * cos_ab * (f3 * wa * wa - f2 * wb * wb)
         lam_x[v, 0] += lam[v, 0]
         lam_x[v, 1] += bar1

@@ -1,4 +1,4 @@
-"""A controller that lives in JAX, trained through our cart-pole. Variant M stops the gradient at the input of the JAX network."""
+"""A controller written in JAX, trained through our cart-pole. Variant M stops the gradient at the input of the JAX network."""
 
 import jax
 import jax.numpy as jnp

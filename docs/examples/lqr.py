@@ -1,6 +1,6 @@
-"""A linear-quadratic regulator: the optimum is known, so it can be seen which gradient variants reach it.
+"""A linear-quadratic regulator: its known optimum shows which gradient variants reach it.
 
-``x' = A x + B c``; the controller is linear, ``c = -K x``; the cost is the mean of ``x^T Q x`` over time plus rho times the mean
+``x' = A x + B c``. The controller is linear, ``c = -K x``. The cost is the mean of ``x^T Q x`` over time plus rho times the mean
 of ``c^2``. Over a long horizon the best K solves the discrete algebraic Riccati equation.
 """
 

@@ -1,4 +1,4 @@
-"""A controller that lives in PyTorch, trained through our cart-pole. Variant M stops the gradient at the network's input."""
+"""A controller written in PyTorch, trained through our cart-pole. Variant M stops the gradient at the network's input."""
 
 import torch
 

@@ -1,0 +1,25 @@
+"""Adjoint of the pendulum; mirror image of `stablebptt.kernels.pendulum`."""
+
+import math
+
+from stablebptt.adjoint.generics import cost_vjp, step_vjp
+from stablebptt.kernels.compiler import implements, like
+from stablebptt.kernels.pendulum import Pendulum, Standing
+
+
+@implements(step_vjp, Pendulum)
+def _step_vjp(system, x, c, lam, lam_x, lam_c):
+    inertia = system.mass * system.length * system.length / like(x, 3.0)
+    weight = system.mass * system.gravity * system.length / like(x, 2.0)
+    stiffness = weight * math.cos(x[0])
+    for v in range(lam.shape[0]):
+        rate_bar = lam[v, 1] + system.dt * lam[v, 0]  # angle = q + dt rate
+        torque_bar = system.dt * rate_bar / inertia  # rate = w + dt (weight sin q + torque) / inertia
+        lam_x[v, 0] += lam[v, 0] + stiffness * torque_bar
+        lam_x[v, 1] += rate_bar
+        lam_c[v, 0] += torque_bar
+
+
+@implements(cost_vjp, Standing)
+def _cost_vjp(loss, x, cost_bar, x_bar):
+    x_bar[0] += cost_bar * math.sin(x[0])

@@ -1,0 +1,136 @@
+"""The options of all commands, and those that a task brings."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from stablebptt.console.parameters import FILE, Numbers, Setting, once
+from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIMIZER, OPTIONS, Settings
+from stablebptt.tasks.task import LISTS
+from stablebptt.tasks.task import Option as TaskOption
+
+Option = Callable[[Callable], Callable]
+KINDS: dict[str, Any] = {"size": int, "whole": int, "real": float, "word": str, "dtype": str}  # of options of tasks
+KINDS |= {"sizes": Numbers(int, "100,100"), "point": Numbers(float, "0,0")}
+
+
+def of_task(option: TaskOption) -> Option:
+    """The option of the command line that an option of a task is."""
+    words = option.name.replace("_", "-")
+    if option.kind == "flag":
+        return click.option(f"--{words}/--no-{words}", option.name, default=option.default, help=option.help)
+    default = ",".join(f"{number:g}" for number in option.default) if option.kind in LISTS else option.default
+    shown = f"[{'|'.join(option.choices)}]" if option.choices else None
+    return click.option(f"--{words}", option.name, type=KINDS[option.kind], default=default, metavar=shown, help=option.help)
+
+
+TRAINING: list[Option] = [
+    *(of_task(option) for option in OPTIONS.values() if option.kind != "flag"),
+    click.option("--shuffle/--fixed-order", default=Settings.shuffle, help=OPTIONS["shuffle"].help),
+    click.option("--optimizer", default=OPTIMIZER, help="adam, sgd, adagrad, adadelta or rmsprop."),
+    click.option("--lr", "learning_rate", type=float, help="Learning rate.  [default: the optimizer's]"),
+    click.option("--momentum", type=float, help="Momentum (sgd only)."),
+    click.option("--seeds", help="Many trainings together, such as 0:132; --out is then a folder."),
+    click.option("--backend", default="cpu", help="cpu, or cuda: on a CUDA device."),
+]
+FILES: list[Option] = [
+    click.option("--out", type=FILE, required=True, help="Run file to write."),
+    click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run file, if there is one."),
+    click.option("--force", is_flag=True, help="Replace an existing file."),
+    click.option("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS, help="Write the file at least this often [s]."),
+    click.option("--quiet", is_flag=True, help="No progress."),
+    click.option("--json", "as_json", is_flag=True, help="One JSON object per epoch on stdout."),
+]
+ROLLOUTS: list[Option] = [
+    click.argument("run_file", type=FILE, metavar="RUN.h5"),
+    click.option("--count", type=int, default=16, help="Initial states to draw."),
+    click.option("--seed", type=int, default=1, help="Decides the initial states."),
+    click.option("--out", type=FILE, required=True, help="File to write."),
+    click.option("--backend", default="cpu", help="cpu, or cuda: on a CUDA device."),
+    click.option("--best", is_flag=True, help="The weights of the lowest test loss, not the last ones."),
+    click.option("--force", is_flag=True, help="Replace an existing file."),
+    click.option("--json", "as_json", is_flag=True, help="A JSON object on stdout."),
+    click.option("--quiet", is_flag=True, help="No messages."),
+]
+CHECKS: list[Option] = [
+    click.option("--seed", type=int, default=0, help="Decides where the derivatives are taken."),
+    click.option("--step", type=float, help="Step of the differences.  [default: the best of many]"),
+    click.option("--tolerance", type=float, default=1e-7, help="Relative error that is none."),
+    click.option("--states", type=FILE, help="States to take derivatives at: an array (.npy), or a run file."),
+    click.option("--json", "as_json", is_flag=True, help="One JSON object per line."),
+    click.option("--quiet", is_flag=True, help="No messages."),
+]
+OWN: list[Option] = [
+    click.argument("source", metavar="MODULE:FUNCTION"),
+    click.option(
+        "--set",
+        "arguments",
+        type=Setting(),
+        multiple=True,
+        callback=once,
+        help="Argument name=value of the function, written as in Python; repeatable.",
+    ),
+]
+PICTURE: list[Option] = [
+    click.option("--out", type=FILE, required=True, help="Picture to write: .png, .pdf or .svg."),
+    click.option("--force", is_flag=True, help="Replace an existing file."),
+    click.option("--quiet", is_flag=True, help="No messages."),
+]
+PLOT: list[Option] = [
+    click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE.h5..."),
+    *PICTURE,
+    click.option(
+        "--curve",
+        "curves",
+        type=click.Choice(["test", "train", "update", "cosine"]),
+        multiple=True,
+        default=("test", "update", "cosine"),
+        help="Learning curve to draw; may be repeated.",
+    ),
+    click.option("--smooth", type=int, default=1, metavar="N", help="Running mean over N epochs."),
+    click.option("--trajectory", type=int, metavar="K", help="Draw trajectory K of one file, counted from 0, not the curves."),
+]
+FILM: list[Option] = [
+    click.argument("file", type=FILE, metavar="FILE.h5"),
+    click.option("--out", type=FILE, required=True, help="Film to write: .gif, or .mp4 if ffmpeg is installed."),
+    click.option("--trajectory", type=int, default=0, metavar="K", help="Initial state to show, counted from 0."),
+    click.option("--fps", type=int, default=25, help="Pictures per second."),
+    click.option("--every", type=int, default=1, metavar="N", help="Show every N-th time step."),
+    click.option("--dpi", type=int, default=80, help="Points per inch; a panel has 3.6 inches."),
+    click.option("--force", is_flag=True, help="Replace an existing file."),
+    click.option("--quiet", is_flag=True, help="No messages."),
+]
+SWEEP: list[Option] = [
+    click.argument("plan", type=FILE, required=False, metavar="[PLAN.toml]"),
+    click.option("--out", type=FILE, required=True, help="Folder for the run files."),
+    click.option("--paper", help="The published runs of a task, or all, instead of a plan."),
+    click.option("--seeds", help="Seeds instead of the plan's: one, or a range such as 0:10."),
+    click.option("--epochs", type=int, help="Epochs instead of the plan's."),
+    click.option("--jobs", type=int, help="Processes on this machine.  [default: all cores]"),
+    click.option("--resume", is_flag=True, help="Go on with a folder that holds runs of this plan."),
+    click.option("--retry-failed", is_flag=True, help="Try runs again that diverged or failed before."),
+    click.option("--dry-run", is_flag=True, help="List the runs and an estimate of their time."),
+    click.option("--task-index", type=int, metavar="K", help="Only run K, counted from 0, in this process (for job arrays)."),
+    click.option("--dask", metavar="ADDRESS", help="Send the runs to a Dask cluster: scheduler address or scheduler file."),
+    click.option("--gather", is_flag=True, help="With --dask: workers send the files back (no shared folder)."),
+    click.option("--json", "as_json", is_flag=True, help="One JSON object per event on stdout."),
+    click.option("--quiet", is_flag=True, help="No progress."),
+]
+
+
+def options(given: list[Option]) -> Option:
+    """A decorator that adds options."""
+
+    def decorate(function: Callable) -> Callable:
+        for option in reversed(given):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def names_of(given: list[Option]) -> list[str]:
+    """Names under which options reach a command."""
+    probe: Any = options(given)(lambda: None)
+    return [str(parameter.name) for parameter in getattr(probe, "__click_params__", ())]

@@ -1,0 +1,147 @@
+"""A task is data: a record that says all that the package knows of it; docs/adding_a_system.md, "A task".
+
+Commands, their help, checks of options, plans, reports, pictures and tests read it. The command line reads all records before
+anything heavy is there, so a task's module imports kernels, NumPy and Matplotlib in the functions that use them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from stablebptt.tasks.errors import ArgumentError
+
+CUSTOM = "custom"  # the task of problems that are made of one's own parts
+LOSSES = ("final", "continuous")
+DTYPES = ("float32", "float64")
+OUTPUT_INITS = ("glorot", "zero")
+KINDS = ("size", "whole", "real", "word", "flag", "sizes", "point", "dtype")
+LISTS = ("sizes", "point")  # kinds whose value is a list
+
+
+@dataclass(frozen=True)
+class Option:
+    """A keyword of a task, and an option of its commands.
+
+    Attributes
+    ----------
+    name : keyword; on the command line ``--name``, with - in place of _
+    kind : "size" (how many of something), "whole", "real", "word", "flag", "sizes" (of layers), "point" (two numbers), or "dtype"
+    default : value, if none is given
+    help : what it is, in a few words
+    least, most, above : bounds of a number; a size is at least 1 by default, a whole number 0
+    choices : of a word; any word if there are none
+    """
+
+    name: str
+    kind: str
+    default: Any
+    help: str
+    least: float | None = None
+    above: float | None = None
+    most: int | None = None
+    choices: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.isidentifier() or self.name.startswith("_"):
+            raise ArgumentError(f"the name of an option is {self.name!r}; it must be a keyword, such as 'stiffness'")
+        if self.kind not in KINDS:
+            raise ArgumentError(f"option {self.name} is of kind {self.kind!r}; choose from {', '.join(KINDS)}")
+
+    def read(self, value: Any) -> Any:
+        """A value as files keep it: words, numbers, lists; an ArgumentError says what is wrong with it."""
+        from stablebptt.tasks import checks
+
+        if self.kind in ("size", "whole"):
+            least = (self.kind == "size") if self.least is None else self.least
+            most = self.most or (checks.LARGEST if self.kind == "size" else checks.MOST)
+            return checks.whole(self.name, value, int(least), most)
+        if self.kind == "real":
+            return checks.real(self.name, value, above=self.above, least=self.least)
+        if self.kind == "word":
+            return checks.choice(self.name, value, self.choices) if self.choices else checks.word(self.name, value)
+        if self.kind == "flag":
+            return checks.flag(self.name, value)
+        if self.kind == "dtype":
+            return checks.precision(value).__name__
+        return list(getattr(checks, self.kind)(self.name, value))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What can be learned: a name, options, and functions of the options. Called with options it makes the problem.
+
+    Attributes
+    ----------
+    name : of the command, and of the table in a config file
+    summary : what is learned, in a sentence
+    options : in the order in which files keep them
+    make : (**options) -> Problem
+    title : (**options) -> a few words for reports; needs no kernels
+    solved : (**options) -> a run has solved its task if its best test loss is below this; NaN if nobody knows
+    picture : (rollouts, sample) -> figure of the rollouts of one initial state
+    film : (panels, rollouts, sample) -> functions that move the panels to a time step
+    published : options that the published runs vary, each with its values; None if there are none
+    small : options of a problem that is computed in an instant, for tests
+    """
+
+    name: str
+    summary: str
+    options: Sequence[Option]
+    make: Callable[..., Any]
+    title: Callable[..., str] | None = None
+    solved: Callable[..., float] | None = None
+    picture: Callable[..., Any] | None = None
+    film: Callable[..., Any] | None = None
+    published: Mapping[str, list[Any]] | None = None
+    small: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [option.name for option in self.options]
+        if not isinstance(self.name, str) or not self.name.isidentifier():
+            raise ArgumentError(f"the name of a task is {self.name!r}; it must be a word, such as 'spring'")
+        if len(set(names)) < len(names):
+            raise ArgumentError(f"task {self.name} has two options of one name among {', '.join(names)}")
+
+    def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All options as files keep them, checked."""
+        names = [option.name for option in self.options]
+        for name in given:
+            if name not in names:
+                raise ArgumentError(f"{self.name} has no option {name!r}; choose from {', '.join(names)}")
+        return {option.name: option.read(given.get(option.name, option.default)) for option in self.options}
+
+    def __call__(self, *values: Any, **given: Any) -> Any:
+        """The problem with these options; what is not given is as by default."""
+        from stablebptt.tasks.problems import Problem
+
+        if len(values) > len(self.options):
+            raise ArgumentError(f"{self.name} has {len(self.options)} options; {len(values)} are given")
+        options = self.read({option.name: value for option, value in zip(self.options, values)} | given)
+        made = self.make(**options)
+        if not isinstance(made, Problem):
+            raise ArgumentError(f"task {self.name} made {type(made).__name__}, not a problem; return sb.problem(system=..., ...)")
+        if not made.options:  # it leaves them to the record
+            return replace(made, options=options)
+        if made.task == CUSTOM:
+            return replace(made, options={**made.options, "arguments": options})
+        return made
+
+
+def steps(default: int) -> Option:
+    return Option("steps", "whole", default, "Time steps T.", least=1)
+
+
+def duration(default: float, unit: str = "") -> Option:
+    return Option("duration", "real", default, f"Total time{unit}.", above=0)
+
+
+def loss(default: str) -> Option:
+    return Option("loss", "word", default, "Loss of the last state, or of all.", choices=LOSSES)
+
+
+def output_init(default: str) -> Option:
+    return Option("output_init", "word", default, "Kernel of the last layer at first.", choices=OUTPUT_INITS)
+
+
+HIDDEN = Option("hidden", "sizes", (100, 100), "Sizes of the hidden layers.")
+DTYPE = Option("dtype", "dtype", "float32", "Precision.", choices=DTYPES)
