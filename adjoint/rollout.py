@@ -124,9 +124,8 @@ def _is_open(gates, first, end):
 
 
 @inline
-def _add_cost(loss, x, weight, bars):
-    """Add the weighted derivative of the cost at x (B, n_state) to all adjoints."""
-    lam, cost_bar = bars.lam, bars.cost_bar
+def _add_cost(loss, x, weight, cost_bar, lam):
+    """Add the weighted derivative of the cost at x (B, n_state) to all adjoints lam (B, m, n_state)."""
     batch, adjoints, n_state = lam.shape
     for b in range(batch):
         cost_bar[:] = 0
@@ -149,7 +148,7 @@ def _step_back(episode, gates, path, bars, t, start):
     n_control = controls.shape[2]
     effort = lam.dtype.type(effort_weight(episode.regularization, controls.size))
     if time_weights[t + 1] != 0:
-        _add_cost(episode.loss, states[t + 1], lam.dtype.type(time_weights[t + 1] / batch), bars)
+        _add_cost(episode.loss, states[t + 1], lam.dtype.type(time_weights[t + 1] / batch), bars.cost_bar, lam)
     lam_x[:] = 0
     lam_c[:] = 0
     step_batch_vjp(episode.system, states[t], states[t + 1], controls[t], lam, lam_x, lam_c, bars.scratch)
@@ -184,17 +183,17 @@ def _network_path(controller, weights, tape, rows, gate, bars):
 
 
 @block
-def rollout_vjp(episode, gates, arena):
-    """Run m adjoints backwards together along the arena's path, and leave their parameter gradients in the tape.
+def rollout_vjp(episode, gates, ahead, bars):
+    """Run m adjoints backwards together along the path of the arena `ahead`, and leave their parameter gradients in its tape.
 
-    A closed gate (0) stops its path altogether. ``arena.bars.lam`` ends as the cotangent of states[0].
+    A closed gate (0) stops its path altogether. ``bars.lam`` ends as the cotangent of states[0].
 
     Notes
     -----
     With one control, dN/dx of every row does not depend on the adjoints: it comes from one batched pass per chunk that all
     of them share. With several, adjoints whose network gate is closed take one batched pass after the recursion.
     """
-    controller, network, bars, ahead = episode.controller, gates.network, arena.bars, arena.forward
+    controller, network = episode.controller, gates.network
     weights, tape, kept, path = ahead.weights, ahead.tape, ahead.kept, ahead.path
     states, c_bar, ones, x_bar = path.states, bars.c_bar, bars.ones, bars.x_bar
     adjoints, steps = network.shape
@@ -234,7 +233,7 @@ def gradient(episode, theta, x0, gates, arena):
     """The compiled entry point: loss and gradients, joined if the gates are, of theta (n_parameters,) and x0 (B, n_state)."""
     ahead, gradients, joined = arena.forward, arena.gradients, arena.joined
     follow(episode, theta, x0, ahead)
-    rollout_vjp(episode, gates, arena)
+    rollout_vjp(episode, gates, ahead, arena.bars)
     unpack(episode.controller, ahead.tape, gradients)
     regular2, modified2, product, joined2 = inner(gradients[0], gradients[0]), 0.0, 0.0, 0.0
     if gates.joined:
