@@ -209,14 +209,14 @@ def _train(
     problem: Any, *, out: Path, resume: bool, force: bool, checkpoint_seconds: float, quiet: bool, as_json: bool,
     seeds: str | None, backend: str, **settings: Any,
 ) -> None:  # fmt: skip
-    from stablebptt.tasks import checks, on_backend, training
+    from stablebptt.tasks import arguments, on_backend, training
     from stablebptt.tasks.settings import settings_in_words
 
     chosen = settings_in_words(settings)
     problem = on_backend(problem, backend)
     how: dict[str, Any] = {"resume": resume, "force": force, "checkpoint_seconds": checkpoint_seconds, **chosen.given()}
     if seeds is not None:
-        numbers = checks.span("seeds", seeds)
+        numbers = arguments.span("seeds", seeds)
         if numbers is None:
             raise ArgumentError(f"seeds are {seeds!r}; give a range such as 0:132")
         _train_seeds(problem, numbers, out, quiet, as_json, how)
@@ -272,11 +272,11 @@ def _simulate(
 
 
 def _check(problem: Any, as_json: bool, how: dict[str, Any]) -> None:
-    from stablebptt.tasks import check
+    from stablebptt.tasks import adjoint_check
     from stablebptt.tasks.custom import in_float64
 
     exact = problem if problem.dtype.__name__ == "float64" else in_float64(problem)
-    output.findings(check.check(exact, **how), as_json)
+    output.findings(adjoint_check.check(exact, **how), as_json)
 
 
 for _task in TASKS.values():
@@ -290,7 +290,7 @@ stablebptt.add_command(_custom())
 def check(source: str, as_json: bool, quiet: bool, **how: Any) -> None:
     """Test a system of your own against finite differences: a class, a task, or a function that makes a problem."""
     from stablebptt.kernels.generics import System
-    from stablebptt.tasks import check as checking
+    from stablebptt.tasks import adjoint_check as checking
     from stablebptt.tasks.custom import find, from_source
 
     found = find(source)
@@ -307,10 +307,10 @@ def check(source: str, as_json: bool, quiet: bool, **how: Any) -> None:
 
 def _picture(out: Path, force: bool, draw: Callable[[], Any]) -> None:
     """Draw and write a picture, if its place is free."""
-    from stablebptt.tasks import figures
+    from stablebptt.tasks.pictures.curves import save
 
     _free(out, force)
-    figures.save(draw, out)
+    save(draw, out)
 
 
 def _free(out: Path, force: bool) -> None:
@@ -337,8 +337,9 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
         that 'simulate' wrote, the trajectories are drawn.
         """
         from stablebptt.data import run_file
-        from stablebptt.tasks import figures, rollout_figures
         from stablebptt.tasks.custom import own_code
+        from stablebptt.tasks.pictures import rollouts as rollout_pictures
+        from stablebptt.tasks.pictures.curves import learning_curves
         from stablebptt.tasks.rollouts import load_rollouts
         from stablebptt.tasks.runs import load
 
@@ -346,20 +347,20 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
             trajectory = 0
         if trajectory is None:
             runs = [load(file) for file in files]
-            _picture(out, force, lambda: figures.learning_curves(runs, curves, smooth))
+            _picture(out, force, lambda: learning_curves(runs, curves, smooth))
             return
         if len(files) > 1:
             raise click.UsageError("--trajectory draws the trajectories of one file; give one file")
         rollouts, number = load_rollouts(files[0], task), trajectory
         with own_code(task):
-            _picture(out, force, lambda: rollout_figures.draw(rollouts, number, task))
+            _picture(out, force, lambda: rollout_pictures.draw(rollouts, number, task))
 
     @command(group, "animate")
     @options(FILM)
     def animate(file: Path, trajectory: int, out: Path, force: bool, quiet: bool, fps: int, **look: int) -> None:
         """Make a film of a trajectory, untrained beside trained."""
-        from stablebptt.tasks import films
         from stablebptt.tasks.custom import own_code
+        from stablebptt.tasks.pictures import films
         from stablebptt.tasks.rollouts import load_rollouts
 
         rollouts = load_rollouts(file, task)
@@ -396,7 +397,7 @@ def sweep(
 
     Exit code 0 if all runs are complete, 3 if some diverged, 1 if some failed.
     """
-    from stablebptt.tasks import checks, sweeps
+    from stablebptt.tasks import arguments, sweeps
 
     if (plan is None) == (paper is None):
         raise click.UsageError("give either a plan or --paper")
@@ -405,9 +406,9 @@ def sweep(
     chosen: Any = int(seeds) if seeds is not None and seeds.isdecimal() else seeds
     runs = sweeps.read_plan(plan, chosen, epochs) if plan is not None else sweeps.paper_plan(str(paper), chosen, epochs)
     if jobs is not None:
-        checks.whole("jobs", jobs, 1)
+        arguments.whole("jobs", jobs, 1)
     if task_index is not None:
-        checks.index("task index", task_index, len(runs))
+        arguments.index("task index", task_index, len(runs))
     if dry_run:
         output.dry_run(sweeps.estimate(runs), jobs or sweeps.cores(), as_json)
         return
@@ -445,7 +446,7 @@ def landscape() -> None:
 @click.option("--resolution", type=int, default=121, help="Points along each axis.")
 def fields(out: Path, force: bool, quiet: bool, resolution: int) -> None:
     """Loss and gradient fields of a controller with two parameters: R explodes and vanishes, M is balanced and rotates."""
-    from stablebptt.tasks import landscape as pictures
+    from stablebptt.tasks.pictures import landscape as pictures
 
     _picture(out, force, lambda: pictures.draw_fields(pictures.fields(resolution)))
 
@@ -455,7 +456,7 @@ def fields(out: Path, force: bool, quiet: bool, resolution: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The last losses as a JSON object.")
 def rotation(out: Path, force: bool, quiet: bool, as_json: bool) -> None:
     """Adam along a field without rotation, with rotation, and along their combination by sign."""
-    from stablebptt.tasks import landscape as pictures
+    from stablebptt.tasks.pictures import landscape as pictures
 
     paths = pictures.rotation()
     _picture(out, force, lambda: pictures.draw_rotation(paths))
@@ -475,8 +476,8 @@ def info(only_versions: bool, as_json: bool, quiet: bool) -> None:
         return
     from llvmlite import binding
 
-    from stablebptt.kernels.cache import usable_folder
-    from stablebptt.kernels.simd import VECTOR_BYTES
+    from stablebptt.kernels.core.cache import usable_folder
+    from stablebptt.kernels.core.simd import VECTOR_BYTES
 
     facts = versions() | {
         "processor": binding.get_host_cpu_name(),

@@ -9,9 +9,9 @@ import numpy as np
 from numba import carray, cfunc, types
 
 from stablebptt.adjoint.generics import cost_vjp, step_vjp
-from stablebptt.kernels.compiler import OPTIONS
+from stablebptt.kernels.core.dispatch import OPTIONS
+from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.generics import System, cost, step
-from stablebptt.kernels.structs import Struct
 
 HEADER = """\
 /* Functions of stablebptt: addresses come from stablebptt.cfunc_address(struct, name). Arrays are contiguous; `{real}` is the

@@ -4,7 +4,7 @@ import math
 
 from stablebptt.adjoint.generics import cost_vjp, step_vjp
 from stablebptt.kernels.cartpole import CartPole, Upright, pole_terms
-from stablebptt.kernels.compiler import implements, inline, like
+from stablebptt.kernels.core.dispatch import implements, inline, like
 
 
 @inline

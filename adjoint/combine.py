@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stablebptt.kernels.compiler import inline, like
+from stablebptt.kernels.core.dispatch import inline, like
 
 
 @inline

@@ -13,7 +13,8 @@ import numpy as np
 
 from stablebptt.adjoint.combine import agreeing
 from stablebptt.adjoint.generics import cost_vjp, step_sample_vjp
-from stablebptt.kernels.compiler import inline, like
+from stablebptt.kernels.core.dispatch import inline, like
+from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.cuda_block import (
     QUAD,
     QUADS,
@@ -57,7 +58,6 @@ from stablebptt.kernels.cuda_rollout import (
     start,
     work_size,
 )  # fmt: skip
-from stablebptt.kernels.structs import Struct
 
 # What `over_block` makes of one number of every thread.
 SUM, LARGEST = range(2)

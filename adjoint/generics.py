@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from stablebptt.kernels.compiler import generic, generic_block, implements
+from stablebptt.kernels.core.dispatch import generic, generic_block, implements
+from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.generics import Controller, System
-from stablebptt.kernels.structs import Struct
 
 
 class Rows(Struct):

@@ -1,7 +1,9 @@
 """Adjoint of guidance by repulsion; mirror image of `stablebptt.kernels.guidance`."""
 
 from stablebptt.adjoint.generics import cost_vjp, step_batch_vjp, step_vjp
-from stablebptt.kernels.compiler import block, implements, inline, like
+from stablebptt.kernels.core.dispatch import block, implements, inline, like
+from stablebptt.kernels.core.simd import ONE, lanes, offset, pointer
+from stablebptt.kernels.core.views import Bars, Lanes, One, add_from_lanes, constant, get, padded_batch, put, row, to_lanes
 from stablebptt.kernels.guidance import (
     Gathering,
     Guidance,
@@ -11,8 +13,6 @@ from stablebptt.kernels.guidance import (
     places,
     pull_terms,
 )
-from stablebptt.kernels.simd import ONE, lanes, offset, pointer
-from stablebptt.kernels.views import Bars, Lanes, One, add_from_lanes, constant, get, padded_batch, put, row, to_lanes
 
 
 @inline

@@ -3,7 +3,7 @@
 import math
 
 from stablebptt.adjoint.generics import cost_vjp, step_vjp
-from stablebptt.kernels.compiler import implements, like
+from stablebptt.kernels.core.dispatch import implements, like
 from stablebptt.kernels.pendulum import Pendulum, Standing
 
 

@@ -7,12 +7,12 @@ The step is linear in psi and A is symmetric, so its adjoint is the conjugate of
 import numpy as np
 
 from stablebptt.adjoint.generics import cost_vjp, step_batch_vjp, step_sample_vjp, step_vjp
-from stablebptt.kernels.compiler import block, implements, like
+from stablebptt.kernels.core.dispatch import block, implements, like
+from stablebptt.kernels.core.simd import ONE, lanes, offset, pointer
+from stablebptt.kernels.core.structs import Struct
+from stablebptt.kernels.core.views import Bars, Lanes, One, add_from_lanes, constant, get, padded_batch, put, row, to_lanes
 from stablebptt.kernels.generics import step_sample
 from stablebptt.kernels.quantum import Overlap, Quantum, factorise, overlap, places, solve
-from stablebptt.kernels.simd import ONE, lanes, offset, pointer
-from stablebptt.kernels.structs import Struct
-from stablebptt.kernels.views import Bars, Lanes, One, add_from_lanes, constant, get, padded_batch, put, row, to_lanes
 
 
 class Solve(Struct):

@@ -25,12 +25,12 @@ from stablebptt.adjoint.generics import (
     unpack,
 )
 from stablebptt.kernels import rollout as forward
-from stablebptt.kernels.compiler import block, inline, kernel, like
+from stablebptt.kernels.core.dispatch import block, inline, kernel, like
+from stablebptt.kernels.core.simd import padded
+from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.dense import aligned
 from stablebptt.kernels.generics import control_batch, new_tape, parameter_count, tape_width
 from stablebptt.kernels.rollout import effort_weight, follow
-from stablebptt.kernels.simd import padded
-from stablebptt.kernels.structs import Struct
 
 CHUNK_ROWS = 128
 

@@ -11,7 +11,7 @@ from numba import njit
 
 import stablebptt as sb
 from stablebptt.adjoint.generics import step_batch_vjp
-from stablebptt.kernels.compiler import OPTIONS
+from stablebptt.kernels.core.dispatch import OPTIONS
 from stablebptt.kernels.generics import scratch_size, step_batch
 
 BATCH, COTANGENTS, DRIVERS = 16, 2, 2

@@ -18,9 +18,9 @@ import numpy as np
 from numba import njit
 
 import stablebptt as sb
-from stablebptt.kernels.compiler import OPTIONS
+from stablebptt.kernels.core.dispatch import OPTIONS
+from stablebptt.kernels.core.simd import pointer
 from stablebptt.kernels.dense import aligned, matmul
-from stablebptt.kernels.simd import pointer
 from stablebptt.tasks import training
 from stablebptt.tasks.variants import gates
 

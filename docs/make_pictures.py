@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from stablebptt.cli import main
-from stablebptt.tasks import figures
+from stablebptt.tasks.pictures import curves
 
 DOCS = Path(__file__).resolve().parent
 IMAGES = DOCS / "images"
@@ -93,15 +93,15 @@ def regulator(picture: Path) -> None:
     problem = lqr.make_problem()
     x0, (gain, _) = problem.sample(64), lqr.optimum()
     best = problem.loss(gain.ravel(), x0).total
-    figure = figures.new_figure(5.6, 3.6)
+    figure = curves.new_figure(5.6, 3.6)
     axes = figure.subplots()
     for variant in "RMCSN":
         gap = lqr.descend(problem, x0, variant, 1500) / best - 1
-        axes.plot(gap.clip(1e-14), color=figures.COLOURS[variant], label=variant, linewidth=1.4)
+        axes.plot(gap.clip(1e-14), color=curves.COLOURS[variant], label=variant, linewidth=1.4)
     axes.set(yscale="log", xlabel="update", ylabel="loss above the optimum, relative", ylim=(1e-14, 1e3))
     axes.grid(True, alpha=0.3)
     axes.legend(frameon=False, loc="center right")
-    figures.save(lambda: figure, picture)
+    curves.save(lambda: figure, picture)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import numpy as np
 
 from stablebptt.adjoint import generics as backward
 from stablebptt.kernels import generics as forward
-from stablebptt.kernels.compiler import kernel
+from stablebptt.kernels.core.dispatch import kernel
 from stablebptt.kernels.dense import aligned
-from stablebptt.tasks import checks
+from stablebptt.tasks import arguments
 from stablebptt.tasks.problems import Problem
 
 
@@ -52,7 +52,7 @@ def step_vjp(problem: Problem, x: np.ndarray, c: np.ndarray, lam: np.ndarray) ->
 def step_vjps(problem: Problem, x: np.ndarray, c: np.ndarray, lams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`step_vjp` for m cotangents at once: lams (B, m, *state_shape) to (B, m, *state_shape) and (B, m, *control_shape)."""
     x, c = _flat(problem, x, c)
-    lams = checks.array("lam", lams, (len(x), "m", *problem.state_shape), problem.dtype, finite=False)
+    lams = arguments.array("lam", lams, (len(x), "m", *problem.state_shape), problem.dtype, finite=False)
     batch, m = lams.shape[:2]
     lam_x, lam_c = np.zeros((batch, m, problem.n_state), problem.dtype), np.zeros((batch, m, problem.n_control), problem.dtype)
     scratch = aligned((forward.scratch_size(problem.system, len(x), m),), problem.dtype)
@@ -72,7 +72,7 @@ def cost_vjp(problem: Problem, x: np.ndarray, bars: np.ndarray) -> np.ndarray:
     """Cotangents (B, *state_shape) of the states, for cotangents bars (B,) of `cost`."""
     x = _states(problem, x)
     x_bar = np.zeros_like(x)
-    _costs_vjp(problem.loss_function, x, checks.array("bars", bars, (len(x),), problem.dtype, finite=False), x_bar)
+    _costs_vjp(problem.loss_function, x, arguments.array("bars", bars, (len(x),), problem.dtype, finite=False), x_bar)
     return x_bar.reshape(-1, *problem.state_shape)
 
 
@@ -92,10 +92,10 @@ def expect(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> N
 
 def _flat(problem: Problem, x: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x = _states(problem, x)
-    c = checks.array("c", c, (len(x), *problem.control_shape), problem.dtype, finite=False)
+    c = arguments.array("c", c, (len(x), *problem.control_shape), problem.dtype, finite=False)
     return x, c.reshape(len(x), problem.n_control)
 
 
 def _states(problem: Problem, x: np.ndarray) -> np.ndarray:
-    states = checks.array("x", x, ("B", *problem.state_shape), problem.dtype, finite=False)
+    states = arguments.array("x", x, ("B", *problem.state_shape), problem.dtype, finite=False)
     return states.reshape(len(states), problem.n_state)

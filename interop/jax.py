@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablebptt.interop import arrays
-from stablebptt.tasks import checks
+from stablebptt.tasks import arguments
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.variants import Gates, gates
 
@@ -204,7 +204,7 @@ def _host(function: Callable[..., Any]) -> Callable[..., Any]:
 def _array(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> Any:
     """A NumPy array converted to the problem's precision, or a JAX array as it is, if it fits."""
     if not isinstance(value, jax.Array):
-        value = jnp.asarray(checks.array(name, value, shape, problem.dtype, finite=False))
+        value = jnp.asarray(arguments.array(name, value, shape, problem.dtype, finite=False))
     arrays.expect(problem, name, value, shape)
     return value
 

@@ -13,7 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from stablebptt.interop import arrays
-from stablebptt.tasks import checks
+from stablebptt.tasks import arguments
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.variants import Gates, gates
 
@@ -201,7 +201,7 @@ def _states(problem: Problem, x0: Any) -> Any:
 def _given(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> Any:
     """A tensor as it is, if it fits, or a NumPy array converted to the problem's precision."""
     if not isinstance(value, torch.Tensor):
-        value = torch.tensor(checks.array(name, value, shape, problem.dtype, finite=False))
+        value = torch.tensor(arguments.array(name, value, shape, problem.dtype, finite=False))
     arrays.expect(problem, name, value, shape)
     return value
 

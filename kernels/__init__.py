@@ -12,7 +12,8 @@ Letters, in shapes and loops, here and in `stablebptt.adjoint`:
     x  state    c  control    lam  adjoint    y_bar  cotangent of y    theta  parameters
 """
 
-from stablebptt.kernels.compiler import block, generic, implements, inline, kernel, like
+from stablebptt.kernels.core.dispatch import block, generic, implements, inline, kernel, like
+from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.generics import (
     Controller,
     Loss,
@@ -25,7 +26,6 @@ from stablebptt.kernels.generics import (
     step_batch,
     step_sample,
 )
-from stablebptt.kernels.structs import Struct
 
 __all__ = [
     "Controller",

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from stablebptt.kernels.compiler import implements, inline, like
+from stablebptt.kernels.core.dispatch import implements, inline, like
 from stablebptt.kernels.generics import Loss, System, cost, step
 
 

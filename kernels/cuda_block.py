@@ -15,7 +15,7 @@ from numba.core import config
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
-from stablebptt.kernels.compiler import inline, like
+from stablebptt.kernels.core.dispatch import inline, like
 from stablebptt.kernels.dense import tanh
 
 TILE, QUAD, WARP = 8, 4, 32

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda, types
 
-from stablebptt.kernels.compiler import inline, like
+from stablebptt.kernels.core.dispatch import inline, like
+from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.cuda_block import (
     QUAD,
     QUADS,
@@ -36,7 +37,6 @@ from stablebptt.kernels.cuda_block import (
     threads,
 )  # fmt: skip
 from stablebptt.kernels.generics import cost, sample_scratch, step_sample
-from stablebptt.kernels.structs import Struct
 
 # Columns of a table of layers.
 SOURCE, INPUTS, STEP, WINDOW, POSITIONS, OUTPUTS, TARGET, KERNEL, BIAS, LINE, THETA = range(11)

@@ -6,8 +6,8 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from stablebptt.kernels.compiler import OPTIONS, block, compiled_as, inline, like
-from stablebptt.kernels.simd import WIDE, clamp, fill, lanes, load, make_tile, offset, store, total
+from stablebptt.kernels.core.dispatch import OPTIONS, block, compiled_as, inline, like
+from stablebptt.kernels.core.simd import WIDE, clamp, fill, lanes, load, make_tile, offset, store, total
 
 
 def _make_strip(rows, most):

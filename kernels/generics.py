@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.kernels.compiler import generic, generic_block, implements
-from stablebptt.kernels.structs import Struct
+from stablebptt.kernels.core.dispatch import generic, generic_block, implements
+from stablebptt.kernels.core.structs import Struct
 
 
 class System(Struct):

@@ -6,10 +6,21 @@ Source: docs/guidance.md; explicit Euler for positions and velocities.
 
 import numpy as np
 
-from stablebptt.kernels.compiler import block, implements, inline, like
+from stablebptt.kernels.core.dispatch import block, implements, inline, like
+from stablebptt.kernels.core.simd import ONE, lanes, offset, padded, pointer
+from stablebptt.kernels.core.views import (
+    Lanes,
+    One,
+    constant,
+    from_lanes,
+    get,
+    inverse_or_zero,
+    padded_batch,
+    put,
+    sqrt,
+    to_lanes,
+)
 from stablebptt.kernels.generics import Loss, System, cost, step, step_batch
-from stablebptt.kernels.simd import ONE, lanes, offset, padded, pointer
-from stablebptt.kernels.views import Lanes, One, constant, from_lanes, get, inverse_or_zero, padded_batch, put, sqrt, to_lanes
 
 
 class Guidance(System):

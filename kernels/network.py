@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stablebptt.kernels.compiler import implements, inline
+from stablebptt.kernels.core.dispatch import implements, inline
+from stablebptt.kernels.core.simd import NONE, ONE, offset, padded, pointer
+from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.dense import aligned, copy, dot, matmul, tanh_all
 from stablebptt.kernels.generics import control_batch, pack
-from stablebptt.kernels.simd import NONE, ONE, offset, padded, pointer
-from stablebptt.kernels.structs import Struct
 
 # Rows of a matrix product that fill the largest tile.
 TILE_ROWS = 8

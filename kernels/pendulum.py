@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from stablebptt.kernels.compiler import implements, like
+from stablebptt.kernels.core.dispatch import implements, like
 from stablebptt.kernels.generics import Loss, System, cost, step
 
 

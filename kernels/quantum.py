@@ -7,10 +7,10 @@ State (Nx, 2), flat ``re, im`` of psi_1 .. psi_Nx; control: the tilt c. ``(1 + i
 
 import numpy as np
 
-from stablebptt.kernels.compiler import block, implements, inline, like
+from stablebptt.kernels.core.dispatch import block, implements, inline, like
+from stablebptt.kernels.core.simd import ONE, lanes, offset, padded, pointer
+from stablebptt.kernels.core.views import Lanes, One, constant, from_lanes, get, padded_batch, put, to_lanes
 from stablebptt.kernels.generics import Loss, System, cost, step, step_batch, step_sample
-from stablebptt.kernels.simd import ONE, lanes, offset, padded, pointer
-from stablebptt.kernels.views import Lanes, One, constant, from_lanes, get, padded_batch, put, to_lanes
 
 LENGTH = 2.0
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.kernels.compiler import block, inline, kernel, like
+from stablebptt.kernels.core.dispatch import block, inline, kernel, like
+from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.dense import aligned
 from stablebptt.kernels.generics import control_batch, cost, new_tape, pack, scratch_size, step_batch, weight_count
-from stablebptt.kernels.structs import Struct
 
 
 class Episode(Struct):

@@ -80,7 +80,7 @@ def plane_window(rollouts: Rollouts, carts: np.ndarray, tips: np.ndarray) -> tup
     """Limits along the rail [m] that hold the carts and the ends of the poles; never narrower than the poles are long."""
     import numpy as np
 
-    from stablebptt.tasks import rollout_figures as drawing
+    from stablebptt.tasks.pictures import rollouts as drawing
 
     reach = 1.2 * pole_length(rollouts)
     low, high = drawing.window(np.concatenate([carts.ravel(), tips.ravel()]))
@@ -91,7 +91,7 @@ def plane_window(rollouts: Rollouts, carts: np.ndarray, tips: np.ndarray) -> tup
 def picture(rollouts: Rollouts, sample: int) -> Any:
     import numpy as np
 
-    from stablebptt.tasks import rollout_figures as drawing
+    from stablebptt.tasks.pictures import rollouts as drawing
 
     states, controls = rollouts.states[:, sample], rollouts.controls[:, sample]
     figure, grid = drawing.columns(rollouts, sample, [1.6, 1, 1, 1], 4.6, 8.2)
@@ -117,7 +117,7 @@ def picture(rollouts: Rollouts, sample: int) -> Any:
 
 
 def film(panels: Any, rollouts: Rollouts, sample: int) -> list[Callable[[int], None]]:
-    from stablebptt.tasks import rollout_figures as drawing
+    from stablebptt.tasks.pictures import rollouts as drawing
 
     states = rollouts.states[:, sample]
     carts = states[..., 0, 0]

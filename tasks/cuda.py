@@ -16,11 +16,11 @@ from numba import cuda, from_dtype
 
 from stablebptt.adjoint.cuda_rollout import Gates as DeviceGates
 from stablebptt.adjoint.cuda_rollout import Results, bars_size, make_gradient, make_join
+from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.cuda_block import SIMULATED, TILE
 from stablebptt.kernels.cuda_rollout import Paths, Shared, make_evaluate, new_layout, work_size
 from stablebptt.kernels.network import Network
 from stablebptt.kernels.rollout import Episode, effort_weight
-from stablebptt.kernels.structs import Struct
 from stablebptt.tasks.engine import ALONE, Evaluation, Gradient, Loss
 from stablebptt.tasks.errors import BackendError
 from stablebptt.tasks.problems import Problem

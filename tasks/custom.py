@@ -17,11 +17,11 @@ import numpy as np
 from stablebptt.adjoint import generics as backward
 from stablebptt.data.atomic import expanded
 from stablebptt.kernels import generics as forward
-from stablebptt.kernels.fingerprints import describe
+from stablebptt.kernels.core.fingerprints import describe
+from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.generics import Controller, System
 from stablebptt.kernels.network import mlp
-from stablebptt.kernels.structs import Struct
-from stablebptt.tasks import checks, descriptions, plain_python
+from stablebptt.tasks import arguments, descriptions, plain_python
 from stablebptt.tasks.errors import ArgumentError, BackendError, DivergedError, OwnCodeError
 from stablebptt.tasks.problems import Axis, Problem, mean_weights
 from stablebptt.tasks.task import CUSTOM, LOSSES, OUTPUT_INITS, Task
@@ -78,11 +78,11 @@ def custom_problem(
     """
     _needs("system", system, System, SYSTEM)
     _needs("loss", loss, Struct, LOSS)
-    kind = checks.precision(dtype)
+    kind = arguments.precision(dtype)
     state_shape = _shape("state_shape", getattr(system, "state_shape", None) if state_shape is None else state_shape)
     control_shape = _shape("control_shape", getattr(system, "control_shape", None) if control_shape is None else control_shape)
     if not isinstance(controller, Struct):
-        controller = mlp((int(np.prod(state_shape)), *checks.sizes("controller", controller), int(np.prod(control_shape))))
+        controller = mlp((int(np.prod(state_shape)), *arguments.sizes("controller", controller), int(np.prod(control_shape))))
     elif isinstance(controller, Controller):
         _needs("controller", controller, Controller, CONTROLLER)
     if not callable(sample):
@@ -91,14 +91,14 @@ def custom_problem(
     for part in parts:
         _check_fields(part)
     named = dict(zip(PARTS, parts))
-    checks.layout(parts[1])
-    steps, dt = checks.whole("steps", steps, 1), checks.real("dt", dt, above=0)
-    rho = checks.real("regularization", regularization, least=0)
+    arguments.layout(parts[1])
+    steps, dt = arguments.whole("steps", steps, 1), arguments.real("dt", dt, above=0)
+    rho = arguments.real("regularization", regularization, least=0)
     options = {
         "source": None, "arguments": {}, "title": str(title), "state_shape": list(state_shape),
-        "control_shape": list(control_shape), "steps": steps, "dt": dt, "when": checks.choice("when", when, LOSSES),
+        "control_shape": list(control_shape), "steps": steps, "dt": dt, "when": arguments.choice("when", when, LOSSES),
         "regularization": rho, "dtype": np.dtype(kind).name,
-        "output_init": checks.choice("output_init", output_init, OUTPUT_INITS),
+        "output_init": arguments.choice("output_init", output_init, OUTPUT_INITS),
         "parts": {name: descriptions.of_part(part) for name, part in named.items()},
         "n_parameters": forward.parameter_count(parts[1]), "state_units": state_units, "control_units": control_units,
         "code": descriptions.code(named),
@@ -128,7 +128,7 @@ def custom_problem(
     return problem
 
 
-def from_source(source: str, **arguments: Any) -> Problem:
+def from_source(source: str, **keywords: Any) -> Problem:
     """The problem that a function makes: `source` is what `find` takes.
 
     Raises
@@ -142,9 +142,9 @@ def from_source(source: str, **arguments: Any) -> Problem:
     if not callable(made):
         raise ArgumentError(f"{source} is {type(made).__name__}, not a function that makes a problem")
     if not isinstance(made, Task):
-        _takes(source, made, arguments)
+        _takes(source, made, keywords)
     try:
-        problem = made(**arguments)
+        problem = made(**keywords)
     except (BackendError, DivergedError):
         raise
     except (Exception, SystemExit) as error:
@@ -153,8 +153,8 @@ def from_source(source: str, **arguments: Any) -> Problem:
         raise ArgumentError(f"{source} made {type(problem).__name__}, not a problem; return sb.problem(system=..., ...)")
     if problem.task != TASK:
         return problem
-    arguments = problem.options["arguments"] or checks.plain("arguments", arguments)  # those of a task are all there
-    options = {**problem.options, "source": source, "arguments": arguments}
+    keywords = problem.options["arguments"] or arguments.plain("arguments", keywords)  # those of a task are all there
+    options = {**problem.options, "source": source, "arguments": keywords}
     return dataclasses.replace(problem, options=options)
 
 
@@ -164,14 +164,14 @@ def from_file(task: Task, there: Problem) -> Problem:
     return there if made.task == there.task != TASK else made  # one of ours: the file tells all of it
 
 
-def _takes(source: str, made: Callable, arguments: dict[str, Any]) -> None:
+def _takes(source: str, made: Callable, keywords: dict[str, Any]) -> None:
     """Find out before the call that a function does not take its arguments."""
     try:
         signature = inspect.signature(made)
     except ValueError:  # some functions that are written in C do not say
         return
     try:
-        signature.bind(**arguments)
+        signature.bind(**keywords)
     except TypeError as error:
         allowed = ", ".join(signature.parameters) or "none"
         raise ArgumentError(f"{source}: {error}; the arguments it takes: {allowed}") from None
@@ -321,7 +321,7 @@ def _cast(name: str, value: Any, annotation: str | None, kind: Any) -> Any:
         return kind(value)
     if annotation == "int" and not isinstance(value, bool):
         whole = int(value) if isinstance(value, float | np.floating) and float(value).is_integer() else value
-        return checks.whole(name, whole, -(2**63), 2**63 - 1)
+        return arguments.whole(name, whole, -(2**63), 2**63 - 1)
     return kind(value) if isinstance(value, float | np.floating) else value
 
 
@@ -346,9 +346,9 @@ class Described:
         self.task, self.options, self.title = TASK, options, str(options["title"])
         self.state_shape = _shape("state_shape", options["state_shape"])
         self.control_shape = _shape("control_shape", options["control_shape"])
-        self.steps = checks.whole("steps", options["steps"], 1)
-        self.n_parameters = checks.whole("n_parameters", options["n_parameters"], 1)
-        self.dtype = checks.precision(options["dtype"])
+        self.steps = arguments.whole("steps", options["steps"], 1)
+        self.n_parameters = arguments.whole("n_parameters", options["n_parameters"], 1)
+        self.dtype = arguments.precision(options["dtype"])
         self.state_units, self.control_units = str(options["state_units"]), str(options["control_units"])
 
     def __getattr__(self, name: str) -> Any:
@@ -398,7 +398,7 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
         value = (value,)
     if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or np.size(value) == 0:
         raise ArgumentError(f"{name} is {value!r}; it must be a tuple of whole numbers, such as (3, 2)")
-    return tuple(checks.size(f"{name}[{axis}]", length) for axis, length in enumerate(value))
+    return tuple(arguments.size(f"{name}[{axis}]", length) for axis, length in enumerate(value))
 
 
 def _axes(what: str, given: Sequence[Any] | None, shape: tuple[int, ...]) -> tuple[Axis, ...]:

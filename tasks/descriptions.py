@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.kernels.fingerprints import describe, is_hashed
-from stablebptt.kernels.structs import Struct
+from stablebptt.kernels.core.fingerprints import describe, is_hashed
+from stablebptt.kernels.core.structs import Struct
 
 # Who made a problem does not matter for what it is.
 MAKERS_OWN = ("source", "arguments")

@@ -25,13 +25,14 @@ class Path:
 
     def plot(self, sample: int = 0) -> Any:
         """A matplotlib figure of the rollout from one initial state."""
-        from stablebptt.tasks import notebook, rollout_figures
+        from stablebptt.tasks.pictures import notebook
+        from stablebptt.tasks.pictures import rollouts as rollout_pictures
 
-        return rollout_figures.draw(notebook.of_path(self), sample)
+        return rollout_pictures.draw(notebook.of_path(self), sample)
 
     def animate(self, sample: int = 0, **options: Any) -> Any:
         """A film of the rollout from one initial state, which a notebook plays; options: fps, every, dpi."""
-        from stablebptt.tasks import notebook
+        from stablebptt.tasks.pictures import notebook
 
         return notebook.Film(notebook.of_path(self), sample, **options)
 

@@ -84,7 +84,7 @@ def herd_window(rollouts: Rollouts, sample: int) -> tuple[tuple[float, float], l
     that leave them (nothing holds a driver back once its work is done)."""
     import numpy as np
 
-    from stablebptt.tasks import rollout_figures as drawing
+    from stablebptt.tasks.pictures import rollouts as drawing
 
     places, drivers = rollouts.states[:, sample, :, :, 0], rollouts.problem.options["drivers"]
     held = [places[:, :, drivers:].ravel(), places[:, 0].ravel(), np.array(rollouts.problem.options["target"])]
@@ -94,7 +94,7 @@ def herd_window(rollouts: Rollouts, sample: int) -> tuple[tuple[float, float], l
 
 
 def picture(rollouts: Rollouts, sample: int) -> Any:
-    from stablebptt.tasks import rollout_figures as drawing
+    from stablebptt.tasks.pictures import rollouts as drawing
 
     places = rollouts.states[:, sample, :, :, 0]
     drivers = rollouts.problem.options["drivers"]
@@ -118,7 +118,7 @@ def picture(rollouts: Rollouts, sample: int) -> Any:
 
 
 def film(panels: Any, rollouts: Rollouts, sample: int) -> list[Callable[[int], None]]:
-    from stablebptt.tasks import rollout_figures as drawing
+    from stablebptt.tasks.pictures import rollouts as drawing
 
     places, drivers = rollouts.states[:, sample, :, :, 0], rollouts.problem.options["drivers"]
     limits, notes = herd_window(rollouts, sample)

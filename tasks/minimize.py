@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.tasks import checks
+from stablebptt.tasks import arguments
 from stablebptt.tasks.custom import in_float64
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import Problem
@@ -38,13 +38,13 @@ def minimize_fun(problem: Problem, x0: np.ndarray, variant: Any = "R") -> Callab
         If x0 or the variant does not fit the problem; the function raises them if theta does not.
     """
     double = problem if problem.dtype is np.float64 else in_float64(problem)
-    states = checks.array("x0", x0, ("B", *problem.state_shape), np.float64).copy()
+    states = arguments.array("x0", x0, ("B", *problem.state_shape), np.float64).copy()
     gates(variant, problem.steps)  # reports a wrong variant before an optimizer hides it
 
     def fun(theta: np.ndarray) -> tuple[float, np.ndarray]:
         if getattr(theta, "dtype", None) == np.float32:
             warnings.warn("theta is in float32, and so would SciPy go on; start from problem.init().astype(float)", stacklevel=2)
-        theta = checks.array("theta", theta, (double.n_parameters,), np.float64, finite=False)
+        theta = arguments.array("theta", theta, (double.n_parameters,), np.float64, finite=False)
         try:
             if np.all(np.isfinite(theta)):
                 result = double.gradient(theta, states, variant)

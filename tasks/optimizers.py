@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from stablebptt.data import storage
-from stablebptt.tasks import checks
+from stablebptt.tasks import arguments
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.settings import CLIP_MODES
 
@@ -28,7 +28,7 @@ def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarra
         raise ArgumentError(f"unknown clip mode {mode!r}; choose from {', '.join(CLIP_MODES)}")
     if not (at > 0 and math.isfinite(at)):
         raise ArgumentError(f"clip at {at}; it must be a positive number")
-    checks.unmasked("gradient", gradient)
+    arguments.unmasked("gradient", gradient)
     if mode == "value":
         return np.clip(gradient, -at, at)
     if mode == "norm":
@@ -49,11 +49,11 @@ class Rule:
     _below: ClassVar[dict[str, float]] = {}  # fields that may not be negative, and what each must be below
 
     def __post_init__(self) -> None:
-        checks.real("learning_rate", self.learning_rate, above=0)
+        arguments.real("learning_rate", self.learning_rate, above=0)
         for name, limit in self._below.items():
-            checks.real(name, getattr(self, name), least=0, below=limit)
+            arguments.real(name, getattr(self, name), least=0, below=limit)
         for field in fields(self):
-            object.__setattr__(self, field.name, checks.native(getattr(self, field.name)))
+            object.__setattr__(self, field.name, arguments.native(getattr(self, field.name)))
 
     @property
     def name(self) -> str:
@@ -81,7 +81,7 @@ class Adam(Rule):
         return {"count": np.zeros(1, np.int64), "mean": np.zeros_like(theta), "square": np.zeros_like(theta)}
 
     def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        checks.unmasked("gradient", gradient)
+        arguments.unmasked("gradient", gradient)
         count = state["count"] + 1
         t = int(count[0])
         alpha = self.learning_rate * math.sqrt(1 - self.beta2**t) / (1 - self.beta1**t)
@@ -110,7 +110,7 @@ class Sgd(Rule):
         return {"velocity": np.zeros_like(theta)} if self.momentum else {}
 
     def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        checks.unmasked("gradient", gradient)
+        arguments.unmasked("gradient", gradient)
         if not self.momentum:
             return theta - self.learning_rate * gradient, {}
         velocity = self.momentum * state["velocity"] - self.learning_rate * gradient
@@ -129,7 +129,7 @@ class Adagrad(Rule):
         return {"accumulator": np.full_like(theta, self.initial)}
 
     def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        checks.unmasked("gradient", gradient)
+        arguments.unmasked("gradient", gradient)
         accumulator = state["accumulator"] + gradient * gradient
         step = self.learning_rate * gradient / np.sqrt(accumulator + self.epsilon)
         return theta - step, {"accumulator": accumulator}
@@ -147,7 +147,7 @@ class Adadelta(Rule):
         return {"gradients": np.zeros_like(theta), "steps": np.zeros_like(theta)}
 
     def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        checks.unmasked("gradient", gradient)
+        arguments.unmasked("gradient", gradient)
         gradients = self.rho * state["gradients"] + (1 - self.rho) * gradient * gradient
         step = gradient * np.sqrt(state["steps"] + self.epsilon) / np.sqrt(gradients + self.epsilon)
         steps = self.rho * state["steps"] + (1 - self.rho) * step * step
@@ -166,7 +166,7 @@ class Rmsprop(Rule):
         return {"square": np.zeros_like(theta)}
 
     def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        checks.unmasked("gradient", gradient)
+        arguments.unmasked("gradient", gradient)
         square = self.rho * state["square"] + (1 - self.rho) * gradient * gradient
         return theta - self.learning_rate * gradient / np.sqrt(square + self.epsilon), {"square": square}
 
@@ -216,7 +216,7 @@ def _kept(rule: Rule, state: Any) -> dict[str, str]:
     for name, values in state.items():
         if not isinstance(name, str) or not storage.is_name(name):
             raise ArgumentError(f"{who} has the name {name!r}; a name must be {storage.NAME_RULE}")
-        checks.unmasked(f"{who}: {name}", values)
+        arguments.unmasked(f"{who}: {name}", values)
         if not isinstance(values, np.generic | np.ndarray) or values.dtype.kind not in "fiu":
             raise ArgumentError(f"{who}: {name} is of type {type(values).__name__}; it must be an array of real numbers")
     return {name: f"{values.dtype} {values.shape}" for name, values in state.items()}

@@ -61,7 +61,7 @@ def title(**options: Any) -> str:
 
 def picture(rollouts: Rollouts, sample: int) -> Any:
     """Angle, rate and torque over time."""
-    from stablebptt.tasks import rollout_figures as drawing
+    from stablebptt.tasks.pictures import rollouts as drawing
 
     states = rollouts.states[:, sample, :, 0]
     figure, grid = drawing.columns(rollouts, sample, [1, 1, 1], 4.6, 6.0)
@@ -75,7 +75,7 @@ def picture(rollouts: Rollouts, sample: int) -> Any:
 
 def film(panels: Any, rollouts: Rollouts, sample: int) -> list[Callable[[int], None]]:
     """The link turns about its pivot."""
-    from stablebptt.tasks import rollout_figures as drawing
+    from stablebptt.tasks.pictures import rollouts as drawing
 
     updates: list[Callable[[int], None]] = []
     for axes, angles in zip(panels, rollouts.states[:, sample, :, 0, 0].astype(float)):

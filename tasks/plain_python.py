@@ -17,7 +17,7 @@ import numpy as np
 
 from stablebptt.adjoint import generics as backward
 from stablebptt.kernels import generics as forward
-from stablebptt.kernels.structs import Struct
+from stablebptt.kernels.core.structs import Struct
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
 

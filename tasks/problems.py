@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.generics import System, parameter_count
 from stablebptt.kernels.network import Network
-from stablebptt.kernels.structs import Struct
-from stablebptt.tasks import checks, divergence, variants
+from stablebptt.tasks import arguments, divergence, variants
 from stablebptt.tasks.engine import Engine, Gradient, Loss, Path
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.settings import LARGEST_SEED
@@ -77,7 +77,7 @@ def _places(name: str, given: Any) -> tuple[Any, ...]:
 
 def stream(seed: int, purpose: int, *more: int) -> np.random.Generator:
     """The random numbers of one seed for one purpose."""
-    return np.random.default_rng([checks.whole("seed", seed, 0, LARGEST_SEED), purpose, *more])
+    return np.random.default_rng([arguments.whole("seed", seed, 0, LARGEST_SEED), purpose, *more])
 
 
 def mean_weights(loss: str, steps: int) -> np.ndarray:
@@ -136,14 +136,14 @@ class Problem:
                 f"time_weights have shape {np.shape(self.time_weights)}; {self.steps} steps need ({self.steps + 1},). "
                 "Make a problem with another horizon by sb.problem(..., steps=...)"
             )
-        checks.array("time_weights", self.time_weights, (self.steps + 1,), np.float64)
-        checks.real("dt", self.dt, above=0)
-        checks.real("regularization", self.regularization, least=0)
-        checks.choice("output_init", self.output_init, OUTPUT_INITS)
-        checks.choice("backend", self.backend, tuple(ENGINES))
+        arguments.array("time_weights", self.time_weights, (self.steps + 1,), np.float64)
+        arguments.real("dt", self.dt, above=0)
+        arguments.real("regularization", self.regularization, least=0)
+        arguments.choice("output_init", self.output_init, OUTPUT_INITS)
+        arguments.choice("backend", self.backend, tuple(ENGINES))
         self._check_parts()
         paths = (self.steps + 1.0) * EVALUATION_BATCH * (self.n_state + self.n_control)
-        checks.memory(self.title, np.dtype(self.dtype).itemsize * (paths + 10.0 * self.n_parameters))
+        arguments.memory(self.title, np.dtype(self.dtype).itemsize * (paths + 10.0 * self.n_parameters))
 
     def _check_parts(self) -> None:
         """Raise an error if system, controller and loss are in another precision, or the network has other sizes."""
@@ -196,9 +196,9 @@ class Problem:
 
     def sample(self, count: int, seed: int = 0, purpose: int = STATES) -> np.ndarray:
         """Random initial states (count, *state_shape); `purpose` tells apart the streams of one seed."""
-        count = checks.whole("count", count, 1)
-        checks.memory(f"{count} states", 16.0 * count * self.n_state)
-        return checks.sampled(self.draw(stream(seed, purpose), count), (count, *self.state_shape), self.dtype)
+        count = arguments.whole("count", count, 1)
+        arguments.memory(f"{count} states", 16.0 * count * self.n_state)
+        return arguments.sampled(self.draw(stream(seed, purpose), count), (count, *self.state_shape), self.dtype)
 
     def init(self, seed: int = 0) -> np.ndarray:
         """Initial parameters (n_parameters,): Glorot uniform kernels, zero biases; the last kernel as `output_init` says.
@@ -206,7 +206,7 @@ class Problem:
         A kernel is what has a name that ends in "kernel"; its last two axes are inputs and outputs (of fewer axes, the missing
         ones have length 1), those before them the field of a convolution.
         """
-        random, layout = stream(seed, WEIGHTS), checks.layout(self.controller)
+        random, layout = stream(seed, WEIGHTS), arguments.layout(self.controller)
         last = next((name for name in reversed(layout) if name.endswith("kernel")), None)
         parts = []
         for name, shape in layout.items():
@@ -222,12 +222,12 @@ class Problem:
 
     def layers(self, theta: np.ndarray) -> dict[str, np.ndarray]:
         """Named views into theta, in its order."""
-        checks.unmasked("theta", theta)
+        arguments.unmasked("theta", theta)
         theta = np.asarray(theta)
         if theta.shape != (self.n_parameters,):
             raise ValueError(f"theta has shape {theta.shape}; it must be ({self.n_parameters},)")
         views, place = {}, 0
-        for name, shape in checks.layout(self.controller).items():
+        for name, shape in arguments.layout(self.controller).items():
             size = int(np.prod(shape))
             views[name] = theta[place : place + size].reshape(shape)
             place += size
@@ -292,7 +292,7 @@ class Problem:
         return found.copy()
 
     def _parameters(self, theta: Any) -> np.ndarray:
-        return checks.array("theta", theta, (self.n_parameters,), self.dtype)
+        return arguments.array("theta", theta, (self.n_parameters,), self.dtype)
 
     def _states(self, x0: Any) -> np.ndarray:
-        return checks.array("x0", x0, ("B", *self.state_shape), self.dtype)
+        return arguments.array("x0", x0, ("B", *self.state_shape), self.dtype)

@@ -114,7 +114,7 @@ def picture(rollouts: Rollouts, sample: int) -> Any:
     import numpy as np
 
     from stablebptt.kernels.quantum import LENGTH
-    from stablebptt.tasks import rollout_figures as drawing
+    from stablebptt.tasks.pictures import rollouts as drawing
 
     states, controls = rollouts.states[:, sample], rollouts.controls[:, sample]
     options = rollouts.problem.options
@@ -139,7 +139,7 @@ def film(panels: Any, rollouts: Rollouts, sample: int) -> list[Callable[[int], N
     import numpy as np
 
     from stablebptt.kernels.quantum import LENGTH
-    from stablebptt.tasks import rollout_figures as drawing
+    from stablebptt.tasks.pictures import rollouts as drawing
 
     states, controls = rollouts.states[:, sample], rollouts.controls[:, sample, :, 0]
     options, target = rollouts.problem.options, target_state(rollouts)

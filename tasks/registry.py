@@ -74,9 +74,9 @@ def problem(task: str | Task = CUSTOM, *, backend: str = "cpu", tape_bytes: int 
         raise ArgumentError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
     made = task(**options) if isinstance(task, Task) else MAKERS[task](**options)
     if tape_bytes is not None:
-        from stablebptt.tasks import checks
+        from stablebptt.tasks import arguments
 
-        made = dataclasses.replace(made, tape_bytes=checks.whole("tape_bytes", tape_bytes, 0, 2**63))
+        made = dataclasses.replace(made, tape_bytes=arguments.whole("tape_bytes", tape_bytes, 0, 2**63))
     return on_backend(made, backend)
 
 
@@ -84,9 +84,9 @@ def on_backend(made: "Problem", backend: str) -> "Problem":
     """The same problem, computed elsewhere."""
     from numba.core import config
 
-    from stablebptt.tasks import checks
+    from stablebptt.tasks import arguments
 
-    checks.choice("backend", backend, BACKENDS)
+    arguments.choice("backend", backend, BACKENDS)
     if backend == "cpu":
         return made
     if importlib.util.find_spec("numba_cuda") is None and not vars(config)["ENABLE_CUDASIM"]:

@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 from stablebptt.data import run_file, storage
 from stablebptt.data.run_file import Content
 from stablebptt.data.storage import FileFormatError, Group, Variable
-from stablebptt.tasks import figures
+from stablebptt.tasks.pictures import curves
 from stablebptt.tasks.registry import TASKS
 from stablebptt.tasks.registry import title as title_of
 
@@ -98,11 +98,11 @@ def families(runs: Iterable[Content]) -> list[Family]:
     found = []
     for title in sorted({title_of(run.config) for run in runs}, key=lambda t: (t.split(",")[0], _natural(t))):
         alike = [run for run in runs if title_of(run.config) == title]
-        for name, members in figures.families(alike).items():
+        for name, members in curves.families(alike).items():
             first = members[0].config
             rest = ", ".join(part for part in name.split(", ")[1:] if not part.startswith("clip "))
             members = sorted(members, key=lambda run: run.config["seed"])
-            found.append(Family(first["task"], title, figures.variant_name(members[0]), first["clip"], rest, tuple(members)))
+            found.append(Family(first["task"], title, curves.variant_name(members[0]), first["clip"], rest, tuple(members)))
     return sorted(found, key=lambda f: (f.task, _natural(f.title), CLIPS.index(f.clip), VARIANTS.index(f.variant), f.rest))
 
 
@@ -146,7 +146,7 @@ def draw(found: list[Family], task: str) -> Any:
     chosen = [family for family in found if family.task == task]
     titles = list(dict.fromkeys(family.title for family in chosen))
     clips = [clip for clip in CLIPS if any(family.clip == clip for family in chosen)]
-    figure = figures.new_figure(3.4 * len(titles) + 0.6, 2.7 * len(clips) + 0.5)
+    figure = curves.new_figure(3.4 * len(titles) + 0.6, 2.7 * len(clips) + 0.5)
     grid = figure.subplots(len(clips), len(titles), squeeze=False, sharex=True, sharey="col")
     for clip, line in zip(clips, grid):
         for title, axes in zip(titles, line):
@@ -159,8 +159,8 @@ def draw(found: list[Family], task: str) -> Any:
         axes.set_title(title.partition(", ")[2] or title, fontsize="medium")
     for title, axes in zip(titles, grid[-1]):
         axes.set_xlabel("epoch")
-        if figures.log_helps([a for line in grid for a, t in zip(line, titles) if t == title]):
-            figures.log_axis(axes)
+        if curves.log_helps([a for line in grid for a, t in zip(line, titles) if t == title]):
+            curves.log_axis(axes)
     handles = {label: handle for axes in grid.ravel() for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, frameon=False, title=task)
     return figure
@@ -176,7 +176,7 @@ def _band(axes: Any, family: Family) -> None:
         row[: len(known)] = known
     values = values[:, np.isfinite(values).any(axis=0)]
     epochs, mean = np.arange(1, values.shape[1] + 1), np.nanmean(values, axis=0)
-    colour = figures.COLOURS.get(family.variant, figures.PALETTE[-1])
+    colour = curves.COLOURS.get(family.variant, curves.PALETTE[-1])
     axes.plot(epochs, mean, color=colour, linewidth=1.3, label=family.variant)
     if len(columns) > 1:
         low, high = np.array([interval(column) for column in values.T]).T
@@ -231,7 +231,7 @@ def write(folder: Path) -> dict[str, Any]:
     storage.write(place / "report.h5", storage.encode(attributes, table(found)))
     pictures = {task: f"{task}.png" for task in tasks}
     for task, picture in pictures.items():
-        figures.save(partial(draw, found, task), place / picture)
+        curves.save(partial(draw, found, task), place / picture)
     storage.write(place / "report.md", _markdown(found, pictures, problems).encode())
     storage.write(place / "report.html", _page(found, pictures, problems).encode())
     unfinished = sum(run.status not in ("complete",) and not run.status.startswith("diverged") for run in runs)

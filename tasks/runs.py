@@ -8,9 +8,10 @@ from typing import Any, cast
 import numpy as np
 
 from stablebptt.data import run_file
-from stablebptt.tasks import TASKS, checks, descriptions, notebook, optimizers
+from stablebptt.tasks import TASKS, arguments, descriptions, optimizers
 from stablebptt.tasks.custom import TASK as CUSTOM
 from stablebptt.tasks.custom import Described, custom_facts
+from stablebptt.tasks.pictures import notebook
 from stablebptt.tasks.problems import Problem
 
 HISTORY = tuple(run_file.HISTORY)
@@ -186,7 +187,7 @@ def _check_parameters(content: run_file.Content, problem: Problem, path: Any) ->
 def config_of(problem: Problem, settings: Any) -> dict[str, Any]:
     elsewhere = {} if problem.backend == "cpu" else {"backend": problem.backend}
     config = {"task": problem.task, "options": problem.options, **settings.describe(), **elsewhere}
-    return {name: checks.plain(name, value) for name, value in config.items()}
+    return {name: arguments.plain(name, value) for name, value in config.items()}
 
 
 def run_of(problem: Problem, settings: Any, progress: Progress, testing: np.ndarray, status: str) -> Run:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stablebptt.data.atomic import expanded
-from stablebptt.tasks import checks
+from stablebptt.tasks import arguments
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import LARGEST_SEED, Problem
 from stablebptt.tasks.runs import Progress, Run, check_options, resumed
@@ -45,7 +45,7 @@ def train_seeds(
     -------
     Run or DivergedError of every seed, in their order. A run that diverges does not end the others.
     """
-    numbers = [checks.whole("seed", seed, 0, LARGEST_SEED) for seed in seeds]
+    numbers = [arguments.whole("seed", seed, 0, LARGEST_SEED) for seed in seeds]
     if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(f"seeds are {list(seeds)}; give one or more different whole numbers")
     chosen = {seed: make_settings(variant=variant, epochs=epochs, seed=seed, **settings) for seed in numbers}

@@ -57,10 +57,11 @@ class Settings:
 
     def describe(self) -> dict[str, Any]:
         """The settings as words and numbers, for a file."""
-        from stablebptt.tasks import checks, optimizers
+        from stablebptt.tasks import arguments, optimizers
 
-        variant = str(self.variant) if isinstance(self.variant, str) else checks.plain("variant", self.variant)
-        return {**asdict(self), "variant": variant, "optimizer": checks.plain("optimizer", optimizers.describe(self.optimizer))}
+        variant = str(self.variant) if isinstance(self.variant, str) else arguments.plain("variant", self.variant)
+        optimizer = arguments.plain("optimizer", optimizers.describe(self.optimizer))
+        return {**asdict(self), "variant": variant, "optimizer": optimizer}
 
     def given(self) -> dict[str, Any]:
         """The settings as keywords."""

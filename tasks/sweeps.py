@@ -26,7 +26,7 @@ import numpy as np
 from stablebptt.data import run_file, storage
 from stablebptt.data.atomic import check_folder, expanded
 from stablebptt.data.storage import FileFormatError
-from stablebptt.tasks import checks, custom, problem, training, variants
+from stablebptt.tasks import arguments, custom, problem, training, variants
 from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.registry import TASKS
@@ -115,7 +115,7 @@ def read_plan(path: str | Path, seeds: Any = None, epochs: int | None = None) ->
 
 def paper_plan(name: str, seeds: Any = None, epochs: int | None = None) -> list[Planned]:
     """The published runs of one task, or of "all" tasks (132)."""
-    names = list(PAPER) if name == "all" else (checks.choice("paper", name, (*PAPER, "all")),)
+    names = list(PAPER) if name == "all" else (arguments.choice("paper", name, (*PAPER, "all")),)
     plans = ({"task": each, "options": PAPER[each], "train": PAPER_TRAINING} for each in names)
     return [planned for plan in plans for planned in make_plan(plan, seeds, epochs)]
 
@@ -199,7 +199,7 @@ def sweep(
     if executor is not None:
         drive.run(todo, lambda: executor, len(todo), 1)
     elif todo:
-        count = min(checks.whole("jobs", jobs or cores(), 1), len(todo))
+        count = min(arguments.whole("jobs", jobs or cores(), 1), len(todo))
         _check_sources(todo)
         _compile(todo)
         with _local_workers(count) as make:
@@ -276,7 +276,7 @@ def _variant(config: Mapping[str, Any]) -> str:
 
 def _axis(table: str, name: str, value: Any, task: str) -> tuple[str, str, list[Any]]:
     """All values of one entry of a plan."""
-    if isinstance(value, str) and (numbers := checks.span(name, value)) is not None:
+    if isinstance(value, str) and (numbers := arguments.span(name, value)) is not None:
         return table, name, numbers
     if not isinstance(value, list):
         return table, name, [value]

@@ -49,21 +49,21 @@ class Option:
 
     def read(self, value: Any) -> Any:
         """A value as files keep it: words, numbers, lists; an ArgumentError says what is wrong with it."""
-        from stablebptt.tasks import checks
+        from stablebptt.tasks import arguments
 
         if self.kind in ("size", "whole"):
             least = (self.kind == "size") if self.least is None else self.least
-            most = self.most or (checks.LARGEST if self.kind == "size" else checks.MOST)
-            return checks.whole(self.name, value, int(least), most)
+            most = self.most or (arguments.LARGEST if self.kind == "size" else arguments.MOST)
+            return arguments.whole(self.name, value, int(least), most)
         if self.kind == "real":
-            return checks.real(self.name, value, above=self.above, least=self.least)
+            return arguments.real(self.name, value, above=self.above, least=self.least)
         if self.kind == "word":
-            return checks.choice(self.name, value, self.choices) if self.choices else checks.word(self.name, value)
+            return arguments.choice(self.name, value, self.choices) if self.choices else arguments.word(self.name, value)
         if self.kind == "flag":
-            return checks.flag(self.name, value)
+            return arguments.flag(self.name, value)
         if self.kind == "dtype":
-            return checks.precision(value).__name__
-        return list(getattr(checks, self.kind)(self.name, value))
+            return arguments.precision(value).__name__
+        return list(getattr(arguments, self.kind)(self.name, value))
 
 
 @dataclass(frozen=True)

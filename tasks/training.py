@@ -12,7 +12,7 @@ import numpy as np
 
 from stablebptt.data import atomic, run_file
 from stablebptt.kernels.generics import tape_width
-from stablebptt.tasks import checks, divergence, optimizers, runs, variants
+from stablebptt.tasks import arguments, divergence, optimizers, runs, variants
 from stablebptt.tasks.engine import Evaluation, Gradient
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import ORDER, TESTING, TRAINING, Problem, stream
@@ -73,10 +73,10 @@ def check_training(problem: Problem, settings: Settings, checkpoint_seconds: flo
     """Raise an error, before anything is begun, if this cannot be done."""
     variants.gates(settings.variant, problem.steps, problem.dtype)
     runs.config_of(problem, settings)
-    checks.real("checkpoint_seconds", checkpoint_seconds, least=0)
+    arguments.real("checkpoint_seconds", checkpoint_seconds, least=0)
     batch = min(settings.batch_size, settings.train_count)
     row = (problem.steps + 1.0) * (problem.n_state + problem.n_control) + 4.0 * tape_width(problem.controller)
-    checks.memory(f"mini-batches of {batch}", np.dtype(problem.dtype).itemsize * batch * row)
+    arguments.memory(f"mini-batches of {batch}", np.dtype(problem.dtype).itemsize * batch * row)
 
 
 class ActiveRun:

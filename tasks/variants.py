@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from stablebptt.adjoint.rollout import Gates
-from stablebptt.tasks import checks
+from stablebptt.tasks import arguments
 from stablebptt.tasks.errors import ArgumentError
 
 # Open (1) or closed (0): the path through the physics, the path through the network's input.
@@ -29,7 +29,7 @@ def gates(variant: Any, steps: int, dtype: Any = np.float64) -> Gates:
         pairs = [tuple(variant)]
     else:
         raise ArgumentError(
-            f"variant is {checks.told(variant)}; give one of {', '.join(NAMES)}, or a pair (a, b) of numbers or "
+            f"variant is {arguments.told(variant)}; give one of {', '.join(NAMES)}, or a pair (a, b) of numbers or "
             f"arrays of length {steps} with values in [0, 1]"
         )
     physics = np.array([_schedule(a, steps, "a (physics)") for a, _ in pairs], dtype)
@@ -49,14 +49,14 @@ def truncated(steps: int, window: int, variant: str = "R") -> tuple[np.ndarray, 
 
 
 def _schedule(given: Any, steps: int, name: str) -> np.ndarray:
-    checks.unmasked(f"gate {name}", given)
+    arguments.unmasked(f"gate {name}", given)
     try:
         values = np.asarray(given)
         if values.dtype.kind not in "fiub":  # True is open, False closed
             raise TypeError
         values = values.astype(np.float64)
     except (TypeError, ValueError):
-        raise ArgumentError(f"gate {name} is {checks.told(given)}; it must be numeric") from None
+        raise ArgumentError(f"gate {name} is {arguments.told(given)}; it must be numeric") from None
     if values.ndim == 0:
         values = np.full(steps, values)
     if values.shape != (steps,):

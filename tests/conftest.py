@@ -54,7 +54,7 @@ def compile_once(folder: Path) -> None:
         return
     from numba.core.dispatcher import Dispatcher
 
-    from stablebptt.kernels.cache import KernelCache
+    from stablebptt.kernels.core.cache import KernelCache
 
     compile_alone = Dispatcher.compile
     locks = folder / "locks"

@@ -227,15 +227,15 @@ def test_check_and_info(run):
 
 
 def test_check_fails_on_a_wrong_rule(run, monkeypatch):
-    from stablebptt.tasks import check
+    from stablebptt.tasks import adjoint_check
 
-    right = check.cost_rule
+    right = adjoint_check.cost_rule
 
     def wrong(problem):
         rule = right(problem)
-        return check.Rule(rule.name, rule.forward, lambda i, b: {k: 1.01 * v for k, v in rule.vjp(i, b).items()})
+        return adjoint_check.Rule(rule.name, rule.forward, lambda i, b: {k: 1.01 * v for k, v in rule.vjp(i, b).items()})
 
-    monkeypatch.setattr(check, "cost_rule", wrong)
+    monkeypatch.setattr(adjoint_check, "cost_rule", wrong)
     result = run("cartpole", "check", "--steps", 5)
     assert_error(result, 1, "cost (state)")
     assert "WRONG" in result.out

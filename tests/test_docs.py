@@ -57,8 +57,8 @@ def test_links_lead_somewhere(page):
 def test_tests_that_pages_name_exist(page):
     text = page.read_text(encoding="utf-8")
     for file in re.findall(r"\btest_\w+\.py\b", text):
-        assert (ROOT / "tests" / file).exists(), f"{page.name}: {file}"
-    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+        assert list((ROOT / "tests").rglob(file)), f"{page.name}: {file}"
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     bare = re.findall(r"`(test_\w+)`", text) if page.name == "reliability.md" else []
     for name in re.findall(r"\btest_\w+\.py::(\w+)", text) + bare:
         assert f"def {name}(" in tests, f"{page.name}: {name}"

@@ -1,0 +1,143 @@
+"""How kernels are compiled, and generic functions that dispatch on the type of a struct at compile time."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.core import config
+from numba.core.errors import TypingError
+from numba.core.target_extension import current_target
+from numba.core.typing.templates import builtin_registry
+from numba.extending import overload
+
+from stablebptt.kernels.core.cache import KernelCache
+from stablebptt.kernels.core.linking import NO_WRAPPERS, optimise_once
+from stablebptt.kernels.core.structs import Struct, StructType
+
+# Reassociation and contraction make loops vectorise; `nnan` and `ninf` are left out, so NaN and Inf stay visible.
+FASTMATH = {"contract", "reassoc", "nsz", "arcp", "afn"}
+OPTIONS: Any = {"fastmath": FASTMATH, "error_model": "numpy"}
+
+
+def kernel(function: Callable) -> Any:
+    """Compile an entry point: its machine code, with all it calls, is kept on disk."""
+    if vars(config)["DISABLE_JIT"]:
+        return _uncompiled(function)
+    dispatcher = njit(nogil=True, **OPTIONS)(function)
+    dispatcher._cache = KernelCache(function)
+    optimise_once(dispatcher)
+    return dispatcher
+
+
+def _uncompiled(function: Callable) -> Callable:
+    @functools.wraps(function)
+    def refuse(*arguments: Any) -> Any:
+        raise RuntimeError("the kernels need Numba's compiler, which NUMBA_DISABLE_JIT switches off; unset that variable")
+
+    return refuse
+
+
+def inline(function: Callable) -> Callable:
+    """Let compiled code call a small function, which is compiled into whatever calls it. In Python it stays what it is."""
+    return compiled_as(function, lambda *arguments: function, forceinline=True)
+
+
+def block(function: Callable) -> Callable:
+    """`inline` for larger functions, which are compiled once and called."""
+    return compiled_as(function, lambda *arguments: function, forceinline=False)
+
+
+def compiled_as(function: Callable, resolve: Callable, *, forceinline: bool) -> Callable:
+    """Let compiled code call `function`; `resolve` gets the types and says what is compiled.
+
+    For a CUDA device without flags: it takes any of them for leave to use approximate sines, and contracts anyway.
+    `function.templates` keep what was compiled; see `fingerprints`.
+    """
+    targets: dict[str, Any] = {"cpu": {**OPTIONS, **NO_WRAPPERS}, "cuda": {}}
+    templates = []
+    for target, options in targets.items():
+
+        def chosen(*arguments: Any, target: str = target) -> Any:
+            return resolve(*arguments) if current_target() == target else None
+
+        overload(function, jit_options={"forceinline": forceinline, **options}, strict=False)(chosen)
+        templates.append(builtin_registry.globals[-1][1].templates[0])
+    function.compiled, function.templates = True, templates  # type: ignore[attr-defined]
+    return function
+
+
+def generic(declaration: Callable) -> Any:
+    """Declare a generic function: its first argument's struct type chooses the method, when compiled and in Python.
+
+    The body of the declaration is never run; `implements` adds the methods, which are compiled into their callers.
+    """
+    return _generic(declaration, forceinline=True)
+
+
+def generic_block(declaration: Callable) -> Any:
+    """`generic` for larger methods, which are compiled once and called."""
+    return _generic(declaration, forceinline=False)
+
+
+def _generic(declaration: Callable, *, forceinline: bool) -> Any:
+    methods: dict[type, Callable] = {}
+    name = declaration.__name__
+
+    def method_of(cls: type) -> Callable:
+        for base in cls.__mro__:
+            if base in methods:
+                return methods[base]
+        raise TypeError(
+            f"{cls.__name__} has no method for {name}{_arguments(declaration)}; "
+            f"write one and mark it with @implements({name}, {cls.__name__})"
+        )
+
+    @functools.wraps(declaration)
+    def function(instance: Any, *arguments: Any) -> Any:
+        return method_of(type(instance))(instance, *arguments)
+
+    def resolve(instance, *arguments):
+        if not isinstance(instance, StructType):
+            raise TypingError(f"the first argument of {name} must be a Struct, not {instance}")
+        try:
+            return method_of(Struct.classes[instance.struct, instance.fingerprint])
+        except TypeError as error:
+            raise TypingError(str(error)) from None
+
+    function.methods = methods  # type: ignore[attr-defined]
+    return compiled_as(function, resolve, forceinline=forceinline)
+
+
+def implements(function: Any, cls: type[Struct]) -> Callable[[Callable], Callable]:
+    """Register the decorated function as the method of a generic function for struct type `cls`."""
+
+    def register(method: Callable) -> Callable:
+        function.methods[cls] = method
+        cls.add_method(function, method)
+        for changed in (cls, *_subclasses(cls)):
+            changed._print = None
+        return method
+
+    return register
+
+
+def _subclasses(cls: type[Struct]) -> list[type[Struct]]:
+    return [found for child in cls.__subclasses__() for found in (child, *_subclasses(child))]
+
+
+def _arguments(function: Callable) -> str:
+    code = function.__code__
+    return f"({', '.join(code.co_varnames[: code.co_argcount])})"
+
+
+def like(x: Any, value: float) -> Any:
+    """The constant `value` in the precision of `x` (a bare literal would promote float32 to float64)."""
+    return np.asarray(x).dtype.type(value)
+
+
+@overload(like, jit_options={"forceinline": True}, inline="always")
+def _like(x, value):
+    kind = x if isinstance(x, types.Float) else x.dtype
+    return lambda x, value: kind(value)

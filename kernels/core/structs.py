@@ -1,0 +1,208 @@
+"""Immutable typed structs that Numba knows, as Julia has them: data with a type to dispatch on.
+
+    class Spring(Struct):
+        stiffness: float
+        dt: float
+
+An instance holds NumPy scalars, integers or arrays. Its Numba type is (name, fingerprint, types of the fields), so
+that two definitions of one name never share compiled code, and only strings and Numba types go into the cache.
+
+A field may have any name: what the package asks of a struct it asks of the class (``type(part).fields``), where no field lies.
+"""
+
+import dataclasses
+import inspect
+import warnings
+from typing import Any, ClassVar, dataclass_transform
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.imputils import impl_ret_borrowed, impl_ret_new_ref, lower_constant
+from numba.core.typing.templates import AttributeTemplate
+from numba.core.typing.typeof import typeof
+from numba.extending import (
+    NativeValue,
+    infer_getattr,
+    intrinsic,
+    lower_getattr_generic,
+    models,
+    overload,
+    register_model,
+    typeof_impl,
+    unbox,
+)
+
+from stablebptt.kernels.core import fingerprints
+
+
+class StructType(types.Type):
+    """Numba type of a struct: its name, the fingerprint of its methods, the types of its fields."""
+
+    def __init__(self, struct: str, fingerprint: str, fields: tuple[tuple[str, types.Type], ...]) -> None:
+        self.struct, self.fingerprint, self.fields = struct, fingerprint, tuple(fields)
+        listing = ", ".join(f"{name}: {kind}" for name, kind in self.fields)
+        super().__init__(f"{struct}#{fingerprint}({listing})")
+
+    @property
+    def key(self) -> tuple:
+        return self.struct, self.fingerprint, self.fields
+
+    @property
+    def mangling_args(self) -> tuple[str, tuple]:
+        return f"{self.struct}_{self.fingerprint}", tuple(kind for _, kind in self.fields)
+
+
+@register_model(StructType)
+class StructModel(models.StructModel):
+    def __init__(self, manager: Any, struct: StructType) -> None:
+        super().__init__(manager, struct, list(struct.fields))
+
+
+@infer_getattr
+class StructAttribute(AttributeTemplate):
+    key = StructType
+
+    def generic_resolve(self, struct: Any, name: Any) -> Any:  # type: ignore[override]
+        return dict(struct.fields).get(name)
+
+
+@lower_getattr_generic(StructType)
+def _lower_attribute(context: Any, builder: Any, struct: StructType, value: Any, name: str) -> Any:
+    item = context.data_model_manager[struct].get(builder, value, name)  # no copy of the whole struct on the stack
+    return impl_ret_borrowed(context, builder, dict(struct.fields)[name], item)
+
+
+@unbox(StructType)
+def _unbox(struct: StructType, instance: Any, c: Any) -> NativeValue:
+    proxy = cgutils.create_struct_proxy(struct)(c.context, c.builder)
+    failed, cleanups = cgutils.false_bit, []
+    for name, kind in struct.fields:
+        item = c.pyapi.object_getattr_string(instance, name)
+        native = c.unbox(kind, item)
+        c.pyapi.decref(item)  # the instance itself keeps the field alive during the call
+        setattr(proxy, name, native.value)
+        failed = c.builder.or_(failed, native.is_error)
+        if native.cleanup:
+            cleanups.append(native.cleanup)
+
+    def cleanup() -> None:
+        for clean in reversed(cleanups):
+            clean()
+
+    return NativeValue(proxy._getvalue(), is_error=failed, cleanup=cleanup if cleanups else None)
+
+
+@lower_constant(StructType)
+def _lower_constant(context: Any, builder: Any, struct: StructType, instance: Any) -> Any:
+    proxy = cgutils.create_struct_proxy(struct)(context, builder)
+    for name, kind in struct.fields:
+        setattr(proxy, name, context.get_constant_generic(builder, kind, getattr(instance, name)))
+    return proxy._getvalue()
+
+
+def _enable_construction(cls: type["Struct"]) -> None:
+    """Let compiled code write ``Spring(stiffness, dt)``."""
+
+    @intrinsic
+    def construct(typing_context, arguments):
+        values = [types.unliteral(kind) for kind in arguments]
+        struct = StructType(cls.__qualname__, cls.fingerprint(), tuple(zip(cls.fields, values)))
+
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> Any:
+            value = ir.Constant(context.get_value_type(struct), ir.Undefined)
+            for position, (_, kind) in enumerate(struct.fields):
+                item = builder.extract_value(given[0], position)
+                item = context.cast(builder, item, signature.args[0][position], kind)
+                value = builder.insert_value(value, item, position)
+                if context.enable_nrt:
+                    context.nrt.incref(builder, kind, item)
+            return impl_ret_new_ref(context, builder, struct, value)
+
+        return struct(arguments), generate
+
+    def constructor(*arguments):
+        return lambda *arguments: construct(arguments)
+
+    overload(cls, strict=False, jit_options={"forceinline": True})(constructor)
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+class Struct:
+    """Base of all systems, controllers, losses and workspaces; subclasses list their fields with annotations."""
+
+    fields: ClassVar[tuple[str, ...]] = ()
+    classes: ClassVar[dict[tuple[str, str], type["Struct"]]] = {}
+    _methods: ClassVar[dict[Any, Any]] = {}
+    _print: ClassVar[fingerprints.Fingerprint | None] = None
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        hiding = [name for name in inspect.get_annotations(cls) if _is_asked_for(cls, name)]
+        for name in hiding:
+            if name not in cls.__dict__:  # else what the base has under this name would be its default
+                setattr(cls, name, dataclasses.field())
+        dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+        fields = tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        if hidden := next((name for name in fields if name.startswith("_")), None):
+            raise TypeError(f"{cls.__qualname__}.{hidden} cannot be a field; give it a name that begins with a letter")
+        for name in hiding:
+            if name in cls.__dict__:  # a default, which the constructor knows
+                delattr(cls, name)
+        cls.fields, cls._methods, cls._print = fields, {}, None
+        _enable_construction(cls)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{f}={getattr(self, f)!r}' for f in type(self).fields)})"
+
+    @classmethod
+    def add_method(cls, generic: Any, method: Any) -> None:
+        """Note the method of a generic function, so that an edit of it changes the fingerprint."""
+        cls._methods[generic] = method
+
+    @classmethod
+    def fingerprint(cls, *, renew: bool = False) -> str:
+        """Hash of all that decides the machine code of the methods; `renew`: look again at what they read."""
+        if cls._print is None or renew:
+            cls._print = fingerprints.of_struct(cls)
+            if cls._print.unknown:
+                _warn_unkept(cls.__qualname__, cls._print.unknown[0])
+            Struct.classes[cls.__qualname__, cls._print.text] = cls
+        return cls._print.text
+
+    @classmethod
+    def constants(cls) -> dict[str, Any]:
+        """Numbers and arrays that the methods take from globals and closures, described by content."""
+        cls.fingerprint()
+        assert cls._print is not None
+        return cls._print.constants
+
+    @property
+    def _numba_type_(self) -> StructType:
+        fingerprint = type(self).fingerprint()
+        known, parts = self.__dict__.get("_known_type", (None, ()))
+        if known is None or known.fingerprint != fingerprint or any(part._numba_type_ is not kind for part, kind in parts):
+            kinds = tuple((name, typeof(getattr(self, name))) for name in type(self).fields)
+            known = StructType(type(self).__qualname__, fingerprint, kinds)
+            parts = [(getattr(self, name), kind) for name, kind in kinds if isinstance(kind, StructType)]
+            object.__setattr__(self, "_known_type", (known, parts))
+        return known
+
+
+def _is_asked_for(cls: type[Struct], name: str) -> bool:
+    """Whether a base has something under this name that is no field: the class must keep it."""
+    return any(name in vars(base) and name not in getattr(base, "fields", ()) for base in cls.__mro__[1:])
+
+
+_told: set[tuple[str, str]] = set()
+
+
+def _warn_unkept(name: str, reason: str) -> None:
+    if (name, reason) not in _told:
+        _told.add((name, reason))
+        warnings.warn(f"{name} is compiled anew in every process: {reason} cannot be fingerprinted", stacklevel=3)
+
+
+@typeof_impl.register(Struct)
+def _typeof(instance: Struct, context: Any) -> StructType:
+    return instance._numba_type_

@@ -1,0 +1,412 @@
+"""Adjoints against finite differences: what `stablebptt TASK check` shows, and what the tests are built from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from stablebptt.adjoint.generics import (
+    Rows,
+    clear,
+    control_batch_vjp,
+    control_vjp,
+    cost_vjp,
+    parameter_vjp,
+    state_vjp,
+    step_batch_vjp,
+    step_sample_vjp,
+    step_vjp,
+    unpack,
+)
+from stablebptt.kernels.core.dispatch import kernel
+from stablebptt.kernels.core.simd import padded
+from stablebptt.kernels.core.structs import Struct
+from stablebptt.kernels.dense import aligned
+from stablebptt.kernels.generics import (
+    Controller,
+    System,
+    control,
+    control_batch,
+    cost,
+    new_tape,
+    pack,
+    sample_scratch,
+    scratch_size,
+    step,
+    step_batch,
+    step_sample,
+    weight_count,
+)
+from stablebptt.tasks import adjoint_check_states, arguments, plain_python
+from stablebptt.tasks.custom import cast
+from stablebptt.tasks.differences import TOLERANCE, Arrays, Finding, Rule, findings, in_place
+from stablebptt.tasks.errors import ArgumentError
+from stablebptt.tasks.problems import Problem
+
+__all__ = ["TOLERANCE", "Finding", "Rule", "check", "check_system", "findings"]
+
+# Batches into which states are cut: with and without a rest in the vectors' lanes.
+BATCHES = (1, 3, 8, 33, 64)
+# Rows of a network's check, and initial states of the rollouts'.
+ROWS, ROLLED = 33, 3
+# States at which a user's functions are called in plain Python.
+PLAIN = 6
+# And so many more, with one cotangent, for what lies in a branch.
+MANY = 100
+# Two ways of computing one step agree to this part.
+SAME = 1e-9
+
+
+@kernel
+def _steps(system, x, c, x_next):
+    for b in range(x.shape[0]):
+        step(system, x[b], c[b], x_next[b])
+
+
+@kernel
+def _steps_vjp(system, x, c, lam, lam_x, lam_c):
+    for b in range(x.shape[0]):
+        step_vjp(system, x[b], c[b], lam[b], lam_x[b], lam_c[b])
+
+
+@kernel
+def _step_samples(system, x, c, x_next, scratch):
+    for b in range(x.shape[0]):
+        step_sample(system, x[b], c[b], x_next[b], scratch)
+
+
+@kernel
+def _step_samples_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
+    for b in range(x.shape[0]):
+        step_sample_vjp(system, x[b], x_next[b], c[b], lam[b], lam_x[b], lam_c[b], scratch)
+
+
+@kernel
+def _step_batch(system, x, c, x_next, scratch):
+    step_batch(system, x, c, x_next, scratch)
+
+
+@kernel
+def _step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
+    step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch)
+
+
+@kernel
+def _costs(loss, x, values):
+    for b in range(x.shape[0]):
+        values[b] = cost(loss, x[b])
+
+
+@kernel
+def _costs_vjp(loss, x, cost_bar, x_bar):
+    for b in range(x.shape[0]):
+        cost_vjp(loss, x[b], cost_bar[b], x_bar[b])
+
+
+@kernel
+def _controls(controller, theta, x, c):
+    for b in range(x.shape[0]):
+        control(controller, theta[b], x[b], c[b])
+
+
+@kernel
+def _controls_vjp(controller, theta, x, c_bar, theta_bar, x_bar):
+    for b in range(x.shape[0]):
+        control_vjp(controller, theta[b], x[b], c_bar[b], theta_bar[b], x_bar[b])
+
+
+@kernel
+def _control(controller, theta, weights, x, c, tape):
+    pack(controller, theta, weights)
+    control_batch(controller, weights, x, c, tape, 0)
+
+
+class _Bars(Struct):
+    """m cotangents of n controls (m, n, n_control); those that go into slot after slot of the tape; what comes of them."""
+
+    c_bar: np.ndarray
+    hidden: np.ndarray
+    x_bar: np.ndarray
+    gradients: np.ndarray
+
+
+@kernel
+def _control_vjp(controller, weights, tape, x, bars):
+    """Cotangents of x and theta, one after the other."""
+    clear(controller, tape)
+    rows, c_bar, hidden = Rows(x, 0, 0, 0), bars.c_bar, bars.hidden
+    for v in range(c_bar.shape[0]):
+        control_batch_vjp(controller, weights, tape, rows, c_bar[v])
+        state_vjp(controller, weights, tape, rows, c_bar[v], bars.x_bar[v])
+    for v in range(hidden.shape[0]):
+        control_batch_vjp(controller, weights, tape, Rows(x, 0, v, 0), hidden[v])
+    parameter_vjp(controller, weights, tape, rows, c_bar)
+    unpack(controller, tape, bars.gradients)
+
+
+STEP_NAMES = {"output": "x_next", "state": "lam_x", "control": "lam_c"}
+STEP_INPUTS = frozenset(("state", "control"))
+
+
+def _rows(problem: Any, inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """States (B, n_state) and controls (B, n_control), or those of one sample."""
+    return inputs["state"].reshape(-1, problem.n_state), inputs["control"].reshape(-1, problem.n_control)
+
+
+def _step_rule(problem: Any, name: str, run: Any, run_vjp: Any) -> Rule:
+    """A rule of one of the ways to step: ``run(x, c, x_next)``, ``run_vjp(x, c, lam (B, m, n), lam_x, lam_c)``."""
+
+    def write(inputs: Arrays, output: np.ndarray) -> None:
+        run(*_rows(problem, inputs), output)
+
+    def add(inputs: Arrays, cotangents: np.ndarray, bars: Arrays) -> None:
+        x, c = _rows(problem, inputs)
+        given = (cotangents, bars["state"], bars["control"])  # (m, B, ..); methods take (B, m, ..)
+        arrays = [np.ascontiguousarray(values.reshape(len(cotangents), len(x), -1).swapaxes(0, 1)) for values in given]
+        run_vjp(x, c, *arrays)
+        for values, changed in zip(given, arrays):
+            values[:] = changed.swapaxes(0, 1).reshape(values.shape)
+
+    def shape(inputs: Arrays) -> tuple[int, ...]:
+        return _rows(problem, inputs)[0].shape
+
+    return in_place(name, write, add, shape, independent=STEP_INPUTS, names=STEP_NAMES)
+
+
+def step_rule(problem: Any) -> Rule:
+    """`step` of one sample after the other."""
+    system = problem.system
+    return _step_rule(problem, "step", lambda *arrays: _steps(system, *arrays), lambda *arrays: _steps_vjp(system, *arrays))
+
+
+def step_sample_rule(problem: Any) -> Rule:
+    """`step_sample`, with scratch space full of NaN."""
+    system = problem.system
+
+    def scratch() -> np.ndarray:
+        return np.full(sample_scratch(system), np.nan)
+
+    def run_vjp(x: np.ndarray, c: np.ndarray, lam: np.ndarray, lam_x: np.ndarray, lam_c: np.ndarray) -> None:
+        x_next = np.zeros_like(x)
+        _step_samples(system, x, c, x_next, scratch())
+        _step_samples_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch())
+
+    return _step_rule(problem, "step_sample", lambda x, c, out: _step_samples(system, x, c, out, scratch()), run_vjp)
+
+
+def step_batch_rule(problem: Any) -> Rule:
+    """`step_batch` of batches of several sizes, with the scratch space that the system asks for, full of NaN."""
+    system = problem.system
+
+    def scratch(batch: int, m: int) -> np.ndarray:
+        return np.full(scratch_size(system, batch, m), np.nan)
+
+    def run(x: np.ndarray, c: np.ndarray, x_next: np.ndarray) -> None:
+        for part in _batches(len(x)):
+            _step_batch(system, x[part], c[part], x_next[part], scratch(len(x[part]), 1))
+
+    def run_vjp(x: np.ndarray, c: np.ndarray, lam: np.ndarray, lam_x: np.ndarray, lam_c: np.ndarray) -> None:
+        x_next = np.zeros_like(x)
+        run(x, c, x_next)
+        for part in _batches(len(x)):
+            space = scratch(len(x[part]), lam.shape[1])
+            _step_batch_vjp(system, x[part], x_next[part], c[part], lam[part], lam_x[part], lam_c[part], space)
+
+    return _step_rule(problem, "step_batch", run, run_vjp)
+
+
+def _batches(count: int) -> Iterator[slice]:
+    first, sizes = 0, cycle(BATCHES)
+    while first < count:
+        size = next(sizes)
+        yield slice(first, first + size)
+        first += size
+
+
+def cost_rule(problem: Problem) -> Rule:
+    """`cost` of one state after the other."""
+
+    def rows(values: np.ndarray) -> np.ndarray:
+        return values.reshape(-1, problem.n_state)
+
+    def write(inputs: Arrays, output: np.ndarray) -> None:
+        _costs(problem.loss_function, rows(inputs["state"]), output)
+
+    def add(inputs: Arrays, cotangents: np.ndarray, bars: Arrays) -> None:
+        for bar, x_bar in zip(cotangents, bars["state"]):
+            _costs_vjp(problem.loss_function, rows(inputs["state"]), bar, rows(x_bar))
+
+    names = {"output": "cost", "state": "x_bar"}
+    return in_place(
+        "cost", write, add, lambda inputs: rows(inputs["state"]).shape[:1], independent=frozenset(names), names=names
+    )
+
+
+def single_control_rule(problem: Problem) -> Rule:
+    """`control` of one state after the other, each with parameters of its own: inputs (B, n_state), (B, n_parameters)."""
+    controller = problem.controller
+
+    def write(inputs: Arrays, output: np.ndarray) -> None:
+        _controls(controller, inputs["parameters"], inputs["state"], output)
+
+    def add(inputs: Arrays, cotangents: np.ndarray, bars: Arrays) -> None:
+        for c_bar, theta_bar, x_bar in zip(cotangents, bars["parameters"], bars["state"]):
+            _controls_vjp(controller, inputs["parameters"], inputs["state"], c_bar, theta_bar, x_bar)
+
+    def shape(inputs: Arrays) -> tuple[int, ...]:
+        return len(inputs["state"]), problem.n_control
+
+    names = {"output": "c", "state": "x_bar", "parameters": "theta_bar"}
+    return in_place("control", write, add, shape, independent=frozenset(names), names=names)
+
+
+def control_rule(problem: Problem, *, unit: bool = False) -> Rule:
+    """`control_batch`, which is all that a network has; `unit`: the parameters by way of unit cotangents (one control only)."""
+    controller = problem.controller
+
+    def run(inputs: Arrays, c: np.ndarray, adjoints: int) -> tuple[np.ndarray, Any]:
+        n = len(inputs["state"])
+        tape = new_tape(controller, np.float64, rows=n, chunk=n, adjoints=adjoints, unit=unit)
+        weights = aligned((weight_count(controller),), np.float64)
+        _control(controller, inputs["parameters"], weights, inputs["state"], c, tape)
+        return weights, tape
+
+    def add(inputs: Arrays, cotangents: np.ndarray, bars: Arrays) -> None:
+        m, n = cotangents.shape[:2]
+        weights, tape = run(inputs, np.zeros((n, problem.n_control)), m)
+        x_bar, gradients = np.zeros((m, n, padded(problem.n_state))), np.zeros((m, problem.n_parameters))
+        x_bar[:, :, : problem.n_state] = bars["state"]
+        hidden = np.ones((1, n, problem.n_control)) if unit else cotangents
+        _control_vjp(controller, weights, tape, inputs["state"], _Bars(cotangents, hidden, x_bar, gradients))
+        bars["state"][:] = x_bar[:, :, : problem.n_state]
+        bars["parameters"] += gradients
+
+    def write(inputs: Arrays, output: np.ndarray) -> None:
+        run(inputs, output, 1)
+
+    def shape(inputs: Arrays) -> tuple[int, ...]:
+        return len(inputs["state"]), problem.n_control
+
+    names = {"output": "c", "state": "x_bar", "parameters": "gradients"}
+    name = "control (unit cotangents)" if unit else "control_batch" if isinstance(controller, Controller) else "control"
+    return in_place(name, write, add, shape, independent=frozenset(("state",)), names=names)
+
+
+def rollout_rule(problem: Problem) -> Rule:
+    """The whole rollout's loss, backwards with all gates open (variant R)."""
+
+    def forward(inputs: Arrays) -> np.ndarray:
+        return np.array(problem.losses(inputs["parameters"], inputs["state"])[0].mean())
+
+    def vjp(inputs: Arrays, bars: np.ndarray) -> Arrays:
+        value = problem.gradient(inputs["parameters"], inputs["state"], "R").value
+        return {"parameters": bars.reshape(-1, 1) * value}
+
+    return Rule("rollout and sweep", forward, vjp)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A system without a problem around it."""
+
+    system: System
+    n_state: int
+    n_control: int
+
+
+def check_system(
+    system: System, seed: int = 0, *, step: float | None = None, tolerance: float = TOLERANCE, states: Any = None
+) -> list[Finding]:
+    """Test `step_vjp` of a system alone, at random states and controls and on the way from there.
+
+    The system must say its `state_shape` and `control_shape`; for the rest see `check`.
+    """
+    shapes: list[Any] = [getattr(system, name, None) for name in ("state_shape", "control_shape")]
+    if None in shapes:
+        raise ArgumentError(f"{type(system).__name__} has no state_shape and control_shape; define them in the class")
+    random, (how, shapes) = np.random.default_rng(seed), (_how(step, tolerance), [np.atleast_1d(s).tolist() for s in shapes])
+    subject = _Subject(cast(system, np.float64), *(int(np.prod(shape)) for shape in shapes))
+    if states is None:
+        plain_python.try_system(subject.system, random.standard_normal((PLAIN, subject.n_state)), subject.n_control)
+        inputs = adjoint_check_states.of_system(step_rule(subject).forward, (subject.n_state, subject.n_control), random)
+    else:
+        given = adjoint_check_states.read_states(states, tuple(shapes[0]))
+        plain_python.try_system(subject.system, given[:PLAIN], subject.n_control)
+        inputs = adjoint_check_states.of_states(given, subject.n_control, random)
+    plain_python.try_system(subject.system, inputs["state"][:MANY], subject.n_control, (1,))
+    return _check_steps(subject, inputs, random, how)
+
+
+def check(
+    problem: Problem, seed: int = 0, *, step: float | None = None, tolerance: float = TOLERANCE, states: Any = None
+) -> list[Finding]:
+    """Test all adjoints of a float64 problem.
+
+    Parameters
+    ----------
+    seed : decides states, controls, parameters and directions
+    step : of the finite differences, relative to the larger of 1 and the number that is moved; by default the best of many
+    tolerance : relative errors up to this one are no errors
+    states : where derivatives are taken: (n, *state_shape), or a file (.npy, a run file or one of `simulate`); by default along
+        rollouts of the initial and of random controllers, and near initial states
+
+    Raises
+    ------
+    ValueError
+        If a function of the user's fails in plain Python: with its file and line.
+    """
+    random, how = np.random.default_rng(seed), _how(step, tolerance)
+    theta = problem.init(seed)
+    if states is None:
+        usual = adjoint_check_states.along_rollout(problem, theta, seed)["state"]
+        plain_python.try_problem(problem, random.permutation(usual)[:PLAIN])
+        starts, inputs = problem.sample(ROLLED, seed), adjoint_check_states.of_problem(problem, random, seed)
+    else:
+        given = adjoint_check_states.read_states(states, problem.state_shape)
+        plain_python.try_problem(problem, given[:PLAIN])
+        starts = given[:ROLLED].reshape(-1, *problem.state_shape)
+        inputs = adjoint_check_states.of_states(given, problem.n_control, random)
+    plain_python.try_problem(problem, inputs["state"][:MANY], (1,))
+    found = _check_steps(problem, inputs, random, how)
+    found += findings(cost_rule(problem), {"state": inputs["state"]}, random, **how)
+    found += _check_controls(problem, inputs["state"], theta, random, how)
+    found += findings(rollout_rule(problem), {"state": starts, "parameters": theta}, random, **how)
+    return found
+
+
+def _how(step: float | None, tolerance: float) -> dict[str, Any]:
+    """Checked settings of `findings`."""
+    step = None if step is None else arguments.real("step", step, above=0)
+    return {"step": step, "tolerance": arguments.real("tolerance", tolerance, above=0)}
+
+
+def _check_steps(subject: Any, inputs: Arrays, random: np.random.Generator, how: dict[str, Any]) -> list[Finding]:
+    """All ways to step; they also agree with each other."""
+    rule = step_rule(subject)
+    found, expected = list(findings(rule, inputs, random, **how)), rule.forward(inputs)
+    others = [step_batch_rule(subject)]
+    if plain_python.method(step_sample, subject.system) is not step_sample.methods[System]:
+        others.append(step_sample_rule(subject))
+    for other in others:
+        found += findings(other, inputs, random, **how)
+        largest = np.maximum(np.abs(expected), np.abs(inputs["state"])).max(axis=1, keepdims=True)
+        off = (np.abs(other.forward(inputs) - expected) / np.where(largest > 0, largest, 1.0))[np.isfinite(expected)]
+        if not np.all(off <= SAME):
+            found.append(Finding(other.name, "x_next", float(np.max(off)), note=f"{other.name} and step disagree"))
+    return found
+
+
+def _check_controls(
+    problem: Problem, states: np.ndarray, theta: np.ndarray, random: np.random.Generator, how: dict[str, Any]
+) -> Iterator[Finding]:
+    """The controller, at parameters near theta."""
+    rows = random.permutation(states)
+    if isinstance(problem.controller, Controller):
+        rows = rows[: max(ROWS, adjoint_check_states.NUMBERS // problem.n_parameters)]
+        thetas = theta + random.standard_normal((len(rows), problem.n_parameters))
+        yield from findings(single_control_rule(problem), {"state": rows, "parameters": thetas}, random, **how)
+    inputs = {"state": rows[:ROWS], "parameters": theta + 0.1 * random.standard_normal(theta.shape)}
+    for unit in (False, True) if problem.n_control == 1 else (False,):
+        yield from findings(control_rule(problem, unit=unit), inputs, random, **how)

@@ -1,0 +1,113 @@
+"""States and controls at which `check` takes derivatives: along rollouts, near initial states, or given ones."""
+
+import os
+import tokenize
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stablebptt.data.run_file import FileFormatError
+from stablebptt.tasks import arguments
+from stablebptt.tasks.differences import Arrays
+from stablebptt.tasks.errors import ArgumentError
+from stablebptt.tasks.problems import Problem
+from stablebptt.tasks.rollouts import load_rollouts
+
+# Numbers in all states and controls, and the fewest states.
+NUMBERS, FEWEST = 6_000, 64
+# Initial states that are rolled out, under the controller as initialised and with noise of these sizes on its parameters.
+STARTS, NOISES = 12, (0.1, 1.0)
+# How far from initial states.
+NEAR = 0.1
+# A system without a problem: random states and controls of these sizes, and steps from there.
+SIZES, STEPS = (0.1, 1.0, 10.0), 40
+# States that have grown beyond this say little: all else drowns in their rounding.
+GROWN = 1e4
+NPY, HDF5 = b"\x93NUMPY", b"\x89HDF\r\n\x1a\n"
+
+
+def along_rollout(problem: Problem, theta: np.ndarray, seed: int) -> Arrays:
+    """States and controls on the way from a few initial states."""
+    path = problem.follow(theta, problem.sample(STARTS, seed))
+    return _finite(path.states[:, :-1].reshape(-1, problem.n_state), path.controls.reshape(-1, problem.n_control))
+
+
+def of_problem(problem: Problem, random: np.random.Generator, seed: int) -> Arrays:
+    """Under the initial and random controllers at all times; and near initial states, under random controls."""
+    theta = problem.init(seed)
+    parts = [along_rollout(problem, theta, seed)]
+    parts += [along_rollout(problem, theta + noise * random.standard_normal(theta.shape), seed) for noise in NOISES]
+    states = problem.sample(FEWEST, seed).reshape(FEWEST, -1)
+    near = states + NEAR * random.standard_normal(states.shape)
+    return _joined([_few(part, random, len(NOISES) + 2) for part in (*parts, of_states(near, problem.n_control, random))])
+
+
+def of_system(step: Any, sizes: tuple[int, int], random: np.random.Generator) -> Arrays:
+    """Random states, and those on the way from there under random controls: ``step(inputs) -> states``."""
+    starts = np.repeat(SIZES, FEWEST)[:, None]
+    states = starts * random.standard_normal((len(starts), sizes[0]))
+    parts = []
+    with np.errstate(all="ignore"):
+        for _ in range(STEPS):
+            part = of_states(states, sizes[1], random)
+            parts.append(part)
+            states = step(part)
+    found = _joined([_finite(part["state"], part["control"]) for part in parts])
+    kept = np.abs(found["state"]).max(axis=1) <= GROWN
+    return _few({name: values[kept] for name, values in found.items()}, random, 1)
+
+
+def of_states(states: np.ndarray, n_control: int, random: np.random.Generator) -> Arrays:
+    """Given states (n, n_state) under random controls."""
+    return {"state": states, "control": random.standard_normal((len(states), n_control))}
+
+
+def read_states(states: Any, state_shape: tuple[int, ...]) -> np.ndarray:
+    """States (n, n_state): an array (n, *state_shape), or a file with one (.npy), or with rollouts (of a run or of `simulate`).
+
+    Raises
+    ------
+    ValueError, TypeError
+        If they do not fit.
+    FileFormatError
+        If the file is damaged or something else.
+    """
+    values, name = states, "states"
+    if isinstance(states, str | os.PathLike):
+        values, name = _of_file(Path(states), state_shape), str(states)
+    return arguments.array(name, values, ("n", *state_shape), np.float64).reshape(len(values), -1)
+
+
+def _of_file(path: Path, state_shape: tuple[int, ...]) -> np.ndarray:
+    if path.exists() and not path.is_file():
+        raise ArgumentError(f"{path} is no file")
+    with path.open("rb") as file:
+        start = file.read(len(HDF5))
+    if start == HDF5:
+        found = load_rollouts(path).states
+        if found.shape[3:] != state_shape:
+            raise ArgumentError(f"{path} has states of shape {found.shape[3:]}; they must be {state_shape}")
+        return found.reshape(-1, *state_shape)
+    if not start.startswith(NPY):
+        raise FileFormatError(f"{path} holds no states: give an array (n, *state_shape) as .npy, or a run file")
+    try:
+        return np.array(np.lib.format.open_memmap(path, mode="r"))  # takes no more memory than the file, and no objects
+    except (ValueError, TypeError, SyntaxError, OverflowError, EOFError, tokenize.TokenError) as error:
+        raise FileFormatError(f"{path} is damaged, or holds no array of numbers: {error}") from None
+
+
+def _finite(states: np.ndarray, controls: np.ndarray) -> Arrays:
+    finite = np.isfinite(states).all(axis=1) & np.isfinite(controls).all(axis=1)
+    return {"state": states[finite], "control": controls[finite]}
+
+
+def _few(part: Arrays, random: np.random.Generator, parts: int) -> Arrays:
+    """A random choice, in random order; as many as one of so many parts may have."""
+    width = part["state"].shape[1] + part["control"].shape[1]
+    chosen = random.permutation(len(part["state"]))[: max(FEWEST, NUMBERS // width) // parts]
+    return {name: values[chosen] for name, values in part.items()}
+
+
+def _joined(parts: list[Arrays]) -> Arrays:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,1 @@
+"""All that needs matplotlib: learning curves, rollouts, films, the two pictures that explain the method, notebooks."""

@@ -1,0 +1,318 @@
+"""One test for every rule: <y, J dx> == <J^T y, dx> in float64; and a test of that test."""
+
+import importlib
+import inspect
+import pkgutil
+
+import numpy as np
+import pytest
+from numba import njit
+from numba.core.typing.templates import builtin_registry
+
+import stablebptt as sb
+from stablebptt import kernels
+from stablebptt.adjoint import generics as backward
+from stablebptt.adjoint.cartpole import pole_vjp
+from stablebptt.adjoint.guidance import pull_vjp
+from stablebptt.kernels import generics as forward
+from stablebptt.kernels.cartpole import cartpole, pole
+from stablebptt.kernels.core.simd import pointer
+from stablebptt.kernels.dense import tanh_all, tanh_all_vjp
+from stablebptt.kernels.guidance import pull, pull_terms
+from stablebptt.tasks.adjoint_check import Rule, control_rule, cost_rule, findings, rollout_rule, step_batch_rule, step_rule
+from stablebptt.tasks.pictures import landscape  # noqa: F401  (the package's controller that treats one state at a time)
+
+LOSSES = ("final", "continuous")
+PROBLEMS = {f"cartpole {p} {loss}": ("cartpole", {"poles": p, "loss": loss}) for p in (1, 2, 3, 4) for loss in LOSSES}
+PROBLEMS |= {
+    f"guidance {d} {e} {loss}": ("guidance", {"drivers": d, "evaders": e, "loss": loss, "regularization": 0.1})
+    for d, e in ((1, 1), (2, 4), (3, 2))
+    for loss in LOSSES
+}
+PROBLEMS |= {
+    f"quantum {n} {loss}": ("quantum", {"points": n, "width": 5, "target": 2, "loss": loss})
+    for n in (8, 11, 32)
+    for loss in LOSSES
+}
+HIDDEN = [(37,), (12, 12), (64, 64, 64), (100, 100)]
+
+
+def problem_of(name, **more):
+    task, options = PROBLEMS[name]
+    return sb.problem(task, **{"dtype": "float64", "steps": 7, "output_init": "glorot", **options, **more})
+
+
+def assert_rule(rule, inputs, random):
+    found = list(findings(rule, inputs, random))
+    assert found
+    for finding in found:
+        assert finding.passed, finding
+
+
+def scalar_rule(name, system, function, vjp, arguments):
+    """Rule of a function of numbers; `vjp` takes the arguments and the cotangents of the outputs."""
+    call = njit(lambda s, *a: function(s, *a))
+    call_vjp = njit(lambda s, *a: vjp(s, *a))
+
+    def run(inputs):
+        return np.array(call(system, *(float(inputs[a]) for a in arguments)))
+
+    def run_vjp(inputs, bars):
+        values = [float(inputs[a]) for a in arguments]
+        rows = [call_vjp(system, *values, *map(float, bar)) for bar in bars]
+        return dict(zip(arguments, np.array(rows).T))
+
+    return Rule(name, run, run_vjp)
+
+
+def pull_rule():
+    """The pair force of guidance, whose cotangents take shared terms."""
+
+    def vjp(reach, near, far, rx, ry, fx_bar, fy_bar):
+        strength, slope = pull_terms(reach, near, far, rx, ry)
+        return pull_vjp(strength, slope, rx, ry, fx_bar, fy_bar)
+
+    vjp = njit(vjp)
+    law = (0.1, 0.1, -0.2)
+    run, run_vjp = njit(lambda rx, ry: pull(*law, rx, ry)), njit(lambda rx, ry, a, b: vjp(*law, rx, ry, a, b))
+
+    def backward(inputs, bars):
+        rows = [run_vjp(float(inputs["rx"]), float(inputs["ry"]), *map(float, bar)) for bar in bars]
+        return dict(zip(("rx", "ry"), np.array(rows).T))
+
+    return Rule("pull", lambda i: np.array(run(float(i["rx"]), float(i["ry"]))), backward)
+
+
+def pole_rule():
+    return scalar_rule("pole", cartpole(0.01), pole, pole_vjp, ("force", "sin", "cos", "rate"))
+
+
+def tanh_rule():
+    run = njit(lambda z: tanh_all(z.size, pointer(z)))
+    run_vjp = njit(lambda h, bar: tanh_all_vjp(h.size, pointer(h), pointer(bar)))
+
+    def value(inputs):
+        z = inputs["z"].copy()
+        run(z)
+        return z
+
+    def vjp(inputs, bars):
+        bars = bars.copy()
+        for bar in bars:
+            run_vjp(value(inputs), bar)
+        return {"z": bars}
+
+    return Rule("tanh_all", value, vjp)
+
+
+SCALAR_RULES = {
+    "cartpole.pole": (pole_rule, ("force", "sin", "cos", "rate")),
+    "dense.tanh_all": (tanh_rule, ("z",)),
+    "guidance.pull": (pull_rule, ("rx", "ry")),
+}
+
+
+@pytest.mark.parametrize("name", SCALAR_RULES)
+def test_scalar_rule(name, random):
+    make, arguments = SCALAR_RULES[name]
+    shape = (32,) if name == "dense.tanh_all" else ()
+    assert_rule(make(), {a: random.uniform(0.2, 1.0, shape) for a in arguments}, random)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_step_and_cost(name, random):
+    problem = problem_of(name)
+    flat = problem.sample(7, 1).reshape(7, -1)
+    controls = random.standard_normal((7, problem.n_control))
+    assert_rule(step_rule(problem), {"state": flat[0], "control": controls[0]}, random)
+    assert_rule(step_batch_rule(problem), {"state": flat, "control": controls}, random)
+    assert_rule(cost_rule(problem), {"state": flat[0]}, random)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 8, 33])
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_controller(hidden, batch, random):
+    problem = problem_of("cartpole 2 final", hidden=hidden)
+    inputs = {"state": problem.sample(batch).reshape(batch, -1), "parameters": problem.init(1)}
+    assert_rule(control_rule(problem), inputs, random)
+    assert_rule(control_rule(problem, unit=True), inputs, random)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 33])
+@pytest.mark.parametrize("name", ["guidance 2 4 final", "quantum 8 final", "quantum 11 final", "quantum 32 final"])
+def test_other_controllers(name, batch, random):
+    """Several controls; convolutions with and without positions that no window ends at."""
+    problem = problem_of(name)
+    inputs = {"state": problem.sample(batch).reshape(batch, -1), "parameters": problem.init(1)}
+    assert_rule(control_rule(problem), inputs, random)
+    if problem.n_control == 1:
+        assert_rule(control_rule(problem, unit=True), inputs, random)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_rollout_and_sweep(name, random):
+    problem = problem_of(name) if "quantum" in name else problem_of(name, hidden=(12, 12))
+    assert_rule(rollout_rule(problem), {"state": problem.sample(3), "parameters": problem.init(2)}, random)
+
+
+# --- completeness: no kernel without a rule -----------------------------------------------------------------------
+
+VJP_OF = {"step": "step_vjp", "step_batch": "step_batch_vjp", "cost": "cost_vjp", "control": "control_vjp"}
+VJP_OF |= {"control_batch": "control_batch_vjp", "step_sample": "step_sample_vjp"}
+# Compiled functions of kernels/ without a rule of their own, by module, and why.
+ON_A_DEVICE = "on a device; test_cuda.py compares it with the CPU"
+NOT_DIFFERENTIATED = {
+    "cartpole": {"pole_terms": "shared by pole and pole_vjp, which are tested"},
+    "dispatch": {"like": "a constant"},
+    "cuda_block": dict.fromkeys(
+        ("thread", "threads", "barrier", "copy", "clear", "spread", "multiply_add", "accumulate4", "tanh4", "tanh4_vjp"),
+        ON_A_DEVICE,
+    ),
+    "cuda_rollout": dict.fromkeys(
+        ("load_weights", "hidden_layer", "output_layer", "run_network", "start", "follow", "work_size", "place_work"), ON_A_DEVICE
+    ),
+    "dense": {
+        "matmul": "on addresses; its transposes in control_batch_vjp and parameter_vjp are tested through control",
+        "dot": "on addresses; tested through control",
+        "copy": "moves numbers",
+        "scale": "used backwards only; tested through control",
+        "add": "used backwards only; tested through control",
+        "tanh": "rule is tanh_all_vjp",
+        "tanh_all_vjp": "is a vjp",
+    },
+    "generics": {"pack": "moves parameters; `unpack` moves gradients back (tested through control)"},
+    "guidance": {
+        "pull_terms": "shared by pull and pull_vjp, which are tested",
+        "pair_law": "constants",
+        "friction": "a constant",
+        "evader_sum": "part of step",
+        "advance": "is step on views",
+        "places": "addresses",
+    },
+    "network": {"layer_of": "numbers of a table"},
+    "quantum": {
+        "pivot": "part of step",
+        "eliminate": "part of step",
+        "substitute": "part of step",
+        "factorise": "part of step; its rule is that of the whole linear solve",
+        "solve": "part of step; its rule is that of the whole linear solve",
+        "advance": "is step on views",
+        "places": "addresses",
+        "number": "access",
+        "overlap": "part of cost",
+    },
+    "rollout": {
+        "rollout": "rule is rollout_vjp (tested through whole gradients)",
+        "path_cost": "rule is cost_vjp inside rollout_vjp (tested through whole gradients)",
+        "follow": "rollout and path_cost",
+        "evaluate": "an entry point; of `follow`",
+        "effort_weight": "a constant",
+    },
+    "simd": {
+        "clamp": "part of tanh",
+        **dict.fromkeys(("pointer", "offset", "lanes"), "addresses"),
+        **dict.fromkeys(("load", "store", "fill"), "moves numbers"),
+        "total": "part of dot",
+    },
+    "views": {
+        **dict.fromkeys(("get", "put", "row"), "access"),
+        **dict.fromkeys(("to_lanes", "from_lanes", "add_from_lanes"), "moves numbers"),
+        "constant": "a constant",
+        "padded_batch": "a size",
+        "sqrt": "used through pull_terms",
+        "inverse_or_zero": "used through pull_terms",
+    },
+}
+
+
+def modules(package):
+    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        yield importlib.import_module(info.name)
+
+
+def test_every_method_has_its_vjp():
+    rooms = [{info.name for info in pkgutil.iter_modules(room.__path__)} for room in (kernels, sb.adjoint)]
+    for name in set.intersection(*rooms):  # every file and its mirror image
+        if not name.startswith("cuda"):
+            importlib.import_module(f"stablebptt.kernels.{name}"), importlib.import_module(f"stablebptt.adjoint.{name}")
+    for name, partner in VJP_OF.items():
+        methods, rules = getattr(forward, name).methods, getattr(backward, partner).methods
+        assert methods, name
+        for cls in (c for c in methods if c.__module__.startswith("stablebptt.")):
+            assert any(base in rules for base in cls.__mro__), f"{name} of {cls.__name__} has no {partner}"
+
+
+def public_kernels():
+    """Compiled functions of kernels/, as module.name."""
+    overloaded = {id(function) for function, _ in builtin_registry.globals}
+    for module in modules(kernels):
+        for name, value in vars(module).items():
+            own = getattr(value, "__module__", None) == module.__name__ and not isinstance(value, type)
+            compiled = id(value) in overloaded or any(hasattr(value, mark) for mark in ("compiled", "targetoptions"))
+            if own and compiled and not name.startswith("_"):
+                yield f"{module.__name__.rpartition('.')[2]}.{name}"
+
+
+def test_every_public_kernel_has_a_rule_or_a_reason():
+    known = {*(f"generics.{name}" for name in VJP_OF), *SCALAR_RULES}
+    known |= {f"{module}.{name}" for module, reasons in NOT_DIFFERENTIATED.items() for name in reasons}
+    found = set(public_kernels())
+    assert sorted(found - known) == [], "they have neither a rule nor a reason"
+    assert sorted(known - found) == [], "there are no such kernels"
+
+
+def test_kernels_never_import_adjoints():
+    for module in modules(kernels):
+        assert "stablebptt.adjoint" not in inspect.getsource(module), module.__name__
+
+
+@pytest.mark.parametrize("name", ["cartpole 2 final", "guidance 2 4 final", "quantum 8 final"])
+def test_vjps_add_to_what_is_there(name, random):
+    """In plain Python: a cotangent is the sum over all uses of a number."""
+    problem = problem_of(name)
+    x, c = problem.sample(1)[0].ravel(), random.standard_normal(problem.n_control)
+    lam = random.standard_normal((2, x.size))
+    found = []
+    for start in (0.0, 3.0):
+        lam_x, lam_c, x_bar = np.full((2, x.size), start), np.full((2, c.size), start), np.full(x.size, start)
+        backward.step_vjp(problem.system, x, c, lam, lam_x, lam_c)
+        backward.cost_vjp(problem.loss_function, x, 0.7, x_bar)
+        found.append([values - start for values in (lam_x, lam_c, x_bar)])
+    for empty, full in zip(*found):
+        assert np.abs(empty).max() > 0
+        np.testing.assert_allclose(full, empty, rtol=1e-12, atol=1e-14)
+
+
+# --- the tester finds wrong rules ---------------------------------------------------------------------------------
+
+
+def wrong(change):
+    """A rule for f(x, y) = (x y, sin x) whose vjp was damaged by `change`."""
+
+    def value(inputs):
+        return np.stack([inputs["x"] * inputs["y"], np.sin(inputs["x"])])
+
+    def vjp(inputs, bars):
+        x, y = inputs["x"], inputs["y"]
+        right = {"x": bars[:, 0] * y + bars[:, 1] * np.cos(x), "y": bars[:, 0] * x}
+        return change(right, inputs, bars)
+
+    return Rule("wrong", value, vjp)
+
+
+WRONG = {
+    "sign": lambda r, i, b: r | {"y": -r["y"]},
+    "missing term": lambda r, i, b: r | {"x": b[:, 0] * i["y"]},
+    "swapped outputs": lambda r, i, b: {"x": r["y"], "y": r["x"]},
+    "overwritten instead of added": lambda r, i, b: r | {"x": b[:, 1] * np.cos(i["x"])},
+    "a factor": lambda r, i, b: r | {"y": r["y"] * (1 + 1e-5)},
+    "one cotangent for all": lambda r, i, b: r | {"y": np.repeat(r["y"][:1], len(b), 0)},
+    "NaN": lambda r, i, b: r | {"y": r["y"] * np.nan},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_tester_finds(name, random):
+    inputs = {"x": random.standard_normal(5), "y": random.standard_normal(5)}
+    assert all(f.passed for f in findings(wrong(lambda r, i, b: r), inputs, random))
+    assert not all(f.passed for f in findings(wrong(WRONG[name]), inputs, random))

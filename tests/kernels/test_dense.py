@@ -1,0 +1,118 @@
+"""Matrix products of every size, and the hyperbolic tangent."""
+
+import numpy as np
+import pytest
+from numba import njit
+
+from stablebptt.kernels.core.simd import PAD, VECTOR_BYTES, clamp, lanes, load, pointer, store
+from stablebptt.kernels.core.views import inverse_or_zero, sqrt
+from stablebptt.kernels.dense import dot, matmul, tanh, tanh_all
+
+
+@njit
+def product(rows, columns, inner, a, a_row, a_col, b, init, init_row, out):
+    matmul(rows, columns, inner, pointer(a), a_row, a_col, pointer(b), b.shape[1], pointer(init), init_row, pointer(out), out.shape[1])  # fmt: skip  # noqa: E501
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 33, 100])
+def test_products(rows, dtype, random):
+    for columns in range(PAD, 9 * PAD, PAD):
+        for inner in (1, 6, 101):
+            a = random.standard_normal((rows, inner)).astype(dtype)
+            b = random.standard_normal((inner, columns)).astype(dtype)
+            bias = random.standard_normal((1, columns)).astype(dtype)
+            out = np.full((rows + 1, columns), 7, dtype)
+            exact = a.astype(float) @ b.astype(float) + bias
+            bound = 4 * np.finfo(dtype).eps * (np.abs(a) @ np.abs(b) + np.abs(bias)).max() * np.sqrt(inner)
+            product(rows, columns, inner, a, inner, 1, b, bias, 0, out)
+            assert np.abs(out[:rows] - exact).max() <= bound
+            assert np.all(out[rows] == 7)  # nothing beyond
+            transposed = np.ascontiguousarray(a.T)
+            again = np.zeros((rows, columns), dtype)
+            product(rows, columns, inner, transposed, 1, rows, b, again, columns, again)  # accumulates
+            product(rows, columns, inner, transposed, 1, rows, b, again, columns, again)
+            assert np.abs(again - 2 * (exact - bias)).max() <= 2 * bound
+
+
+def test_elements_do_not_depend_on_the_number_of_rows(random):
+    a = random.standard_normal((33, 50)).astype(np.float32)
+    b = random.standard_normal((50, 112)).astype(np.float32)
+    zero, whole = np.zeros((1, 112), np.float32), np.zeros((33, 112), np.float32)
+    product(33, 112, 50, a, 50, 1, b, zero, 0, whole)
+    for rows in (1, 2, 4, 7, 8, 20):
+        part = np.zeros((rows, 112), np.float32)
+        product(rows, 112, 50, a, 50, 1, b, zero, 0, part)
+        assert np.array_equal(part, whole[:rows])
+
+
+def test_dot(random):
+    run = njit(lambda a, b: dot(a.size, pointer(a), pointer(b)))
+    for dtype in (np.float32, np.float64):
+        a, b = (random.standard_normal(112).astype(dtype) for _ in range(2))
+        assert run(a, b) == pytest.approx(a.astype(float) @ b.astype(float), abs=1e2 * float(np.finfo(dtype).eps))
+
+
+@njit
+def all_tanh(z):
+    tanh_all(z.size, pointer(z))
+
+
+@njit
+def one_tanh(x):
+    return tanh(x)
+
+
+def test_tanh_float32_is_accurate():
+    x = np.concatenate([np.linspace(-12, 12, 1 << 16), np.geomspace(1e-30, 1, 1 << 12), [0.0] * (1 << 4)])
+    x = x.astype(np.float32)
+    z = x.copy()
+    all_tanh(z)
+    exact = np.tanh(x.astype(float))
+    assert np.all(np.abs(z - exact) <= 3e-7 * np.abs(exact))
+    assert np.abs(z).max() <= 1
+    assert z[-1] == 0
+
+
+def test_tanh_keeps_nan_and_the_limits():
+    for dtype in (np.float32, np.float64):
+        z = np.array([np.nan, np.inf, -np.inf, 100, -100, 0, 1, -1] * 2, dtype)
+        all_tanh(z)
+        assert np.isnan(z[0]) and np.isnan(z[8])
+        np.testing.assert_allclose(z[1:5], [1, -1, 1, -1], atol=3e-7)
+        assert np.isnan(one_tanh(dtype(np.nan)))
+        assert one_tanh(dtype(0.5)) == pytest.approx(np.tanh(0.5), rel=3e-7)
+
+
+@njit
+def in_lanes(x, out):
+    """Functions of vectors, one row each."""
+    for j in range(0, x.size, lanes(pointer(x))):
+        value = load(pointer(x), j)
+        store(pointer(out[0]), j, sqrt(value))
+        store(pointer(out[1]), j, inverse_or_zero(value))
+        store(pointer(out[2]), j, clamp(value, x.dtype.type(1.5)))
+        store(pointer(out[3]), j, -value)
+
+
+def in_python(x):
+    with np.errstate(all="ignore"):
+        inverse = np.where(x == 0, 0, 1 / x)
+        return np.stack([np.sqrt(x), inverse, np.where(np.isnan(x), x, np.clip(x, -1.5, 1.5)), -x]).astype(x.dtype)
+
+
+@pytest.mark.parametrize("special", [0.0, -0.0, np.nan, np.inf, -np.inf, -4.0, 1e-30])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_lane_does_not_touch_the_others(dtype, special, random):
+    usual = random.uniform(0.1, 3, 2 * VECTOR_BYTES // np.dtype(dtype).itemsize).astype(dtype)
+    for lane in range(len(usual)):
+        x, out = usual.copy(), np.empty((4, len(usual)), dtype)
+        x[lane] = special
+        in_lanes(x, out)
+        np.testing.assert_array_equal(out, in_python(x))
+        if dtype == np.float32:
+            all_tanh(usual_tanh := usual.copy())
+            all_tanh(x)
+            others = np.arange(len(x)) != lane
+            assert np.array_equal(x[others], usual_tanh[others])
+            np.testing.assert_allclose(x[lane], np.tanh(np.float64(dtype(special))), rtol=3e-7)
