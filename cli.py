@@ -111,7 +111,9 @@ def stablebptt() -> None:
 # --- tasks --------------------------------------------------------------------------------------------------------
 
 
-def _add_verbs(group: click.Group, named: list[Option], make: Callable[..., Any], load: Callable[..., Any], again: bool) -> None:
+def _add_verbs(
+    group: click.Group, named: list[Option], make: Callable[..., Any], load: Callable[..., Any], *, again: bool
+) -> None:
     """The verbs of tasks.
 
     `make` makes the problem of the options `named`; `load` loads the run of a file, if `again` with the help of them.
@@ -138,7 +140,7 @@ def _add_verbs(group: click.Group, named: list[Option], make: Callable[..., Any]
     def check(as_json: bool, quiet: bool, **given: Any) -> None:
         """Test the adjoints against finite differences, in float64."""
         told = chosen(given)
-        _check(make(**told | ({"dtype": "float64"} if "dtype" in told else {})), as_json, given)
+        _check(make(**told | ({"dtype": "float64"} if "dtype" in told else {})), given, as_json=as_json)
 
 
 def _published(task: Task) -> click.Group:
@@ -219,36 +221,36 @@ def _train(
         numbers = arguments.span("seeds", seeds)
         if numbers is None:
             raise ArgumentError(f"seeds are {seeds!r}; give a range such as 0:132")
-        _train_seeds(problem, numbers, out, quiet, as_json, how)
+        _train_seeds(problem, numbers, out, how, quiet=quiet, as_json=as_json)
         return
     begin = time.monotonic()
-    with output.progress(chosen.epochs, quiet, as_json) as report:
+    with output.progress(chosen.epochs, quiet=quiet, as_json=as_json) as report:
         run = training.train(problem, out=out, report=report, **how)
-    show({"file": str(out), **output.learned(run), "seconds": round(time.monotonic() - begin, 3)}, as_json)
+    show({"file": str(out), **output.learned(run), "seconds": round(time.monotonic() - begin, 3)}, as_json=as_json)
 
 
-def _train_seeds(problem: Any, seeds: list[int], out: Path, quiet: bool, as_json: bool, how: dict[str, Any]) -> None:
+def _train_seeds(problem: Any, seeds: list[int], out: Path, how: dict[str, Any], *, quiet: bool, as_json: bool) -> None:
     """Train many seeds together, with the progress of the last of them."""
     from stablebptt.tasks.errors import DivergedError
     from stablebptt.tasks.seeds import train_seeds
 
     del how["seed"]
     epochs = dict.fromkeys(seeds, 0)
-    with output.progress(how["epochs"], quiet, False) as shown:
+    with output.progress(how["epochs"], quiet=quiet, as_json=False) as shown:
 
         def report(seed: int, progress: Any) -> None:
             epochs[seed] = progress.epoch
             if seed == seeds[-1]:
                 shown(progress)
             if as_json:
-                show({"seed": seed} | output.epoch_record(progress), True)
+                show({"seed": seed} | output.epoch_record(progress), as_json=True)
 
         results = train_seeds(problem, seeds, out=out, report=report, **how)
     for seed, result in zip(seeds, results):
         diverged = isinstance(result, DivergedError)
         record = {"epochs": epochs[seed], "status": str(result)} if diverged else {**output.learned(result), "status": "complete"}
         if as_json:
-            show({"seed": seed, "file": str(out / f"seed_{seed}.h5")} | record, True)
+            show({"seed": seed, "file": str(out / f"seed_{seed}.h5")} | record, as_json=True)
         else:
             click.echo(f"seed {seed:>4}  " + "  ".join(f"{k.replace('_', ' ')} {output.short(v)}" for k, v in record.items()))
     lost = [seed for seed, result in zip(seeds, results) if isinstance(result, DivergedError)]
@@ -263,20 +265,20 @@ def _simulate(
     from stablebptt.tasks import on_backend
     from stablebptt.tasks.runs import trajectories
 
-    _free(out, force)
+    _free(out, force=force)
     x0 = run.problem.sample(count, seed)
     paths = trajectories(on_backend(run.problem, backend), [run.best_theta if best else run.theta], x0)
     run_file.save_paths(out, run, paths, seed)
     loss = paths["loss"][0]
-    show({"file": str(out), "count": count, "mean_loss": float(loss.mean()), "worst_loss": float(loss.max())}, as_json)
+    show({"file": str(out), "count": count, "mean_loss": float(loss.mean()), "worst_loss": float(loss.max())}, as_json=as_json)
 
 
-def _check(problem: Any, as_json: bool, how: dict[str, Any]) -> None:
+def _check(problem: Any, how: dict[str, Any], *, as_json: bool) -> None:
     from stablebptt.tasks import adjoint_check
     from stablebptt.tasks.custom import in_float64
 
     exact = problem if problem.dtype.__name__ == "float64" else in_float64(problem)
-    output.findings(adjoint_check.check(exact, **how), as_json)
+    output.findings(adjoint_check.check(exact, **how), as_json=as_json)
 
 
 for _task in TASKS.values():
@@ -297,23 +299,23 @@ def check(source: str, as_json: bool, quiet: bool, **how: Any) -> None:
     if isinstance(found, type) and issubclass(found, System):
         found = found()
     if isinstance(found, System):
-        output.findings(checking.check_system(found, **how), as_json)
+        output.findings(checking.check_system(found, **how), as_json=as_json)
     else:
-        _check(from_source(source), as_json, how)
+        _check(from_source(source), how, as_json=as_json)
 
 
 # --- pictures and files -------------------------------------------------------------------------------------------
 
 
-def _picture(out: Path, force: bool, draw: Callable[[], Any]) -> None:
+def _picture(out: Path, draw: Callable[[], Any], *, force: bool) -> None:
     """Draw and write a picture, if its place is free."""
     from stablebptt.tasks.pictures.curves import save
 
-    _free(out, force)
+    _free(out, force=force)
     save(draw, out)
 
 
-def _free(out: Path, force: bool) -> None:
+def _free(out: Path, *, force: bool) -> None:
     """Find out before the work that a file cannot be written."""
     from stablebptt.data.atomic import check_folder
 
@@ -347,13 +349,13 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
             trajectory = 0
         if trajectory is None:
             runs = [load(file) for file in files]
-            _picture(out, force, lambda: learning_curves(runs, curves, smooth))
+            _picture(out, lambda: learning_curves(runs, curves, smooth), force=force)
             return
         if len(files) > 1:
             raise click.UsageError("--trajectory draws the trajectories of one file; give one file")
         rollouts, number = load_rollouts(files[0], task), trajectory
         with own_code(task):
-            _picture(out, force, lambda: rollout_pictures.draw(rollouts, number, task))
+            _picture(out, lambda: rollout_pictures.draw(rollouts, number, task), force=force)
 
     @command(group, "animate")
     @options(FILM)
@@ -364,7 +366,7 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
         from stablebptt.tasks.rollouts import load_rollouts
 
         rollouts = load_rollouts(file, task)
-        _free(out, force)
+        _free(out, force=force)
         with own_code(task):
             pictures = films.save_film(rollouts, trajectory, out, fps, task=task, **look)
         if not quiet:
@@ -410,18 +412,18 @@ def sweep(
     if task_index is not None:
         arguments.index("task index", task_index, len(runs))
     if dry_run:
-        output.dry_run(sweeps.estimate(runs), jobs or sweeps.cores(), as_json)
+        output.dry_run(sweeps.estimate(runs), jobs or sweeps.cores(), as_json=as_json)
         return
     if task_index is not None:
-        outcomes = [sweeps.run_one(runs[task_index], out, retry_failed)]
-        show(output.event(outcomes[0]), as_json)
+        outcomes = [sweeps.run_one(runs[task_index], out, retry_failed=retry_failed)]
+        show(output.event(outcomes[0]), as_json=as_json)
     else:
         cluster = nullcontext() if dask is None else sweeps.dask_executor(dask)
-        with cluster as executor, output.sweep_progress(quiet, as_json) as report:
+        with cluster as executor, output.sweep_progress(quiet=quiet, as_json=as_json) as report:
             outcomes = sweeps.sweep(
                 runs, out, jobs=jobs, executor=executor, resume=resume, retry_failed=retry_failed, gather=gather, report=report
             )
-        output.sweep_table(outcomes, as_json)
+        output.sweep_table(outcomes, as_json=as_json)
     output.sweep_verdict(outcomes)
 
 
@@ -433,7 +435,7 @@ def report(folder: Path, as_json: bool, quiet: bool) -> None:
     """Collect the runs of a sweep in FOLDER/report: a table, a page (Markdown and HTML) and the published figures with bands."""
     from stablebptt.tasks import reports
 
-    show(reports.write(folder), as_json)
+    show(reports.write(folder), as_json=as_json)
 
 
 @stablebptt.group("landscape")
@@ -448,7 +450,7 @@ def fields(out: Path, force: bool, quiet: bool, resolution: int) -> None:
     """Loss and gradient fields of a controller with two parameters: R explodes and vanishes, M is balanced and rotates."""
     from stablebptt.tasks.pictures import landscape as pictures
 
-    _picture(out, force, lambda: pictures.draw_fields(pictures.fields(resolution)))
+    _picture(out, lambda: pictures.draw_fields(pictures.fields(resolution)), force=force)
 
 
 @command(landscape, "rotation")
@@ -459,8 +461,8 @@ def rotation(out: Path, force: bool, quiet: bool, as_json: bool) -> None:
     from stablebptt.tasks.pictures import landscape as pictures
 
     paths = pictures.rotation()
-    _picture(out, force, lambda: pictures.draw_rotation(paths))
-    show({name: float(losses[-1]) for name, losses in pictures.rotation_losses(paths).items()}, as_json)
+    _picture(out, lambda: pictures.draw_rotation(paths), force=force)
+    show({name: float(losses[-1]) for name, losses in pictures.rotation_losses(paths).items()}, as_json=as_json)
 
 
 @command(stablebptt, "info")
@@ -472,7 +474,7 @@ def info(only_versions: bool, as_json: bool, quiet: bool) -> None:
     from stablebptt.data.run_file import versions
 
     if only_versions:
-        show(versions(), as_json)
+        show(versions(), as_json=as_json)
         return
     from llvmlite import binding
 
@@ -486,7 +488,7 @@ def info(only_versions: bool, as_json: bool, quiet: bool) -> None:
         "gpu": _gpu(),
         "cache_folder": str(usable_folder() or "none"),
     }
-    show(facts, as_json)
+    show(facts, as_json=as_json)
 
 
 def _gpu() -> str:

@@ -230,7 +230,11 @@ def rollout_vjp(episode, gates, ahead, bars):
 
 @kernel
 def gradient(episode, theta, x0, gates, arena):
-    """The compiled entry point: loss and gradients, joined if the gates are, of theta (n_parameters,) and x0 (B, n_state)."""
+    """The compiled entry point: loss and gradients, joined if the gates are, of theta (n_parameters,) and x0 (B, n_state).
+
+    The numbers of `Results` come back as a plain tuple: Numba would make the named one by calling Python, where a signal that
+    arrived during the computation strikes, and Numba does not expect that call to fail.
+    """
     ahead, gradients, joined = arena.forward, arena.gradients, arena.joined
     follow(episode, theta, x0, ahead)
     rollout_vjp(episode, gates, ahead, arena.bars)
@@ -243,4 +247,4 @@ def gradient(episode, theta, x0, gates, arena):
         joined2 = inner(joined, joined)
     path = ahead.path
     finite = np.all(np.isfinite(path.states[path.states.shape[0] - 1]))
-    return Results(regular2, modified2, product, joined2, np.mean(path.physics), np.mean(path.effort), finite)
+    return regular2, modified2, product, joined2, np.mean(path.physics), np.mean(path.effort), finite

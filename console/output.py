@@ -16,7 +16,7 @@ def short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def show(data: dict[str, Any], as_json: bool) -> None:
+def show(data: dict[str, Any], *, as_json: bool) -> None:
     """A record on stdout: as JSON, or one "key: value" per line."""
     if as_json:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in data.items()}
@@ -46,7 +46,7 @@ def epoch_record(progress: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def progress(epochs: int, quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]]:
+def progress(epochs: int, *, quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]]:
     """Something to report epochs to: a bar on a terminal, now and then a line elsewhere."""
     from stablebptt.tasks.runs import HISTORY
 
@@ -60,7 +60,7 @@ def progress(epochs: int, quiet: bool, as_json: bool) -> Iterator[Callable[[Any]
         nonlocal shown
         row = epoch_record(progress)
         if as_json:
-            show(row, True)
+            show(row, as_json=True)
         ended, now = progress.epoch == epochs, time.monotonic()
         if quiet or (now - shown < (0.1 if bar else 10.0) and not ended):
             return
@@ -82,7 +82,7 @@ def progress(epochs: int, quiet: bool, as_json: bool) -> Iterator[Callable[[Any]
             click.echo("", err=True)
 
 
-def findings(found: list[Any], as_json: bool) -> None:
+def findings(found: list[Any], *, as_json: bool) -> None:
     """A table of findings, and an error if one is wrong."""
     if not as_json:
         click.echo(f"{'function':<26}{'argument':<12}{'step':>8}{'sure to':>9}{'error':>10}")
@@ -90,7 +90,7 @@ def findings(found: list[Any], as_json: bool) -> None:
         if as_json:
             record = {"function": finding.rule, "argument": finding.argument, "error": finding.error, "step": finding.step}
             record |= {"certainty": finding.certainty, "verdict": finding.verdict, "note": finding.note}
-            show(record | {"passed": finding.passed}, True)
+            show(record | {"passed": finding.passed}, as_json=True)
         else:
             numbers = f"{finding.step:>8.0e}{finding.certainty:>9.0e}{finding.error:>10.1e}"
             click.echo(f"{finding.rule:<26}{finding.argument:<12}{numbers}  {finding.verdict}")
@@ -101,13 +101,13 @@ def findings(found: list[Any], as_json: bool) -> None:
             raise click.ClickException(f"{words}: {', '.join(named)}{hint}")
 
 
-def dry_run(seconds: dict[str, float], jobs: int, as_json: bool) -> None:
+def dry_run(seconds: dict[str, float], jobs: int, *, as_json: bool) -> None:
     for name, estimate in seconds.items():
-        show({"run": name, "seconds": estimate}, True) if as_json else click.echo(f"{name:<70} {_duration(estimate)}")
+        show({"run": name, "seconds": estimate}, as_json=True) if as_json else click.echo(f"{name:<70} {_duration(estimate)}")
     total = sum(seconds.values())
     summary = {"runs": len(seconds), "core_seconds": total, "jobs": jobs, "seconds": total / min(jobs, max(len(seconds), 1))}
     if as_json:
-        show(summary, True)
+        show(summary, as_json=True)
     else:
         click.echo(f"{len(seconds)} runs, about {_duration(total)} on one core, {_duration(summary['seconds'])} with {jobs} jobs")
 
@@ -117,7 +117,7 @@ def event(outcome: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def sweep_progress(quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]]:
+def sweep_progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]]:
     """Something to report a sweep to: a line on a terminal, now and then one elsewhere."""
     live = sys.stderr.isatty() and not quiet
     shown = -math.inf
@@ -127,7 +127,7 @@ def sweep_progress(quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]
         done, bad = progress.count("complete"), progress.count("failed", "diverged")
         facts = {"done": done, "running": progress.running, "failed": bad, "total": progress.total}
         if as_json and progress.ended is not None:
-            show(event(progress.ended) | facts | {"seconds_left": progress.seconds_left}, True)
+            show(event(progress.ended) | facts | {"seconds_left": progress.seconds_left}, as_json=True)
         now = time.monotonic()
         if quiet or (now - shown < (0.2 if live else 10.0) and done + bad < progress.total):
             return
@@ -143,10 +143,10 @@ def sweep_progress(quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]
             click.echo("", err=True)
 
 
-def sweep_table(outcomes: list[Any], as_json: bool) -> None:
+def sweep_table(outcomes: list[Any], *, as_json: bool) -> None:
     if as_json:
         statuses = sorted({outcome.status for outcome in outcomes})
-        show({"event": "finished"} | {s: sum(o.status == s for o in outcomes) for s in statuses}, True)
+        show({"event": "finished"} | {s: sum(o.status == s for o in outcomes) for s in statuses}, as_json=True)
         return
     width = max(len(outcome.name) for outcome in outcomes)
     click.echo(f"{'run':<{width}}  {'status':<11} {'epochs':>6} {'test loss':>10} {'best':>10} {'seconds':>8}")

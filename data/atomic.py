@@ -190,7 +190,7 @@ def _is_there(handle: int, place: Path) -> bool:
         return False
 
 
-def _beside(path: Path, pattern: bool = False) -> str:
+def _beside(path: Path, *, pattern: bool = False) -> str:
     """How the names of unfinished files begin."""
     return f".{glob.escape(path.name) if pattern else path.name}.part-"
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 
 import numpy as np
+from numba import typeof
 
 from stablebptt.adjoint import rollout as backward
 from stablebptt.kernels import rollout as forward
@@ -50,6 +51,7 @@ class Engine:
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], gates: Gates, *, parts: bool = False, queue: int = ALONE
     ) -> Iterator[Gradient]:
         """Gradients of S controllers, each for states of its own; see `engine.Engine`."""
+        typeof(gates)  # now: Numba would take an interrupt that strikes meanwhile, in a kernel's call, for a missing type
         return (self._gradient(theta, x0, gates) for theta, x0 in zip(thetas, x0s))
 
     def _path(self, theta: np.ndarray, x0: np.ndarray) -> Evaluation:
@@ -74,7 +76,7 @@ class Engine:
 
     def _gradient(self, theta: np.ndarray, x0: np.ndarray, gates: Gates) -> Gradient:
         arena = self._gradient_arena(len(x0), len(gates.physics))
-        found = backward.gradient(self.episode, theta, x0.reshape(len(x0), self.problem.n_state), gates, arena)
+        found = backward.Results(*backward.gradient(self.episode, theta, x0.reshape(len(x0), self.problem.n_state), gates, arena))
         total, physics = self.problem.total(found.physics, found.effort)
         loss = Loss(total, physics) if found.finite else Loss(math.nan, math.nan)  # a loss may not see every number
         if not gates.joined:

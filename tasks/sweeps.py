@@ -207,7 +207,7 @@ def sweep(
     return [drive.ended[planned.name] for planned in runs]
 
 
-def run_one(planned: Planned, out: str | Path, retry_failed: bool = False) -> Outcome:
+def run_one(planned: Planned, out: str | Path, *, retry_failed: bool = False) -> Outcome:
     """Train one run of a plan in this process; what is complete, or has failed before, is left alone."""
     folder = expanded(out)
     _make_folder(folder)

@@ -117,7 +117,7 @@ def implements(function: Any, cls: type[Struct]) -> Callable[[Callable], Callabl
         function.methods[cls] = method
         cls.add_method(function, method)
         for changed in (cls, *_subclasses(cls)):
-            changed._print = None
+            changed.forget_fingerprint()
         return method
 
     return register

@@ -13,6 +13,7 @@ A field may have any name: what the package asks of a struct it asks of the clas
 import dataclasses
 import inspect
 import warnings
+import weakref
 from typing import Any, ClassVar, dataclass_transform
 
 from llvmlite import ir
@@ -164,11 +165,19 @@ class Struct:
     def fingerprint(cls, *, renew: bool = False) -> str:
         """Hash of all that decides the machine code of the methods; `renew`: look again at what they read."""
         if cls._print is None or renew:
-            cls._print = fingerprints.of_struct(cls)
+            before, cls._print = cls._print, fingerprints.of_struct(cls)
+            if before is None or before.text != cls._print.text:
+                _forget_types()
             if cls._print.unknown:
                 _warn_unkept(cls.__qualname__, cls._print.unknown[0])
             Struct.classes[cls.__qualname__, cls._print.text] = cls
         return cls._print.text
+
+    @classmethod
+    def forget_fingerprint(cls) -> None:
+        """A method has changed, here or in a base."""
+        cls._print = None
+        _forget_types()
 
     @classmethod
     def constants(cls) -> dict[str, Any]:
@@ -177,16 +186,31 @@ class Struct:
         assert cls._print is not None
         return cls._print.constants
 
-    @property
-    def _numba_type_(self) -> StructType:
-        fingerprint = type(self).fingerprint()
-        known, parts = self.__dict__.get("_known_type", (None, ()))
-        if known is None or known.fingerprint != fingerprint or any(part._numba_type_ is not kind for part, kind in parts):
-            kinds = tuple((name, typeof(getattr(self, name))) for name in type(self).fields)
-            known = StructType(type(self).__qualname__, fingerprint, kinds)
-            parts = [(getattr(self, name), kind) for name, kind in kinds if isinstance(kind, StructType)]
-            object.__setattr__(self, "_known_type", (known, parts))
-        return known
+    def __getattr__(self, name: str) -> Any:
+        """The Numba type, once; afterwards it lies in the instance, where Numba finds it without running Python.
+
+        (It reads it in every call of a kernel, and would take an interrupt that strikes in Python there for a missing type.)
+        """
+        if name != "_numba_type_":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        kinds = tuple((field, typeof(getattr(self, field))) for field in type(self).fields)
+        kind = StructType(type(self).__qualname__, type(self).fingerprint(), kinds)
+        object.__setattr__(self, "_numba_type_", kind)
+        _typed.add(self)
+        return kind
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_numba_type_"}
+
+
+# Instances that keep their type.
+_typed: "weakref.WeakSet[Struct]" = weakref.WeakSet()
+
+
+def _forget_types() -> None:
+    """Structs may hold structs, so a new type of one may be a new type of others."""
+    while _typed:
+        vars(_typed.pop()).pop("_numba_type_", None)
 
 
 def _is_asked_for(cls: type[Struct], name: str) -> bool:

@@ -123,7 +123,7 @@ def columns(rollouts: Rollouts, sample: int, heights: list[float], width: float,
     return figure, grid
 
 
-def over_time(row: Any, rollouts: Rollouts, values: np.ndarray, label: str, names: list[str], step: bool = False) -> None:
+def over_time(row: Any, rollouts: Rollouts, values: np.ndarray, label: str, names: list[str], *, step: bool = False) -> None:
     """Curves of values (phases, times, n) over time in a row of panels; without names, no legend."""
     for axes, curves in zip(row, values):
         for number, (curve, name) in enumerate(zip(curves.T, names or itertools.repeat(None))):

@@ -3,6 +3,9 @@
 import copy
 import dataclasses
 import pickle
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -163,3 +166,32 @@ def test_seeds_are_whole_numbers_and_files_lie_in_a_folder(tmp_path, capsys):
         sb.train_seeds(problem, [0, 1], out=tmp_path / "file")
     assert call("cartpole", "train", "--seeds", "3", "--out", tmp_path / "runs") == 2
     assert "give a range such as 0:132" in capsys.readouterr().err
+
+
+SIGNALS = """
+import signal
+import stablebptt as sb
+
+problem = sb.problem("cartpole", steps=100, hidden=(50,))
+theta, x0 = problem.init(1), problem.sample(64)
+problem.gradient(theta, x0, "C"), problem.losses(theta, x0)
+caught = 0
+for call in (lambda: problem.gradient(theta, x0, "C"), lambda: problem.losses(theta, x0)):
+    for _ in range(20):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 1e-4)  # strikes while the kernel runs
+            for _ in range(100):
+                call()
+        except KeyboardInterrupt:
+            caught += 1
+print(caught)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="signals are those of POSIX")
+def test_a_signal_during_a_kernel_arrives_as_an_interrupt():
+    """Numba lets Python run while it makes arguments and results; an interrupt there must not end the process."""
+    handled = "signal.signal(signal.SIGALRM, signal.default_int_handler)"
+    program = SIGNALS.replace("import stablebptt", f"{handled}\nimport stablebptt", 1)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == ["40"], done.stderr
