@@ -18,7 +18,7 @@ import pytest
 import stablebptt as sb
 from stablebptt.tasks import sweeps
 from stablebptt.tasks.cpu import Engine
-from stablebptt.tasks.sweeps import make_plan, paper_plan
+from stablebptt.tasks.sweeps import drive, make_plan, paper_plan, workers
 
 SMALL = {"steps": 6, "hidden": [5]}
 TRAIN = {"variant": ["R", "C"], "clip": "norm", "seed": "0:2", "epochs": 3, "train_count": 16, "test_count": 8}
@@ -148,7 +148,7 @@ def test_estimates_are_near_the_truth(monkeypatch, tmp_path):
 
     counted("_gradient", 3e-3)
     counted("_losses", 1e-3)
-    monkeypatch.setattr(sweeps.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     runs = make_plan(ODD)
     expected = sweeps.estimate(runs)
     assert list(expected) == [planned.name for planned in runs]
@@ -229,19 +229,19 @@ def test_failures_are_reported_and_kept_until_told_otherwise(tmp_path, monkeypat
 
 def test_errors_leave_a_note(tmp_path, monkeypatch):
     runs = make_plan(PLAN)[:2]
-    good = sweeps.training.train
+    good = workers.training.train
 
     def broken(problem, **settings):
         if settings["variant"] == "R":
             raise RuntimeError("out of luck")
         return good(problem, **settings)
 
-    monkeypatch.setattr(sweeps.training, "train", broken)
+    monkeypatch.setattr(workers.training, "train", broken)
     with ThreadPoolExecutor(1) as executor:
         outcomes = sb.sweep(runs, tmp_path, executor=executor)
         assert [(o.status, o.message) for o in outcomes] == [("failed", "RuntimeError: out of luck"), ("complete", "")]
         assert sb.sweep(runs, tmp_path, executor=executor, resume=True)[0].message == "RuntimeError: out of luck"
-        monkeypatch.setattr(sweeps.training, "train", good)
+        monkeypatch.setattr(workers.training, "train", good)
         again = sb.sweep(runs, tmp_path, executor=executor, resume=True, retry_failed=True)
     assert [o.status for o in again] == ["complete", "complete"]
     assert {path.suffix for path in tmp_path.iterdir()} == {".h5"}
@@ -320,8 +320,8 @@ def test_nothing_is_lost_when_a_worker_is_killed(tmp_path, long_alone):
 def test_a_worker_that_is_told_to_end_saves_first(tmp_path, long_alone):
     planned = make_plan(LONG)[0]
     path = tmp_path / planned.name
-    with sweeps._local_workers(1) as make:
-        future = make().submit(sweeps._worked, planned.config, str(path))
+    with workers.local_workers(1) as make:
+        future = make().submit(workers.worked, planned.config, str(path))
         wait_until(lambda: trains(tmp_path, 1))
         os.kill(children(os.getpid())[0], signal.SIGTERM)
         with pytest.raises(BrokenExecutor):
@@ -488,9 +488,9 @@ def test_a_worker_that_dies_between_a_completion_and_the_next_submit(tmp_path, g
         made.append(Breaking(good if len(made) < 3 else 100))
         return made[-1]
 
-    drive = sweeps._Drive(tmp_path, works, len(runs), {}, told.append)
-    drive.run(runs, make, limit, attempts=4)
-    assert {name: outcome.status for name, outcome in drive.ended.items()} == {run.name: "complete" for run in runs}
+    driving = drive.Drive(tmp_path, works, len(runs), {}, told.append)
+    driving.run(runs, make, limit, attempts=4)
+    assert {name: outcome.status for name, outcome in driving.ended.items()} == {run.name: "complete" for run in runs}
     assert len(made) == (3 if good == 3 else 4) and told[-1].count("complete") == 8  # of 8 runs, 2 x 3 before the third
     assert sum(progress.ended is not None for progress in told) == 8
 
@@ -502,10 +502,10 @@ def test_an_executor_that_stays_broken_ends_a_sweep_with_its_runs_failed(tmp_pat
     assert [outcome.status for outcome in outcomes].count("complete") == 3
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     assert len(failed) == 5 and all("a worker died" in outcome.message for outcome in failed)
-    drive = sweeps._Drive(tmp_path, works, len(runs), {}, None)
+    driving = drive.Drive(tmp_path, works, len(runs), {}, None)
     made = []
-    drive.run(runs, lambda: made.append(Breaking(0)) or made[-1], 2, attempts=3)
-    assert {outcome.status for outcome in drive.ended.values()} == {"failed"} and len(made) <= 1 + 3 * len(runs)
+    driving.run(runs, lambda: made.append(Breaking(0)) or made[-1], 2, attempts=3)
+    assert {outcome.status for outcome in driving.ended.values()} == {"failed"} and len(made) <= 1 + 3 * len(runs)
 
 
 def test_a_new_pool_waits_until_the_workers_of_a_broken_one_have_left(monkeypatch):
@@ -519,7 +519,7 @@ def test_a_new_pool_waits_until_the_workers_of_a_broken_one_have_left(monkeypatc
             done.append("left" if wait else "abandoned")
 
     monkeypatch.setattr(sweeps, "_Pool", Pool)
-    with sweeps._local_workers(1) as make:
+    with workers.local_workers(1) as make:
         make(), make()
     assert done[:3] == ["made", "left", "made"]
 
