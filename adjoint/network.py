@@ -1,9 +1,10 @@
 """Adjoint of the networks; mirror image of `stablebptt.kernels.network`."""
 
+from stablebptt.adjoint.dense import tanh_all_vjp
 from stablebptt.adjoint.generics import clear, control_batch_vjp, parameter_vjp, state_vjp, unpack
 from stablebptt.kernels.core.dispatch import block, implements, inline, like
 from stablebptt.kernels.core.simd import NONE, ONE, PAD, offset, pointer
-from stablebptt.kernels.dense import add, copy, matmul, scale, tanh_all_vjp
+from stablebptt.kernels.dense import add, copy, matmul, scale
 from stablebptt.kernels.network import Network, layer_of
 
 

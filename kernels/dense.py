@@ -167,12 +167,3 @@ def _tanh_all(n, z):
             store(z, j, tanh(load(z, j)))
 
     return in_vectors
-
-
-@inline
-def tanh_all_vjp(n, h, z_bar):
-    """``z_bar *= 1 - h^2`` with h = tanh(z), for n (padded) elements."""
-    one = like(h, 1.0)
-    for j in range(0, n, lanes(h)):
-        value = load(h, j)
-        store(z_bar, j, load(z_bar, j) * (one - value * value))

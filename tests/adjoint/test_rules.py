@@ -13,11 +13,12 @@ import stablebptt as sb
 from stablebptt import kernels
 from stablebptt.adjoint import generics as backward
 from stablebptt.adjoint.cartpole import pole_vjp
+from stablebptt.adjoint.dense import tanh_all_vjp
 from stablebptt.adjoint.guidance import pull_vjp
 from stablebptt.kernels import generics as forward
 from stablebptt.kernels.cartpole import cartpole, pole
 from stablebptt.kernels.core.simd import pointer
-from stablebptt.kernels.dense import tanh_all, tanh_all_vjp
+from stablebptt.kernels.dense import tanh_all
 from stablebptt.kernels.guidance import pull, pull_terms
 from stablebptt.tasks.adjoint_check import Rule, control_rule, cost_rule, findings, rollout_rule, step_batch_rule, step_rule
 from stablebptt.tasks.pictures import landscape  # noqa: F401  (the package's controller that treats one state at a time)
@@ -178,7 +179,6 @@ NOT_DIFFERENTIATED = {
         "scale": "used backwards only; tested through control",
         "add": "used backwards only; tested through control",
         "tanh": "rule is tanh_all_vjp",
-        "tanh_all_vjp": "is a vjp",
     },
     "generics": {"pack": "moves parameters; `unpack` moves gradients back (tested through control)"},
     "guidance": {

@@ -222,7 +222,7 @@ def test_failures_are_reported_and_kept_until_told_otherwise(tmp_path, monkeypat
         assert "cartpole diverged in epoch" in first[0].message
         assert sb.sweep(runs, tmp_path, executor=executor, resume=True) == first
         called = []
-        monkeypatch.setattr(sweeps, "_trained", lambda config, path: called.append(path) or first[0])
+        monkeypatch.setattr(drive, "trained", lambda config, path: called.append(path) or first[0])
         sb.sweep(runs, tmp_path, executor=executor, resume=True, retry_failed=True)
         assert called == [str(tmp_path / runs[0].name)]
 
@@ -497,7 +497,7 @@ def test_a_worker_that_dies_between_a_completion_and_the_next_submit(tmp_path, g
 
 def test_an_executor_that_stays_broken_ends_a_sweep_with_its_runs_failed(tmp_path, monkeypatch):
     runs = make_plan(PLAN)
-    monkeypatch.setattr(sweeps, "_trained", works)
+    monkeypatch.setattr(drive, "trained", works)
     outcomes = sb.sweep(runs, tmp_path, executor=Breaking(3))
     assert [outcome.status for outcome in outcomes].count("complete") == 3
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
@@ -518,7 +518,7 @@ def test_a_new_pool_waits_until_the_workers_of_a_broken_one_have_left(monkeypatc
         def shutdown(self, wait, cancel_futures=False):
             done.append("left" if wait else "abandoned")
 
-    monkeypatch.setattr(sweeps, "_Pool", Pool)
+    monkeypatch.setattr(workers, "_Pool", Pool)
     with workers.local_workers(1) as make:
         make(), make()
     assert done[:3] == ["made", "left", "made"]
