@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stablebptt.tasks.errors import ArgumentError, BackendError
-from stablebptt.tasks.task import CUSTOM, Task
+from stablebptt.tasks.task import CUSTOM, Task, document
 
 if TYPE_CHECKING:
     from stablebptt.tasks.problems import Problem
@@ -78,6 +78,10 @@ def problem(task: str | Task = CUSTOM, *, backend: str = "cpu", tape_bytes: int 
 
         made = dataclasses.replace(made, tape_bytes=arguments.whole("tape_bytes", tape_bytes, 0, 2**63))
     return on_backend(made, backend)
+
+
+for _task in TASKS.values():
+    document(problem, f"Options of {_task.name}", _task.options, alone=False)
 
 
 def on_backend(made: "Problem", backend: str) -> "Problem":

@@ -11,7 +11,8 @@ from stablebptt.tasks import arguments
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import LARGEST_SEED, Problem
 from stablebptt.tasks.runs import Progress, Run, check_options, resumed
-from stablebptt.tasks.settings import CHECKPOINT_SECONDS, Settings, make_settings
+from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIONS, Settings, make_settings
+from stablebptt.tasks.task import document
 from stablebptt.tasks.training import ActiveRun, advance, check_training, usable
 
 # Writing a file takes about 30 ms: with this pause per run, files take at most 1 % of the time.
@@ -64,6 +65,9 @@ def train_seeds(
             for seed in numbers
         ]
     )
+
+
+document(train_seeds, "Settings", OPTIONS.values())
 
 
 def _paths(out: str | Path | None, seeds: list[int], *, resume: bool, force: bool) -> dict[int, Path | None]:

@@ -4,7 +4,8 @@ Commands, their help, checks of options, plans, reports, pictures and tests read
 anything heavy is there, so a task's module imports kernels, NumPy and Matplotlib in the functions that use them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -125,6 +126,21 @@ class Task:
         if made.task == CUSTOM:
             return replace(made, options={**made.options, "arguments": options})
         return made
+
+
+def document(function: Callable, title: str, options: Iterable[Option], *, alone: bool = True) -> None:
+    """Let `help` and tab completion show options that a function takes as ``**keywords``: name, default, allowed, meaning."""
+    signature = inspect.signature(function)
+    known = {name: each for name, each in signature.parameters.items() if each.kind is not each.VAR_KEYWORD}
+    rest = [each for each in signature.parameters.values() if each.kind is each.VAR_KEYWORD]
+    lines = [title, "-" * len(title)]
+    for option in options:
+        allowed = f", one of {', '.join(map(repr, option.choices))}" if option.choices else ""
+        lines += [f"{option.name} : default {option.default!r}{allowed}", f"    {option.help}"]
+        default = option.default if alone else ...  # tasks have defaults of their own
+        known.setdefault(option.name, inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default))
+    function.__signature__ = signature.replace(parameters=[*known.values(), *rest])  # type: ignore[attr-defined]
+    function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n" + "\n".join(lines)
 
 
 def steps(default: int) -> Option:

@@ -14,10 +14,12 @@ from stablebptt.data import atomic, run_file
 from stablebptt.kernels.generics import tape_width
 from stablebptt.tasks import arguments, divergence, optimizers, runs, variants
 from stablebptt.tasks.engine import Evaluation, Gradient
-from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.problems import ORDER, TESTING, TRAINING, Problem, stream
 from stablebptt.tasks.runs import Progress, Run, check_options
-from stablebptt.tasks.settings import CHECKPOINT_SECONDS, Settings, make_settings, settings_of  # noqa: F401  (also found here)
+from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIONS, Settings, make_settings
+from stablebptt.tasks.settings import settings_of as settings_of  # also found here
+from stablebptt.tasks.task import document
 
 # While a device works for one half of the runs, the host's optimizers work for the other.
 QUEUES = 2
@@ -45,8 +47,7 @@ def train(
     resume : go on from the checkpoint in `out`, if there is one, to the same result as without a break
     force : replace an existing file
     report : called with a `Progress` after every epoch
-    **settings : clip ("none", "value", "norm"), clip_at, optimizer, batch_size, train_count, test_count, shuffle, on_divergence
-        ("stop", or "skip": leave out updates that are not finite, and count them in the history)
+    **settings : see below; and optimizer, a rule such as ``sb.optimizers.adam(0.001)``
 
     Raises
     ------
@@ -69,8 +70,13 @@ def train(
     return result
 
 
+document(train, "Settings", OPTIONS.values())
+
+
 def check_training(problem: Problem, settings: Settings, checkpoint_seconds: float) -> None:
     """Raise an error, before anything is begun, if this cannot be done."""
+    if not isinstance(problem, Problem):
+        raise ArgumentError(f"problem is {problem!r:.60}; give what sb.problem makes, such as sb.problem('cartpole')")
     variants.gates(settings.variant, problem.steps, problem.dtype)
     runs.config_of(problem, settings)
     arguments.real("checkpoint_seconds", checkpoint_seconds, least=0)

@@ -1,5 +1,6 @@
 """What notebooks show."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import stablebptt as sb
+from stablebptt.tasks.settings import OPTIONS
 
 COUNTS = {"train_count": 8, "test_count": 5}
 
@@ -65,3 +67,20 @@ def test_an_unfinished_run_is_shown(run):
     empty = {name: np.zeros(0) for name in run.history}
     early = sb.tasks.runs.Run(run.config, empty, run.theta, run.theta, run.problem, run.trajectories, "interrupted")
     assert "0 of 3 epochs, interrupted\n  test loss none" in repr(early) and "<img" not in early._repr_html_()
+
+
+def test_help_shows_every_option_with_default_and_meaning():
+    for task in sb.tasks.TASKS.values():
+        for option in task.options:
+            assert f"{option.name} : default {option.default!r}" in sb.problem.__doc__ and option.help in sb.problem.__doc__
+            assert option.name in inspect.signature(sb.problem).parameters
+    for function in (sb.train, sb.train_seeds):
+        for name, option in OPTIONS.items():
+            if name != "seed" or function is sb.train:
+                assert inspect.signature(function).parameters[name].default == option.default
+            assert f"{name} : default {option.default!r}" in function.__doc__ and option.help in function.__doc__
+
+
+def test_a_name_is_no_problem():
+    with pytest.raises(TypeError, match=r"problem is 'cartpole'; give what sb.problem makes, such as sb.problem\('cartpole'\)"):
+        sb.train("cartpole")
