@@ -3,12 +3,14 @@
 import math
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numba import typeof
 
 from stablebptt.adjoint import rollout as backward
 from stablebptt.kernels import rollout as forward
+from stablebptt.tasks import plain_python
 from stablebptt.tasks.engine import ALONE, Evaluation, Gradient, Loss
 from stablebptt.tasks.problems import EVALUATION_BATCH, Problem
 from stablebptt.tasks.variants import Gates
@@ -71,12 +73,12 @@ class Engine:
 
     def _rolled_out(self, theta: np.ndarray, x0: np.ndarray) -> forward.Path:
         arena = self._path_arena(len(x0))
-        forward.evaluate(self.episode, theta, x0.reshape(len(x0), self.problem.n_state), arena)
+        self._call(forward.evaluate, theta, x0.reshape(len(x0), self.problem.n_state), arena)
         return arena.path
 
     def _gradient(self, theta: np.ndarray, x0: np.ndarray, gates: Gates) -> Gradient:
         arena = self._gradient_arena(len(x0), len(gates.physics))
-        found = backward.Results(*backward.gradient(self.episode, theta, x0.reshape(len(x0), self.problem.n_state), gates, arena))
+        found = backward.Results(*self._call(backward.gradient, theta, x0.reshape(len(x0), self.problem.n_state), gates, arena))
         total, physics = self.problem.total(found.physics, found.effort)
         loss = Loss(total, physics) if found.finite else Loss(math.nan, math.nan)  # a loss may not see every number
         if not gates.joined:
@@ -84,6 +86,13 @@ class Engine:
         norms = math.sqrt(found.regular2) * math.sqrt(found.modified2)
         cosine = found.product / norms if norms > 0 else math.nan
         return Gradient(arena.joined, loss, found.joined2, arena.gradients[0], arena.gradients[1], cosine)
+
+    def _call(self, kernel: Any, *arguments: Any) -> Any:
+        """Call an entry point; what the compiler has against a user's function is told in the user's terms."""
+        try:
+            return kernel(self.episode, *arguments)
+        except plain_python.COMPILER_ERRORS as error:
+            raise plain_python.why_not_compiled(self.problem, error) from error
 
     def _path_arena(self, batch: int) -> forward.Arena:
         known = self._arenas.paths

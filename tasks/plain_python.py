@@ -4,6 +4,7 @@ Compiled code reads whatever lies behind an array, and the compiler's words for 
 Our own functions are left out, and what only the compiler understands is left to it.
 """
 
+import itertools
 import linecache
 import sysconfig
 import traceback
@@ -14,15 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numba import njit, typeof
+from numba.core.errors import NumbaError, UnsupportedBytecodeError
 
 from stablebptt.adjoint import generics as backward
 from stablebptt.kernels import generics as forward
+from stablebptt.kernels.core.dispatch import OPTIONS
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
 
 # Numbers that one call reads or writes before it counts as good: a loop over all pairs may take a while in Python.
 ACCESSES = 50_000
+COMPILER_ERRORS = (NumbaError, UnsupportedBytecodeError)
+GIST = 240  # letters of the compiler's that are shown
 # Samples of a batch.
 BATCH = 3
 LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
@@ -90,6 +96,41 @@ def try_system(system: Any, states: np.ndarray, n_control: int, cotangents: tupl
                 _try(*call)
 
 
+def why_not_compiled(problem: Problem, error: Exception) -> Exception:
+    """What the compiler has against one of the user's functions, with file and line; its own error, if it is none of them.
+
+    Within the package's loops the compiler tells of every function on its way. So the user's are compiled alone.
+    """
+    x = problem.sample(1).reshape(-1)
+    calls = [*_system_calls(problem.system, x, problem.n_control, 2), *_loss_calls(problem.loss_function, x)]
+    if isinstance(problem.controller, forward.Controller):
+        calls += _controller_calls(problem.controller, x, problem.n_control)
+    for function, part, *arrays in calls:
+        own = method(function, part)
+        if own is not None and not _ours(getattr(own, "__module__", None)):
+            try:
+                njit(**OPTIONS)(own).compile(tuple(map(typeof, (part, *arrays))))
+            except COMPILER_ERRORS as found:
+                return ArgumentError(f"{_where(found, own)}: {_gist(found)}")
+    return error
+
+
+def _where(error: Exception, function: Any) -> str:
+    """File, line and text of what the compiler cannot do."""
+    code = function.__code__
+    loc = getattr(error, "loc", None)
+    file, line = (code.co_filename, code.co_firstlineno) if loc is None else (loc.filename, loc.line)
+    text = linecache.getline(file, line).strip()
+    return f"{file}, line {line}, in {function.__name__}" + (f" ({text})" if text else "")
+
+
+def _gist(error: Exception) -> str:
+    """The compiler's first words on the matter, in one line."""
+    lines = [line.strip(" >") for line in str(error).splitlines() if line.strip()]
+    words = itertools.takewhile(lambda line: not line.startswith(("There are", "File ", "During:", "Raised from")), lines)
+    return " ".join(line for line in words if not line.startswith("Failed in nopython"))[:GIST]
+
+
 def method(function: Any, part: Any) -> Any:
     """The method of a generic function for a struct; None if there is none."""
     return next((function.methods[cls] for cls in type(part).__mro__ if cls in function.methods), None)
@@ -137,7 +178,8 @@ def _try(function: Any, part: Any, *arrays: Any) -> None:
             plain(own, {})(part, *counted)
     except (NameError, IndexError, AttributeError) as error:
         if not isinstance(error, AttributeError) or isinstance(error.obj, Struct | np.ndarray | types.ModuleType):
-            raise ArgumentError(f"{_place(error)}: {error}") from error
+            told = str(error).replace(f"'{Counted.__name__}' object", "an array")
+            raise ArgumentError(f"{_place(error)}: {told}") from error
     except Exception:  # 1 / 0, square roots of -1, the compiler's own functions: not so in compiled code, or it says so itself
         return
 

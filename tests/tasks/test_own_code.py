@@ -231,3 +231,57 @@ def test_functions_of_the_running_script_are_not_sent_to_workers(write, monkeypa
     runs = sweeps.make_plan({"task": "__main__:make", "train": COUNTS})
     with pytest.raises(ValueError, match=r"__main__:make is in the running script.* file of its own"):
         sb.sweep(runs, tmp_path / "out", jobs=1)
+
+
+# --- what only the compiler finds ---------------------------------------------------------------------------------
+
+SPRING = """
+import stablebptt as sb
+from stablebptt.adjoint import cost_vjp, step_vjp
+from stablebptt.kernels import Struct, System, cost, implements, step
+
+class Spring(System):
+    dt: float
+
+class Square(Struct):
+    scale: float
+
+@implements(step, Spring)
+def _step(system, x, c, x_next):
+    x_next[0] = x[0] + system.dt * c[0]
+
+@implements(step_vjp, Spring)
+def _step_vjp(system, x, c, lam, lam_x, lam_c):
+    {line}
+
+@implements(cost, Square)
+def _cost(loss, x):
+    return loss.scale * x[0] * x[0]
+
+@implements(cost_vjp, Square)
+def _cost_vjp(loss, x, bar, x_bar):
+    x_bar[0] += 2 * loss.scale * bar * x[0]
+
+def make():
+    return sb.problem(
+        system=Spring(0.1), controller=(4,), loss=Square(1.0), sample=lambda random, n: random.standard_normal((n, 1)),
+        steps=4, dt=0.1, state_shape=(1,), control_shape=(1,),
+    )
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("lam_x[0, 0] = 'a'", "No implementation of function"),
+        ("import os", "unsupported opcode"),
+        ("lam.nothing()", "an array has no attribute 'nothing'"),
+    ],
+)
+def test_the_cause_comes_first_with_its_line(write, capsys, line, words):
+    path = write("spring.py", SPRING.format(line=line))
+    assert call("custom", "train", "spring.py:make", "--epochs", 1, "--out", "run.h5") == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    number = SPRING.splitlines().index("    {line}") + 1
+    number -= 2 if line == "import os" else 0  # Numba tells the function alone
+    assert told.startswith(f"stablebptt: {path}, line {number}, in _step_vjp") and words in told and len(told) < 500
