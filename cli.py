@@ -511,7 +511,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     from stablebptt.tasks.errors import BackendError, DivergedError, OwnCodeError
 
     if isinstance(error, click.UsageError):
-        where = f"; see '{error.ctx.command_path} --help'" if error.ctx is not None else ""
+        clear = isinstance(error.__cause__, ArgumentError)  # it says itself what is allowed
+        where = "" if clear or error.ctx is None else f"; see '{error.ctx.command_path} --help'"
         return error.format_message() + where, WRONG_USAGE
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code

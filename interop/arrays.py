@@ -9,6 +9,7 @@ from stablebptt.kernels import generics as forward
 from stablebptt.kernels.core.dispatch import kernel
 from stablebptt.kernels.dense import aligned
 from stablebptt.tasks import arguments
+from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
 
 
@@ -83,11 +84,11 @@ def expect(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> N
     """
     given = tuple(value.shape)
     if len(given) != len(shape) or not given[0] or given[isinstance(shape[0], str) :] != shape[isinstance(shape[0], str) :]:
-        raise ValueError(f"{name} has shape {given}; it must be ({', '.join(map(str, shape))})")
+        raise ArgumentError(f"{name} has shape {given}; it must be ({', '.join(map(str, shape))})")
     found, wanted = str(value.dtype).removeprefix("torch."), np.dtype(problem.dtype).name
     if found != wanted:
         other = f", or make the problem with dtype={found!r}" if found in ("float32", "float64") else ""
-        raise TypeError(f"{name} is in {found} and the problem in {wanted}; convert it{other}")
+        raise ArgumentError(f"{name} is in {found} and the problem in {wanted}; convert it{other}")
 
 
 def _flat(problem: Problem, x: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

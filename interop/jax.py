@@ -14,6 +14,7 @@ import numpy as np
 
 from stablebptt.interop import arrays
 from stablebptt.tasks import arguments
+from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.variants import Gates, gates
 
@@ -211,4 +212,4 @@ def _array(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> A
 
 def _precision(problem: Problem) -> None:
     if problem.dtype is np.float64 and not jax.config.jax_enable_x64:
-        raise ValueError("the problem is in float64 and JAX in float32; use dtype float32, or set jax_enable_x64")
+        raise ArgumentError("the problem is in float64 and JAX in float32; use dtype float32, or set jax_enable_x64")

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from stablebptt.interop import arrays
 from stablebptt.tasks import arguments
+from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.variants import Gates, gates
 
@@ -154,7 +155,7 @@ def rollout_loss(problem: Problem, policy: torch.nn.Module, x0: Any, variant: An
         If shapes or precisions do not fit.
     """
     if not isinstance(policy, torch.nn.Module):
-        raise TypeError(
+        raise ArgumentError(
             f"policy is {type(policy).__name__}; it must be a torch.nn.Module "
             "(of a function, give the parameters, too: RolloutLoss.apply(problem, policy, variant, x0, *parameters))"
         )
@@ -167,7 +168,7 @@ def rollout_loss(problem: Problem, policy: torch.nn.Module, x0: Any, variant: An
         wanted = np.dtype(problem.dtype).name
         if not found or wanted in found:
             raise
-        raise TypeError(
+        raise ArgumentError(
             f"the policy computes in {', '.join(sorted(found))} and the problem in {wanted}; convert the policy with .to(...), "
             "or make the problem with another dtype"
         ) from error

@@ -14,7 +14,7 @@ from stablebptt.kernels.generics import System, parameter_count
 from stablebptt.kernels.network import Network
 from stablebptt.tasks import arguments, divergence, variants
 from stablebptt.tasks.engine import Engine, Gradient, Loss, Path
-from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.settings import LARGEST_SEED
 from stablebptt.tasks.task import OUTPUT_INITS
 
@@ -55,7 +55,7 @@ class Axis:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise TypeError(f"the name of an axis is {self.name!r}; it must be a word, such as 'body'")
+            raise ArgumentError(f"the name of an axis is {self.name!r}; it must be a word, such as 'body'")
         object.__setattr__(self, "places", _places(self.name, self.places))
 
 
@@ -65,13 +65,13 @@ def _places(name: str, given: Any) -> tuple[Any, ...]:
     if all(isinstance(place, str) for place in places):
         fits = not isinstance(given, str) and all(place.strip() and place.isprintable() for place in places)
         if fits and (len(places) > MOST_WORDS or sum(len(place.encode()) for place in places) > MOST_LETTERS):
-            raise ValueError(f"axis {name} has more words than a file keeps: {MOST_WORDS}, of {MOST_LETTERS} letters together")
+            raise ArgumentError(f"axis {name} has more words than a file keeps: {MOST_WORDS}, of {MOST_LETTERS} letters together")
     else:
         values = np.array(places, object)
         fits = values.ndim == 1 and np.array(places).dtype.kind in "iuf" and bool(np.all(np.isfinite(values.astype(float))))
     if not fits or not places:
         shown = textwrap.shorten(repr(given), 60, placeholder=" ...")
-        raise ValueError(f"the places of axis {name} are {shown}; give printable words, or finite numbers, and do not mix them")
+        raise ArgumentError(f"the places of axis {name} are {shown}; give printable words or finite numbers, and do not mix them")
     return places
 
 
@@ -132,7 +132,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         if np.shape(self.time_weights) != (self.steps + 1,):
-            raise ValueError(
+            raise ArgumentError(
                 f"time_weights have shape {np.shape(self.time_weights)}; {self.steps} steps need ({self.steps + 1},). "
                 "Make a problem with another horizon by sb.problem(..., steps=...)"
             )
@@ -148,19 +148,19 @@ class Problem:
     def _check_parts(self) -> None:
         """Raise an error if system, controller and loss are in another precision, or the network has other sizes."""
         if self.dtype not in (np.float32, np.float64):
-            raise ValueError(f"dtype is {self.dtype!r}; it must be np.float32 or np.float64")
+            raise ArgumentError(f"dtype is {self.dtype!r}; it must be np.float32 or np.float64")
         for name, base in (("system", System), ("controller", Struct), ("loss_function", Struct)):
             part = getattr(self, name)
             if not isinstance(part, base):
-                raise TypeError(f"{name} is {part!r}; it must be an instance of a subclass of {base.__name__}")
+                raise ArgumentError(f"{name} is {part!r}; it must be an instance of a subclass of {base.__name__}")
             for key in type(part).fields:
                 kind = np.asarray(getattr(part, key)).dtype
                 if kind.kind == "f" and kind != self.dtype:
                     wanted = np.dtype(self.dtype)
-                    raise ValueError(f"{name}.{key} is in {kind}, the problem in {wanted}; make another by sb.problem(...)")
+                    raise ArgumentError(f"{name}.{key} is in {kind}, the problem in {wanted}; make another by sb.problem(...)")
         if isinstance(self.controller, Network) and (sizes := self.controller.sizes()) != (self.n_state, self.n_control):
             shapes = f"{self.n_state} and {self.n_control}"
-            raise ValueError(f"the network has {sizes[0]} inputs and {sizes[1]} controls; the problem has {shapes}")
+            raise ArgumentError(f"the network has {sizes[0]} inputs and {sizes[1]} controls; the problem has {shapes}")
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -225,7 +225,7 @@ class Problem:
         arguments.unmasked("theta", theta)
         theta = np.asarray(theta)
         if theta.shape != (self.n_parameters,):
-            raise ValueError(f"theta has shape {theta.shape}; it must be ({self.n_parameters},)")
+            raise ArgumentError(f"theta has shape {theta.shape}; it must be ({self.n_parameters},)")
         views, place = {}, 0
         for name, shape in arguments.layout(self.controller).items():
             size = int(np.prod(shape))

@@ -11,6 +11,7 @@ from stablebptt.data import run_file
 from stablebptt.tasks import TASKS, arguments, descriptions, optimizers
 from stablebptt.tasks.custom import TASK as CUSTOM
 from stablebptt.tasks.custom import Described, custom_facts
+from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.pictures import notebook
 from stablebptt.tasks.problems import Problem
 
@@ -104,7 +105,7 @@ def load(path: str | FilePath, problem: Problem | None = None) -> Run:
         there = {"task": made.task, "options": made.options}
         if found := descriptions.differences(there, {"task": problem.task, "options": here}):
             what, advice = f"{path} is a run of another problem", "give the problem it was made with"
-            raise ValueError(descriptions.refusal(what, found, advice))
+            raise ArgumentError(descriptions.refusal(what, found, advice))
         made = problem
     problem = made
     _check_parameters(content, problem, path)
@@ -123,12 +124,12 @@ def problem_of(config: dict[str, Any], path: Any) -> Problem:
 
 
 def check_options(problem: Problem) -> None:
-    """Raise a ValueError if a problem was changed, so that its options would make another one from a file."""
+    """Raise an ArgumentError if a problem was changed, so that its options would make another one from a file."""
     options = problem.options
     promised = custom_facts(options) if problem.task == CUSTOM else descriptions.facts(TASKS[problem.task](**options))
     if found := descriptions.differences(promised, descriptions.facts(problem), ("as it was made", "now")):
         advice = "make another with sb.problem(...), or train without a file"
-        raise ValueError(descriptions.refusal("the problem was changed, so that no file could make it again", found, advice))
+        raise ArgumentError(descriptions.refusal("the problem was changed, so that no file could make it again", found, advice))
 
 
 def start(problem: Problem, settings: Any) -> Progress:
@@ -143,7 +144,7 @@ def resumed(path: FilePath, problem: Problem, settings: Any) -> Progress:
     wanted = {**config_of(problem, settings), "epochs": known.get("epochs")}
     if found := descriptions.differences(known, wanted):
         advice = "give the options it was made with, or another file"
-        raise ValueError(descriptions.refusal(f"{path} cannot be resumed", found, advice))
+        raise ArgumentError(descriptions.refusal(f"{path} cannot be resumed", found, advice))
     _check_parameters(content, problem, path)
     return _checkpoint(content, settings, path)
 
@@ -153,7 +154,8 @@ def _checkpoint(content: run_file.Content, settings: Any, path: FilePath) -> Pro
     point = content.checkpoint
     epoch, best_epoch, best_loss = int(point["epoch"][0]), int(point["best_epoch"][0]), float(point["best_loss"][0])
     if epoch > settings.epochs:
-        raise ValueError(f"{path} cannot be resumed: it holds {epoch} epochs, more than {settings.epochs}; give at least {epoch}")
+        more = f"it holds {epoch} epochs, more than {settings.epochs}; give at least {epoch}"
+        raise ArgumentError(f"{path} cannot be resumed: {more}")
     columns = [content.history[name] for name in HISTORY]
     history = tuple(tuple(float(v) for v in row) for row in zip(*columns))
     optimizer = {}
@@ -178,7 +180,7 @@ def _check_parameters(content: run_file.Content, problem: Problem, path: Any) ->
         first = next(name for name in (*here, *there) if here.get(name) != there.get(name))
         wanted, found = (f"shape {s[first]}" if first in s else "no such parameter" for s in (here, there))
         message = f"{path}: its controller has another layout: {first} is {found} there, {wanted} here"
-        raise (ValueError if problem.task == CUSTOM else run_file.FileFormatError)(message)
+        raise (ArgumentError if problem.task == CUSTOM else run_file.FileFormatError)(message)
     for name, values in views.items():
         if not np.array_equal(values, content.layers[name], equal_nan=True):
             raise run_file.FileFormatError(f"{path}: /controller/{name} is not what /checkpoint/theta says, or in another order")

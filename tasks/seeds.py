@@ -8,7 +8,7 @@ from typing import Any
 
 from stablebptt.data.atomic import expanded
 from stablebptt.tasks import arguments
-from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.problems import LARGEST_SEED, Problem
 from stablebptt.tasks.runs import Progress, Run, check_options, resumed
 from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIONS, Settings, make_settings
@@ -48,7 +48,7 @@ def train_seeds(
     """
     numbers = [arguments.whole("seed", seed, 0, LARGEST_SEED) for seed in seeds]
     if not numbers or len(set(numbers)) < len(numbers):
-        raise ValueError(f"seeds are {list(seeds)}; give one or more different whole numbers")
+        raise ArgumentError(f"seeds are {list(seeds)}; give one or more different whole numbers")
     chosen = {seed: make_settings(variant=variant, epochs=epochs, seed=seed, **settings) for seed in numbers}
     check_training(problem, chosen[numbers[0]], checkpoint_seconds)
     if out is not None:
