@@ -304,7 +304,7 @@ def rollout_rule(problem: Problem) -> Rule:
         value = problem.gradient(inputs["parameters"], inputs["state"], "R").value
         return {"parameters": bars.reshape(-1, 1) * value}
 
-    return Rule("rollout and sweep", forward, vjp)
+    return Rule("whole rollout", forward, vjp)
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ def test_check_and_info(run):
     lines = result.out.splitlines()
     assert len(lines) >= 9 and all(line.endswith("ok") for line in lines[1:])
     records = [json.loads(line) for line in run("cartpole", "check", "--steps", 5, "--json").out.splitlines()]
-    assert {r["function"] for r in records} >= {"step", "cost", "control", "rollout and sweep"}
+    assert {r["function"] for r in records} >= {"step", "cost", "control", "whole rollout"}
     facts = json.loads(run("info", "--json").out)
     assert facts["stablebptt"] == sb.__version__ and "cache_folder" in facts
 

@@ -183,7 +183,7 @@ def wrong(found):
 STEPS = {"step", "step_batch", "step_sample"}
 STATE, CONTROL, X_NEXT, COTANGENTS = ({(rule, name) for rule in STEPS} for name in ("state", "control", "x_next", "cotangents"))
 BATCH = {(rule, a) for rule in ("control_batch", "control (unit cotangents)") for a in ("state", "parameters")}
-ROLLOUT = {("rollout and sweep", "parameters")}
+ROLLOUT = {("whole rollout", "parameters")}
 
 
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
@@ -192,7 +192,7 @@ SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_right_adjoint_through_a_stiff_contact_is_right(seed):
     found = adjoint_check.check(ball(), seed)
-    assert {f.rule for f in found} == {*STEPS, "cost", "control", *(rule for rule, _ in BATCH), "rollout and sweep"}
+    assert {f.rule for f in found} == {*STEPS, "cost", "control", *(rule for rule, _ in BATCH), "whole rollout"}
     for finding in found:
         assert finding.passed and finding.error < 1e-8 and finding.certainty <= 1e-7, finding
         assert 1e-8 < finding.step < 0.01, finding

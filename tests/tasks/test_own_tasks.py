@@ -92,7 +92,7 @@ def test_a_record_is_a_command(run, tmp_path):
     simulated = run(source, "simulate", "h.h5", "--count", 3, "--json", "--out", "paths.h5")
     assert simulated.code == 0 and json.loads(simulated.out)["count"] == 3, simulated.err
     checked = run(source, "check", "--pull", 2)
-    assert checked.code == 0 and "rollout and sweep" in checked.out, checked.err
+    assert checked.code == 0 and "whole rollout" in checked.out, checked.err
     assert run("check", source).code == 0
     # Python and a file's name
     same = sb.problem(custom.find("./herding.py:TASK"), pull=3, layers=[3, 2])

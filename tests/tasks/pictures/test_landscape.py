@@ -19,7 +19,7 @@ def walk(theta):
 @pytest.mark.slow
 def test_every_rule_of_the_walk():
     found = check(landscape.walk_problem(), seed=3)
-    assert {f.rule for f in found} >= {"step", "cost", "control", "control (unit cotangents)", "rollout and sweep"}
+    assert {f.rule for f in found} >= {"step", "cost", "control", "control (unit cotangents)", "whole rollout"}
     for finding in found:
         assert finding.passed, finding
 
