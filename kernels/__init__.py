@@ -1,7 +1,7 @@
 """Forward: typed structs, simulators' steps, controllers, losses, the rollout, small dense algebra.
 
-Systems, controllers and losses are immutable structs (`structs`); generic functions (`generics`) choose their method by the
-struct's type when they are compiled (`compiler`). Everything is generic over float32 and float64.
+Systems, controllers and losses are immutable structs (`core.structs`). Generic functions (`generics`) choose their method by the
+struct's type when they are compiled (`core.dispatch`). Everything is generic over float32 and float64.
 
 Letters, in shapes and loops, here and in `stablebptt.adjoint`:
 
