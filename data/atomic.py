@@ -61,7 +61,7 @@ def check_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, rehearsal: bool = False) -> Iterator[Path]:
-    """A name beside `path` to write to. At the end of the block the file is synced and renamed; a `rehearsal` removes it.
+    """A name beside `path` to write to. After the `with` block the file is synced and renamed; a `rehearsal` removes it.
 
     On any failure the old file stays and no other file remains.
 

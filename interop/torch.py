@@ -57,17 +57,17 @@ class Cost(torch.autograd.Function):
 
 
 class Gate(torch.autograd.Function):
-    """``Gate.apply(x, shares, sweep)``: x unchanged; the share of the current adjoint pass scales its cotangent."""
+    """``Gate.apply(x, shares, passes)``: x unchanged; the share of the current adjoint pass scales its cotangent."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, shares: Sequence[float], sweep: "Sweep") -> Any:
-        ctx.shares, ctx.sweep = shares, sweep
+    def forward(ctx: Any, x: Any, shares: Sequence[float], passes: "Sweep") -> Any:
+        ctx.shares, ctx.passes = shares, passes
         return x.view_as(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, bar: Any) -> Any:
-        share = ctx.shares[ctx.sweep.number]
+        share = ctx.shares[ctx.passes.number]
         return share * bar if share else None, None, None
 
 
@@ -108,10 +108,10 @@ class RolloutLoss(torch.autograd.Function):
         x0 = _states(problem, x0)
         start = x0.detach().requires_grad_(x0.requires_grad)
         wanted = [value for value in (start, *parameters) if value.requires_grad]
-        sweep = Sweep(gates)
+        passes = Sweep(gates)
         with torch.enable_grad():
-            loss = _rollout(problem, policy, start, sweep)
-            gradients = sweep.gradients(loss, wanted)
+            loss = _rollout(problem, policy, start, passes)
+            gradients = passes.gradients(loss, wanted)
         values = [_combine(r, m) for r, m in zip(*gradients)] if gates.joined else list(gradients[0])
         if start.requires_grad:
             values[0] = torch.zeros_like(start) if gradients[0][0] is None else gradients[0][0]
@@ -174,16 +174,16 @@ def rollout_loss(problem: Problem, policy: torch.nn.Module, x0: Any, variant: An
         ) from error
 
 
-def _rollout(problem: Problem, policy: Policy, x: Any, sweep: Sweep) -> Any:
-    physics, squares = 0.0, []
+def _rollout(problem: Problem, policy: Policy, x: Any, passes: Sweep) -> Any:
+    costs, squares = 0.0, []
     for t in range(problem.steps):
-        control = policy(sweep.gate(x, sweep.network[t]))
+        control = policy(passes.gate(x, passes.network[t]))
         arrays.expect(problem, "what the policy returns", control, (len(x), *problem.control_shape))
-        x = Step.apply(problem, sweep.gate(x, sweep.physics[t]), control)
+        x = Step.apply(problem, passes.gate(x, passes.physics[t]), control)
         squares.append(control.square().mean())
         if problem.time_weights[t + 1] != 0:  # a weight of 0 hides a cost that is not finite, as in our own adjoint pass
-            physics = physics + float(problem.time_weights[t + 1]) * Cost.apply(problem, x).mean()
-    return physics + problem.regularization * torch.stack(squares).mean().to(x.device)
+            costs = costs + float(problem.time_weights[t + 1]) * Cost.apply(problem, x).mean()
+    return costs + problem.regularization * torch.stack(squares).mean().to(x.device)
 
 
 def _combine(regular: Any, modified: Any) -> Any:

@@ -24,8 +24,15 @@ from stablebptt.kernels.generics import Loss, System, cost, step, step_batch
 
 
 class Guidance(System):
-    """Numbers of objects; dt; reach (added to every distance); strengths evade, flock and spread; the preferred
-    distance of evaders; frictions [1 / time]."""
+    """The herd, in the paper's units.
+
+    drivers, evaders : numbers of objects
+    dt : time step
+    reach : length added to every distance
+    evade, flock, spread : strengths of the forces driver on evader, evader on evader, driver on driver
+    preferred : distance that evaders keep from each other
+    evader_friction, driver_friction : [1 / time]
+    """
 
     drivers: int
     evaders: int
@@ -45,7 +52,7 @@ class Guidance(System):
 
 
 class Gathering(Loss):
-    """Loss: mean squared distance of the evaders from a target, per direction."""
+    """Loss: mean squared distance of the evaders from a target, per direction; target_x, target_y are lengths."""
 
     drivers: int
     evaders: int

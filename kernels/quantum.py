@@ -16,7 +16,7 @@ LENGTH = 2.0
 
 
 class Quantum(System):
-    """Interior points; hopping ``a = dt / (2 dx^2)``; tilt of one grid step ``dx dt / 2``."""
+    """The box: Nx = `points` interior points, hopping ``a = dt / (2 dx^2)``, tilt ``dx dt / 2`` of one grid step."""
 
     points: int
     hopping: float

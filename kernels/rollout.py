@@ -39,7 +39,7 @@ class Episode(Struct):
 
 
 class Path(Struct):
-    """States (T+1, B, n_state), controls (T, B, n_control); the two parts of the loss (B,), see `path_cost`."""
+    """States (T+1, B, n_state), controls (T, B, n_control), and the loss parts physics and effort (B,), see `path_cost`."""
 
     states: np.ndarray
     controls: np.ndarray

@@ -150,7 +150,7 @@ def from_source(source: str, **keywords: Any) -> Problem:
     except (BackendError, DivergedError):
         raise
     except (Exception, SystemExit) as error:
-        raise _explained(source, error, (ValueError, TypeError)) from error
+        raise _explanation(source, error, (ValueError, TypeError)) from error
     if not isinstance(problem, Problem):
         raise ArgumentError(f"{source} made {type(problem).__name__}, not a problem; return sb.problem(system=..., ...)")
     if problem.task != TASK:
@@ -207,7 +207,7 @@ def find(source: str) -> Any:
     try:
         found: Any = _imported_file(module) if module.endswith(".py") else _imported(module)
     except (Exception, SystemExit) as error:
-        raise _explained(source, error, ()) from error
+        raise _explanation(source, error, ()) from error
     finally:
         importing.pop()
     for part in name.split("."):
@@ -259,10 +259,10 @@ def own_code(task: Task | None) -> Iterator[None]:
     except Exception as error:
         if task is None or isinstance(error, ArgumentError | OSError) or _place(error) is None:
             raise
-        raise _explained("", error, ()) from error
+        raise _explanation("", error, ()) from error
 
 
-def _explained(source: str, error: BaseException, usage: tuple[type[Exception], ...]) -> Exception:
+def _explanation(source: str, error: BaseException, usage: tuple[type[Exception], ...]) -> Exception:
     """The error in a user's code, with its place; an ArgumentError if that code never ran or the error is one of `usage`."""
     place = _place(error)
     if place is None:

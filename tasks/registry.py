@@ -81,7 +81,7 @@ def problem(task: str | Task = CUSTOM, *, backend: str = "cpu", tape_bytes: int 
 
 
 def on_backend(made: "Problem", backend: str) -> "Problem":
-    """The same problem with another backend."""
+    """The problem `made` with another backend."""
     from numba.core import config
 
     from stablebptt.tasks import arguments

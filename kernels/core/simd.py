@@ -34,7 +34,7 @@ def _vector_bytes() -> int:
 
 
 VECTOR_BYTES = _vector_bytes()
-WIDE = VECTOR_BYTES == 64  # AVX-512: 32 registers; else 16
+WIDE = VECTOR_BYTES == 64  # AVX-512 has 32 registers, the others 16
 # Matrices that a tile writes have their columns padded to a multiple of this (one cache line of float32).
 PAD = 16
 
