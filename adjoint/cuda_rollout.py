@@ -101,7 +101,7 @@ def input_vjp(network, layer, bars, base, k, first):
     first_weight, line, target = table[layer, KERNEL], table[layer, LINE], table[layer, TARGET]
     z = spread(like(weights, 0.0))
     p, last = 0, 0
-    if window < table[layer, INPUTS]:  # not every window sees every input; no window may see the last ones
+    if window < table[layer, INPUTS]:  # not every window sees every input, and some of the last inputs are seen by none
         p, last = max(0, k - window + step) // step, min(table[layer, POSITIONS] - 1, k // step)
     while p <= last:
         weight = first_weight + (k - p * step) * line

@@ -36,7 +36,7 @@ CHUNK_ROWS = 128
 
 
 class Gates(Struct):
-    """Gates of m adjoints that run together: physics and network (m, T); `joined` combines R and M into C."""
+    """Gates of m adjoints that run together: physics and network (m, T). `joined`: they are R and M, to combine into C."""
 
     physics: np.ndarray
     network: np.ndarray
