@@ -98,6 +98,8 @@ class Sweep:
 class RolloutLoss(torch.autograd.Function):
     """``RolloutLoss.apply(problem, policy, variant, x0, *parameters)``: mean loss of a rollout of a PyTorch controller.
 
+    The rollout begins at x0 (B, *state_shape); the policy is a function of states (B, *state_shape) to controls
+    (B, *control_shape).
     The gradient in the policy's parameters is that of the variant: "R", "M", "S", "N", "C" or a pair of schedules.
     The gradient in x0 is the adjoint lam_0 of the variant; of C, that of R.
     """

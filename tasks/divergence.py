@@ -13,7 +13,10 @@ from stablebptt.tasks.variants import Gates
 
 
 def check_gradient(problem: Any, result: Gradient, theta: np.ndarray, x0: np.ndarray, gates: Gates) -> None:
-    """Raise DivergedError, with the first bad time step, if a gradient or its loss is not finite."""
+    """Raise DivergedError, with the first bad time step, if a gradient or its loss is not finite.
+
+    `result` is the gradient at theta (n_parameters,) for x0 (B, *state_shape), with gates (m, T).
+    """
     if math.isfinite(result.loss.total) and math.isfinite(result.norm2):
         return
     check_path(_path(problem, theta, x0))

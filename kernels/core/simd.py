@@ -44,7 +44,7 @@ ONE, NONE = np.int64(1), np.int64(0)
 
 
 def padded(columns: int) -> int:
-    """Smallest multiple of `PAD` that holds `columns`."""
+    """The smallest multiple of `PAD` that is at least `columns`."""
     return -(-columns // PAD) * PAD
 
 
