@@ -1,11 +1,11 @@
-"""Backward: the mirror image of `stablebptt.kernels`.
+"""Adjoint code: the mirror image of `stablebptt.kernels`.
 
-Every differentiable function ``f`` of kernels has a partner ``f_vjp`` in the file of the same name here. The contract:
+Every differentiable function ``f`` of `kernels` has a partner ``f_vjp`` here, in the file of the same name. The contract:
 
 - Scalar vjps take the inputs of ``f`` and the cotangents of its outputs, and return cotangents in the order of the inputs.
-- Array vjps add into buffers that the caller zeroed; they never overwrite.
-- Several cotangents (m of them) go through one call, so that sines, distances and factorisations are computed once.
-- Nothing here checks its arguments; `stablebptt.tasks` does.
+- Array vjps add to buffers that the caller has zeroed; they never overwrite.
+- One call takes m cotangents, so sines, distances and factorisations are computed once.
+- Functions here do not check their arguments; `stablebptt.tasks` does.
 
 Importing this room registers all its rules. Letters: `stablebptt.kernels`.
 """
@@ -42,5 +42,5 @@ __all__ = [
 ]
 
 for _file in pkgutil.iter_modules(__path__):
-    if not _file.name.startswith("cuda_"):  # what needs a device is imported where one is asked for
+    if not _file.name.startswith("cuda_"):  # the backend "cuda" imports what needs a device
         importlib.import_module(f"{__name__}.{_file.name}")

@@ -1,6 +1,6 @@
-"""Systems and losses as plain C functions: pointers for C, C++, Fortran, Julia; docs/adding_a_system.md.
+"""Systems and losses as plain C functions for C, C++, Fortran and Julia; docs/adding_a_system.md.
 
-The parameters of the struct are compiled in. A function pointer lives as long as this process.
+The numbers of the struct are compiled in. A function pointer stays valid until the process ends.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ typedef void (*stablebptt_cost_vjp_{real})(int64_t n_state, const {real} *x, {re
 
 #endif
 """
-_kept: dict[tuple[Any, ...], Any] = {}
+_functions: dict[tuple[Any, ...], Any] = {}
 
 
 def c_header(dtype: Any = np.float64) -> str:
@@ -45,7 +45,7 @@ def c_header(dtype: Any = np.float64) -> str:
 
 
 def cfunc_address(struct: Struct, name: str, dtype: Any = None) -> int:
-    """Address of a C function: "step" or "step_vjp" of a system, "cost" or "cost_vjp" of a loss; `c_header` has their types.
+    """Address of a C function: "step" or "step_vjp" of a system, "cost" or "cost_vjp" of a loss; `c_header` gives their types.
 
     Parameters
     ----------
@@ -63,9 +63,9 @@ def cfunc_address(struct: Struct, name: str, dtype: Any = None) -> int:
         raise ValueError(f"{type(struct).__name__} has no C function {name!r}; choose from {', '.join(makers)}")
     kind = np.dtype(dtype or _precision(struct)).type
     key = (id(struct), name, kind)
-    if key not in _kept:  # the struct is kept with it, so that its id stays its own
-        _kept[key] = (struct, makers[name](struct, types.float32 if kind is np.float32 else types.float64))
-    return _kept[key][1].address
+    if key not in _functions:  # the entry keeps the struct alive, so no other struct gets its id
+        _functions[key] = (struct, makers[name](struct, types.float32 if kind is np.float32 else types.float64))
+    return _functions[key][1].address
 
 
 def _precision(struct: Struct) -> Any:

@@ -9,7 +9,7 @@ from stablebptt.kernels.core.dispatch import implements, inline, like
 
 @inline
 def pole_vjp(system, force, sin, cos, rate, acceleration_bar, pull_bar):
-    """Cotangents of force, sin, cos and rate, from those of the two outputs of `pole`."""
+    """Cotangents of force, sin, cos and rate, from the cotangents of the two outputs of `pole`."""
     ml = system.pole_mass * system.half_length
     ratio = system.pole_mass / system.total_mass
     two = like(sin, 2.0)

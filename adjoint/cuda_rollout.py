@@ -1,9 +1,10 @@
 """Adjoint of the rollout on a CUDA device; mirror image of `stablebptt.kernels.cuda_rollout`; docs/gpu.md.
 
-The cotangents of a tile ("bars") lie like the network's numbers, once per pair of gates: the state's rows hold the adjoint.
+The cotangents of a tile ("bars") have the layout of the network's numbers, once per pair of gates. The state's rows hold the
+adjoint.
 
     block's arena   that of the rollout | numbers 1 | numbers 2 | .. | lam_x | lam_c | cost        each number x TILE samples
-                                          m times `rows`               what the step gave back
+                                          m times `rows`               from the vjp of the step
 """
 
 import functools
@@ -59,12 +60,12 @@ from stablebptt.kernels.cuda_rollout import (
     work_size,
 )  # fmt: skip
 
-# What `over_block` makes of one number of every thread.
+# How `over_block` reduces one number per thread.
 SUM, LARGEST = range(2)
 
 
 class Gates(Struct):
-    """Gates (m, T) of the two paths, weights (T+1,) of the cost in the mean loss, and of the controls in the regulariser."""
+    """Gates of the two paths, physics and network (m, T); weights in the mean loss: of the costs (T+1,), of the controls."""
 
     physics: np.ndarray
     network: np.ndarray
@@ -73,7 +74,13 @@ class Gates(Struct):
 
 
 class Bars(Struct):
-    """Cotangents in a block: of all rows, of m pairs of gates; of what the step gave back; of one cost; the gradients so far."""
+    """Cotangents in a thread block, for m = `variants` pairs of gates.
+
+    numbers (m * rows * TILE,) : of all rows
+    lam_x (m * n_state * TILE,), lam_c (m * n_control * TILE,) : of state and control, from the vjp of the step
+    cost (n_state * TILE,) : derivative of one cost
+    gradient (m * n_parameters,) : sums so far
+    """
 
     numbers: np.ndarray
     lam_x: np.ndarray
@@ -88,16 +95,16 @@ class Bars(Struct):
 
 @device
 def input_vjp(network, layer, bars, base, k, first):
-    """Cotangent of input k of a layer, for four samples: the sum over the windows that saw it."""
+    """Cotangent of input k of a layer, for four samples: the sum over the windows that see it."""
     table, weights = network.table, network.weights
     step, window, outputs = table[layer, STEP], table[layer, WINDOW], table[layer, OUTPUTS]
-    kernel, line, target = table[layer, KERNEL], table[layer, LINE], table[layer, TARGET]
+    first_weight, line, target = table[layer, KERNEL], table[layer, LINE], table[layer, TARGET]
     z = spread(like(weights, 0.0))
     p, last = 0, 0
-    if window < table[layer, INPUTS]:  # not every window sees every input, and the last inputs may be seen by none
+    if window < table[layer, INPUTS]:  # not every window sees every input, and some of the last inputs are seen by none
         p, last = max(0, k - window + step) // step, min(table[layer, POSITIONS] - 1, k // step)
     while p <= last:
-        weight = kernel + (k - p * step) * line
+        weight = first_weight + (k - p * step) * line
         place = base + (target + p * outputs) * TILE + first
         end = place + outputs * TILE
         while place < end:
@@ -110,7 +117,7 @@ def input_vjp(network, layer, bars, base, k, first):
 
 @device
 def layer_vjp(network, layer, bars):
-    """Cotangents of the hidden numbers that a layer read, before their tanh."""
+    """Compute the cotangents of a layer's inputs, before their tanh."""
     inputs, source = network.table[layer, INPUTS], network.table[layer, SOURCE]
     for v in range(bars.variants):
         base, item = v * bars.rows * TILE, thread()
@@ -125,7 +132,7 @@ def layer_vjp(network, layer, bars):
 
 @device
 def state_vjp(network, bars, t):
-    """Add the open gates' share of the network's path to the adjoints."""
+    """Add the network path to the adjoints whose gate is open at time step t."""
     for v in range(bars.variants):
         gate, base, item = bars.gates.network[v, t], v * bars.rows * TILE, thread()
         while gate != 0 and item < network.n_state * QUADS:
@@ -138,7 +145,7 @@ def state_vjp(network, bars, t):
 
 @device
 def row_vjp(numbers, row, low, high, total):
-    """Add the inner product over a row's eight samples with two times four numbers."""
+    """Add the inner product of a row's eight samples with low and high, four numbers each, to `total`."""
     return accumulate4(load4(numbers, row + QUAD), high, accumulate4(load4(numbers, row), low, total))
 
 
@@ -150,9 +157,9 @@ def add_to(array, place, value):
 
 @device
 def parameter_vjp(network, layer, bars):
-    """Add a time step's share to the gradients.
+    """Add the share of one time step to the gradients.
 
-    A warp takes four rows of the kernel, or one of those that are left over, or the bias, and a thread every 32nd column.
+    A warp takes four rows of the kernel, one remaining row, or the bias. A thread takes every 32nd column.
     """
     table = network.table
     window, outputs, target = table[layer, WINDOW], table[layer, OUTPUTS], table[layer, TARGET]
@@ -174,7 +181,7 @@ def parameter_vjp(network, layer, bars):
 
 @device
 def four_rows_vjp(network, layer, bars, k, bar, place):
-    """Rows k .. k + 3 of a kernel."""
+    """Add to the gradients of rows k .. k + 3 of a kernel."""
     table, numbers, outputs = network.table, network.numbers, network.table[layer, OUTPUTS]
     first, step = (table[layer, SOURCE] + k) * TILE, table[layer, STEP] * TILE
     end = first + table[layer, POSITIONS] * step
@@ -200,7 +207,7 @@ def four_rows_vjp(network, layer, bars, k, bar, place):
 
 @device
 def one_row_vjp(network, layer, bars, k, bar, place):
-    """Row k of a kernel."""
+    """Add to the gradient of row k of a kernel."""
     table, numbers, outputs = network.table, network.numbers, network.table[layer, OUTPUTS]
     first, step = (table[layer, SOURCE] + k) * TILE, table[layer, STEP] * TILE
     end = first + table[layer, POSITIONS] * step
@@ -218,7 +225,7 @@ def one_row_vjp(network, layer, bars, k, bar, place):
 
 @device
 def bias_vjp(network, layer, bars, bar, place):
-    """The bias of a layer."""
+    """Add to the gradient of the bias of a layer."""
     outputs = network.table[layer, OUTPUTS]
     end = bar + network.table[layer, POSITIONS] * outputs * TILE
     ones = spread(like(network.numbers, 1.0))
@@ -234,29 +241,29 @@ def bias_vjp(network, layer, bars, bar, place):
 
 @device
 def step_back(episode, network, work, bars, t):
-    """One sample's way back through the cost and the step of time step t, for all pairs of gates."""
+    """Run the adjoints of one sample back through cost and step of time step t, for all pairs of gates."""
     gates = bars.gates
-    n_state, n_control, variants, b = network.n_state, network.n_control, bars.variants, thread()
+    n_state, n_control, adjoints, b = network.n_state, network.n_control, bars.variants, thread()
     x, c = column(network.numbers, b, n_state), column(network.numbers, n_state * TILE + b, n_control)
     x_next, scratch = column(work.x_next, b, n_state), column(work.scratch, b, work.scratch.size // TILE)
-    lam = columns(bars.numbers, b, variants, bars.rows, n_state)
-    lam_x = columns(bars.lam_x, b, variants, n_state, n_state)
-    lam_c = columns(bars.lam_c, b, variants, n_control, n_control)
+    lam = columns(bars.numbers, b, adjoints, bars.rows, n_state)
+    lam_x = columns(bars.lam_x, b, adjoints, n_state, n_state)
+    lam_c = columns(bars.lam_c, b, adjoints, n_control, n_control)
     cost_bar, zero = column(bars.cost, b, n_state), like(network.numbers, 0.0)
     if gates.cost_weights[t + 1] != 0:
         for k in range(n_state):
             cost_bar[k] = zero
         cost_vjp(episode.loss, x_next, gates.cost_weights[t + 1], cost_bar)
-        for v in range(variants):
+        for v in range(adjoints):
             for k in range(n_state):
                 lam[v, k] += cost_bar[k]
-    for v in range(variants):
+    for v in range(adjoints):
         for k in range(n_state):
             lam_x[v, k] = zero
         for q in range(n_control):
             lam_c[v, q] = zero
     step_sample_vjp(episode.system, x, x_next, c, lam, lam_x, lam_c, scratch)
-    for v in range(variants):
+    for v in range(adjoints):
         gate = gates.physics[v, t]
         for k in range(n_state):
             lam[v, k] = gate * lam_x[v, k] if gate != 0 else zero
@@ -266,7 +273,7 @@ def step_back(episode, network, work, bars, t):
 
 @device
 def rollout_vjp(episode, network, work, bars, n, path):
-    """Run the adjoints of n samples back along a path (T+1, rows * TILE) that `follow` has just left; add to the gradients."""
+    """Run the adjoints of n samples back along a path (T+1, rows * TILE) from `follow`; add to the gradients."""
     layers, n_state = network.table.shape[0], network.n_state
     clear(bars.variants * bars.rows * TILE, bars.numbers)
     for t in range(bars.gates.physics.shape[1] - 1, -1, -1):
@@ -286,27 +293,28 @@ def rollout_vjp(episode, network, work, bars, n, path):
 
 
 @inline
-def bars_size(episode, variants):
-    """Numbers that a block needs for its cotangents; see `place_bars`."""
-    return TILE * (variants * (episode.controller.rows + episode.n_state + episode.n_control) + episode.n_state)
+def bars_size(episode, adjoints):
+    """Numbers of the cotangents in a thread block; see `place_bars`."""
+    return TILE * (adjoints * (episode.controller.rows + episode.n_state + episode.n_control) + episode.n_state)
 
 
 @device
 def place_bars(arena, sums, gates, episode):
-    """Lay the cotangents out in what is left of a block's arena; sums (m * n_parameters,)."""
-    rows, n_state, n_control, variants = episode.controller.rows, episode.n_state, episode.n_control, gates.physics.shape[0]
-    a = variants * rows * TILE
-    b = a + variants * n_state * TILE
-    c = b + variants * n_control * TILE
-    cost, n_parameters = arena[c : c + n_state * TILE], sums.size // variants
-    return Bars(arena[:a], arena[a:b], arena[b:c], cost, sums, gates, variants, rows, n_parameters)
+    """Lay out the cotangents in the rest of a thread block's arena; sums (m * n_parameters,)."""
+    rows, n_state, n_control, adjoints = episode.controller.rows, episode.n_state, episode.n_control, gates.physics.shape[0]
+    a = adjoints * rows * TILE
+    b = a + adjoints * n_state * TILE
+    c = b + adjoints * n_control * TILE
+    cost, n_parameters = arena[c : c + n_state * TILE], sums.size // adjoints
+    return Bars(arena[:a], arena[a:b], arena[b:c], cost, sums, gates, adjoints, rows, n_parameters)
 
 
 @functools.cache
 def make_gradient(dtype: Any, shared: Shared) -> Any:
-    """The kernel of gradients: rollout and its adjoint in one launch; grid (groups, runs).
+    """The kernel of gradients: rollout and adjoint in one launch; grid (groups, S).
 
-    As `make_evaluate`, with all rows kept; gradients (S, groups, m * n_parameters): each group's share, summed over its samples.
+    Arguments as in `make_evaluate`, with all rows in `paths`; gradients (S, groups, m * n_parameters) : each group's share,
+    summed over its samples
     """
     shared_arena, shared_weights, shared_gradients = shared
 
@@ -315,17 +323,17 @@ def make_gradient(dtype: Any, shared: Shared) -> Any:
         memory = gpu.shared.array(0, dtype) if SIMULATED else gpu.shared.array(0, dtype, 16)
         run, group, groups = gpu.blockIdx.y, gpu.blockIdx.x, gpu.gridDim.x
         batch, slot, n_weights = x0.shape[1], run * groups + group, episode.controller.n_weights
-        variants, n_parameters = gates.physics.shape[0], theta.shape[1]
+        adjoints, n_parameters = gates.physics.shape[0], theta.shape[1]
         first_size = work_size(episode)
-        size = first_size + bars_size(episode, variants)
+        size = first_size + bars_size(episode, adjoints)
         arena = memory[:size] if shared_arena else paths.spill[slot]
         begin = size if shared_arena else 0
         weights = memory[begin : begin + n_weights] if shared_weights else theta[run]
         begin += n_weights if shared_weights else 0
-        sums = memory[begin : begin + variants * n_parameters] if shared_gradients else gradients[run, group]
+        sums = memory[begin : begin + adjoints * n_parameters] if shared_gradients else gradients[run, group]
         if shared_weights:
             load_weights(episode.controller.table, theta[run], weights)
-        clear(variants * n_parameters, sums)
+        clear(adjoints * n_parameters, sums)
         network, work = place_work(arena, weights, episode)
         bars = place_bars(arena[first_size:], sums, gates, episode)
         for tile in range(group, (batch + TILE - 1) // TILE, groups):
@@ -337,14 +345,14 @@ def make_gradient(dtype: Any, shared: Shared) -> Any:
                 paths.effort[run, first + thread()] = efforts
             rollout_vjp(episode, network, work, bars, n, paths.numbers[slot])
         if shared_gradients:
-            copy(variants * n_parameters, sums, gradients[run, group])
+            copy(adjoints * n_parameters, sums, gradients[run, group])
 
     return gradient
 
 
 @device
 def over_block(value, places, what):
-    """`SUM` of one number of every thread, in a fixed tree, or `LARGEST` of them; `places` holds one number per thread."""
+    """`SUM` (a fixed tree) or `LARGEST` of one number per thread; `places` (threads,) is scratch."""
     places[thread()] = value
     barrier()
     count = threads()
@@ -362,7 +370,7 @@ def over_block(value, places, what):
 
 @inline
 def larger(a, b):
-    """The larger of two numbers, NaN if one is NaN."""
+    """The larger of two numbers; NaN if one is NaN."""
     return a if a != a or a > b else b
 
 
@@ -373,9 +381,9 @@ def scaled(x, largest):
 
 
 class Results(NamedTuple):
-    """Largest components of R and M, and, of both divided by theirs, the squares of R and M, the product R.M, the square of C.
+    """Numbers of a gradient: the largest components of R and M; after division by these, |R|^2, |M|^2, R.M and |C|^2.
 
-    (Squares of exploding gradients do not fit into float32.)
+    (Squares of exploding gradients overflow float32.)
     """
 
     top_r: float
@@ -388,20 +396,20 @@ class Results(NamedTuple):
 
 @functools.cache
 def make_join(dtype: Any) -> Any:
-    """The kernel that adds the groups' shares and joins R and M; grid (runs,).
+    """The kernel that adds the groups' shares and combines R and M; grid (S,).
 
-    gradients (S, groups, m * n_parameters) -> sums (S, m, n_parameters); joined (S, n_parameters), of one gradient unused.
-    results (S, 6): a row of `Results` for every run.
+    gradients (S, groups, m * n_parameters) -> sums (S, m, n_parameters); joined (S, n_parameters), unused if m is 1
+    results (S, 6) : a row of `Results` per run
     """
 
     @kernel
     def join(gradients, sums, joined, results):
         places = gpu.shared.array(0, dtype)
-        run, variants, n = gpu.blockIdx.x, sums.shape[1], sums.shape[2]
+        run, adjoints, n = gpu.blockIdx.x, sums.shape[1], sums.shape[2]
         zero = like(sums, 0.0)
         top_r, top_m = zero, zero
         for i in range(thread(), n, threads()):
-            for v in range(variants):
+            for v in range(adjoints):
                 total = zero
                 for group in range(gradients.shape[1]):
                     total += gradients[run, group, v * n + i]
@@ -415,7 +423,7 @@ def make_join(dtype: Any) -> Any:
         for i in range(thread(), n, threads()):
             r = scaled(sums[run, 0, i], top_r)
             rr += r * r
-            if variants > 1:
+            if adjoints > 1:
                 m = scaled(sums[run, 1, i], top_m)
                 c = agreeing(sums[run, 1, i], sums[run, 0, i])
                 joined[run, i] = c

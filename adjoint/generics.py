@@ -8,11 +8,11 @@ from stablebptt.kernels.generics import Controller, System
 
 
 class Rows(Struct):
-    """Rows that go backwards together.
+    """n rows that go backwards together.
 
     x (n, n_state) : their states
-    row : `control_batch` left their activations in rows row .. row + n of the tape
-    slot, start : where `control_batch_vjp` leaves their cotangents in the tape: rows start .. start + n of a slot
+    row : rows row .. row + n of the tape hold their activations, from `control_batch`
+    slot, start : rows start .. start + n of this slot of the tape receive their cotangents, from `control_batch_vjp`
     """
 
     x: np.ndarray
@@ -31,17 +31,21 @@ def step_vjp(system, x, c, lam, lam_x, lam_c):
 
 @generic
 def step_sample_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
-    """`step_vjp` without allocating: scratch (sample_scratch,); x_next as the step left it."""
+    """`step_vjp` without allocating: x_next (n_state,) from the step; scratch (sample_scratch,)."""
 
 
 @generic
 def step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
-    """`step_vjp` of a batch: lam and lam_x (B, m, n_state), lam_c (B, m, n_control); x_next as the step left it."""
+    """`step_vjp` of a batch.
+
+    x, x_next (B, n_state), c (B, n_control), lam and lam_x (B, m, n_state), lam_c (B, m, n_control), scratch (scratch_size,);
+    x_next comes from the step.
+    """
 
 
 @generic
 def cost_vjp(loss, x, cost_bar, x_bar):
-    """Add cost_bar times the derivative of `cost` to x_bar (n_state,)."""
+    """Add cost_bar, a number, times the derivative of `cost` at x (n_state,) to x_bar (n_state,)."""
 
 
 @generic
@@ -51,9 +55,9 @@ def control_vjp(controller, theta, x, c_bar, theta_bar, x_bar):
 
 @generic_block
 def control_batch_vjp(controller, weights, tape, rows, c_bar):
-    """Leave the cotangents inside the network in the tape, for `state_vjp` and `parameter_vjp`: of c_bar (n, n_control).
+    """Write the cotangents inside the network, for c_bar (n, n_control), to the tape; `control_batch` wrote the activations.
 
-    (`control_batch` leaves the activations.)
+    `state_vjp` and `parameter_vjp` read them.
     """
 
 
@@ -66,18 +70,19 @@ def state_vjp(controller, weights, tape, rows, c_bar, x_bar):
 def parameter_vjp(controller, weights, tape, rows, c_bar):
     """Add ``N_theta^T c_bar`` to the tape's gradients, for m cotangents: the first n rows of c_bar (m, .., n_control).
 
-    After `control_batch_vjp` of all n rows: of cotangent v in slot v; or, of a `unit` tape, of the cotangent 1 in slot 0.
+    It follows `control_batch_vjp` of all n rows: for cotangent v in slot v, or, with a `unit` tape, for the cotangent 1 in
+    slot 0.
     """
 
 
 @generic_block
 def clear(controller, tape):
-    """Set the tape's gradients to zero."""
+    """Set the tape's m gradients to zero."""
 
 
 @generic_block
 def unpack(controller, tape, gradients):
-    """Write the tape's gradients into gradients (m, n_parameters), in the users' order."""
+    """Write the tape's gradients to gradients (m, n_parameters), in the users' order."""
 
 
 @implements(step_sample_vjp, System)

@@ -29,19 +29,19 @@ def _add(view, k, value):
 
 @block
 def advance_vjp(system, x, c, bars):
-    """`step_vjp` on views: one loop over pairs, whose distances serve all cotangents."""
-    variants, lam, lam_x, lam_c = bars.count, bars.lam, bars.lam_x, bars.lam_c
+    """`step_vjp` on views. One loop over pairs computes each distance once for all cotangents."""
+    adjoints, lam, lam_x, lam_c = bars.count, bars.lam, bars.lam_x, bars.lam_c
     dt = system.dt
     objects = system.drivers + system.evaders
     zero = like(dt, 0.0)
     sx, sy = evader_sum(system, x)
-    for v in range(variants):
+    for v in range(adjoints):
         bar, x_bar, c_bar = row(lam, v), row(lam_x, v), row(lam_c, v)
         for o in range(objects):
-            kept = like(dt, 1.0) - dt * friction(system, o)
-            for k in range(4 * o, 4 * o + 2):  # position + dt velocity, kept velocity
+            damping = like(dt, 1.0) - dt * friction(system, o)
+            for k in range(4 * o, 4 * o + 2):  # position + dt velocity, damping velocity
                 _add(x_bar, k, get(bar, k))
-                _add(x_bar, k + 2, dt * get(bar, k) + kept * get(bar, k + 2))
+                _add(x_bar, k + 2, dt * get(bar, k) + damping * get(bar, k + 2))
         sx_bar, sy_bar = constant(x, zero), constant(x, zero)
         for i in range(system.drivers):  # along u + across perp(u)
             ux, uy = get(x, 4 * i) - sx, get(x, 4 * i + 1) - sy
@@ -62,7 +62,7 @@ def advance_vjp(system, x, c, bars):
             near, far, mutual = pair_law(system, i, j)
             rx, ry = get(x, 4 * i) - get(x, 4 * j), get(x, 4 * i + 1) - get(x, 4 * j + 1)
             strength, slope = pull_terms(system.reach, near, far, rx, ry)
-            for v in range(variants):
+            for v in range(adjoints):
                 bar, x_bar = row(lam, v), row(lam_x, v)
                 fx_bar, fy_bar = get(bar, 4 * j + 2), get(bar, 4 * j + 3)
                 if mutual:
@@ -82,29 +82,29 @@ def _step_vjp(system, x, c, lam, lam_x, lam_c):
 
 @implements(step_batch_vjp, Guidance)
 def _step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
-    batch, variants, n_state = lam.shape
+    batch, adjoints, n_state = lam.shape
     n_control = c.shape[1]
     stride = padded_batch(batch)
     x_lanes, c_lanes, after = places(n_state, n_control, stride, scratch)
     lam_lanes = offset(after, n_state * stride)
-    lam_x_lanes = offset(lam_lanes, variants * n_state * stride)
-    lam_c_lanes = offset(lam_x_lanes, variants * n_state * stride)
+    lam_x_lanes = offset(lam_lanes, adjoints * n_state * stride)
+    lam_c_lanes = offset(lam_x_lanes, adjoints * n_state * stride)
     to_lanes(batch, n_state, pointer(x), n_state, x_lanes, stride)
     to_lanes(batch, n_control, pointer(c), n_control, c_lanes, stride)
-    to_lanes(batch, variants * n_state, pointer(lam), variants * n_state, lam_lanes, stride)
-    for k in range(variants * (n_state + n_control) * stride):  # lam_x and lam_c lie side by side
+    to_lanes(batch, adjoints * n_state, pointer(lam), adjoints * n_state, lam_lanes, stride)
+    for k in range(adjoints * (n_state + n_control) * stride):  # lam_x and lam_c lie side by side
         lam_x_lanes[k] = like(x, 0.0)
     for b in range(0, batch, lanes(x_lanes)):
         bars = Bars(
-            variants,
+            adjoints,
             Lanes(offset(lam_lanes, b), stride, ONE * n_state),
             Lanes(offset(lam_x_lanes, b), stride, ONE * n_state),
             Lanes(offset(lam_c_lanes, b), stride, ONE * n_control),
         )
         x_view, c_view = Lanes(offset(x_lanes, b), stride, ONE * n_state), Lanes(offset(c_lanes, b), stride, ONE * n_control)
         advance_vjp(system, x_view, c_view, bars)
-    add_from_lanes(batch, variants * n_state, pointer(lam_x), variants * n_state, lam_x_lanes, stride)
-    add_from_lanes(batch, variants * n_control, pointer(lam_c), variants * n_control, lam_c_lanes, stride)
+    add_from_lanes(batch, adjoints * n_state, pointer(lam_x), adjoints * n_state, lam_x_lanes, stride)
+    add_from_lanes(batch, adjoints * n_control, pointer(lam_c), adjoints * n_control, lam_c_lanes, stride)
 
 
 @implements(cost_vjp, Gathering)

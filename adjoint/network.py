@@ -25,7 +25,7 @@ def _control_batch_vjp(network, weights, tape, rows, c_bar):
                 kernel = offset(w, above.kernel + q * span)
                 matmul(n, span, n_control, pointer(c_bar), n_control, ONE, kernel, above.taps * span, init, init_row, z_bar, span)
                 init_row = span
-            else:  # the sum over the windows above that saw position q
+            else:  # sum over the windows above that see position q
                 for tap in range(above.taps):
                     p = (q - tap) // above.stride
                     if q >= tap and p * above.stride == q - tap and p < above.positions:
@@ -33,7 +33,7 @@ def _control_batch_vjp(network, weights, tape, rows, c_bar):
                         bar = offset(bars, p * chunk * above.span)
                         matmul(n, span, above.outputs, bar, above.span, ONE, back, span, init, init_row, z_bar, span)
                         init, init_row = z_bar, span
-            if init_row == 0:  # no window saw it
+            if init_row == 0:  # no window sees it
                 for k in range(n * span):
                     z_bar[k] = like(weights, 0.0)
             tanh_all_vjp(n * span, offset(h, layer.place * length + (q * length + rows.row) * span), z_bar)
@@ -80,11 +80,11 @@ def _parameter_vjp(network, weights, tape, rows, c_bar):
 
 @block
 def output_vjp(layer, below, tape, rows, c_bar):
-    """Gradients of the output layer: ``c = sum_p h_p . kernel_p + bias``."""
-    n, (variants, length, n_control) = rows.x.shape[0], c_bar.shape
+    """Add the gradients of the output layer, ``c = sum_p h_p . kernel_p + bias``, for c_bar (m, .., n_control)."""
+    n, (adjoints, length, n_control) = rows.x.shape[0], c_bar.shape
     span, h = below.span, offset(pointer(tape.hidden), below.place * tape.rows + rows.row * below.span)
     line = layer.taps * span
-    for v in range(variants):
+    for v in range(adjoints):
         bar = offset(pointer(c_bar), v * length * n_control)
         for p in range(layer.taps):
             out = offset(pointer(tape.output), v * n_control * line + p * span)
@@ -97,16 +97,16 @@ def output_vjp(layer, below, tape, rows, c_bar):
 
 @block
 def kernel_vjp(network, i, p, tape, rows, c_bar):
-    """Position p's share in the gradients of layer i: what it saw times its cotangents, scaled, of all variants side by side."""
+    """Add position p's share of the m gradients of layer i: its inputs times its scaled cotangents, all m side by side."""
     x, unit = rows.x, tape.unit
-    layer, n, variants = layer_of(network, i), x.shape[0], c_bar.shape[0]
+    layer, n, adjoints = layer_of(network, i), x.shape[0], c_bar.shape[0]
     length, outputs = tape.scaled.shape[1], layer.outputs
-    columns = (variants * outputs + PAD - 1) // PAD * PAD
+    columns = (adjoints * outputs + PAD - 1) // PAD * PAD
     scaled, g, one = pointer(tape.scaled), offset(pointer(tape.gradient), layer.gradient * length), like(x, 1.0)
     bias_bar = offset(g, layer.taps * layer.inputs * length)
     for r in range(n):
         line = offset(scaled, r * length)
-        for v in range(variants):
+        for v in range(adjoints):
             factor = c_bar[v, r, 0] if unit else one
             scale(outputs, factor, deltas(network, layer, tape, 0 if unit else v, p, r), offset(line, v * outputs))
         add(columns, line, bias_bar)
@@ -116,18 +116,18 @@ def kernel_vjp(network, i, p, tape, rows, c_bar):
     else:
         below = layer_of(network, i - 1)
         for tap in range(layer.taps):
-            place = below.place * tape.rows + ((p * layer.stride + tap) * tape.rows + rows.row) * below.span
-            seen, out = offset(pointer(tape.hidden), place), offset(g, tap * layer.inputs * length)
+            elements = below.place * tape.rows + ((p * layer.stride + tap) * tape.rows + rows.row) * below.span
+            seen, out = offset(pointer(tape.hidden), elements), offset(g, tap * layer.inputs * length)
             matmul(layer.inputs, columns, n, seen, ONE, below.span, scaled, length, out, length, out, length)
 
 
 @block
 def windows_vjp(network, layer, p, tape, rows, c_bar):
-    """Position p's share in the gradients of the first layer: its scaled window (a one for the bias) times its cotangents."""
+    """Add position p's share of the gradients of the first layer: its scaled window (1 for the bias) times its cotangents."""
     x, unit = rows.x, tape.unit
-    n, variants, (wide, length) = x.shape[0], c_bar.shape[0], (tape.windows.shape[1], tape.gradient.shape[1])
+    n, adjoints, (wide, length) = x.shape[0], c_bar.shape[0], (tape.windows.shape[1], tape.gradient.shape[1])
     windows, inner = tape.windows, layer.taps * layer.inputs
-    for v in range(variants):
+    for v in range(adjoints):
         for r in range(n):
             factor = c_bar[v, r, 0] if unit else like(x, 1.0)
             for k in range(inner):
@@ -140,9 +140,9 @@ def windows_vjp(network, layer, p, tape, rows, c_bar):
 
 @inline
 def deltas(network, layer, tape, slot, p, r):
-    """Address of the cotangents of position p of a layer, row r."""
-    place = slot * tape.chunk * network.width + layer.place * tape.chunk + (p * tape.chunk + r) * layer.span
-    return offset(pointer(tape.deltas), place)
+    """Address of the cotangents (span,) of position p and row r in a layer."""
+    elements = slot * tape.chunk * network.width + layer.place * tape.chunk + (p * tape.chunk + r) * layer.span
+    return offset(pointer(tape.deltas), elements)
 
 
 @implements(unpack, Network)

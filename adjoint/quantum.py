@@ -16,7 +16,7 @@ from stablebptt.kernels.quantum import Overlap, Quantum, factorise, overlap, pla
 
 
 class Solve(Struct):
-    """Views of scratch space: pivots of A, and a solution of the size of a state."""
+    """Views of scratch space: pivots of A and a solution y, n_state numbers each."""
 
     pivots: Struct
     y: Struct
@@ -24,11 +24,11 @@ class Solve(Struct):
 
 @block
 def advance_vjp(system, x, c, x_next, bars, space):
-    """`step_vjp` on views, one factorisation for all cotangents."""
-    variants, lam, lam_x, lam_c = bars.count, bars.lam, bars.lam_x, bars.lam_c
+    """`step_vjp` on views, with one factorisation for all cotangents."""
+    adjoints, lam, lam_x, lam_c = bars.count, bars.lam, bars.lam_x, bars.lam_c
     pivots, y = space.pivots, space.y
     factorise(system, c, pivots)
-    for v in range(variants):
+    for v in range(adjoints):
         bar, x_bar, c_bar = row(lam, v), row(lam_x, v), row(lam_c, v)
         for k in range(system.points):
             put(y, 2 * k, get(bar, 2 * k))
@@ -59,10 +59,10 @@ def _step_vjp(system, x, c, lam, lam_x, lam_c):
 
 @implements(step_batch_vjp, Quantum)
 def _step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
-    batch, variants, n_state = lam.shape
-    stride, rows = padded_batch(batch), variants * n_state
+    batch, adjoints, n_state = lam.shape
+    stride, rows = padded_batch(batch), adjoints * n_state
     x_lanes, next_lanes, pivots, y, lam_lanes, lam_x_lanes, c_lanes, lam_c_lanes = places(
-        system, variants, stride, scratch
+        system, adjoints, stride, scratch
     )
     to_lanes(batch, n_state, pointer(x), n_state, x_lanes, stride)
     to_lanes(batch, n_state, pointer(x_next), n_state, next_lanes, stride)
@@ -70,11 +70,11 @@ def _step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     to_lanes(batch, rows, pointer(lam), rows, lam_lanes, stride)
     for k in range(rows * stride):
         lam_x_lanes[k] = like(x, 0.0)
-    for k in range(variants * stride):
+    for k in range(adjoints * stride):
         lam_c_lanes[k] = like(x, 0.0)
     for b in range(0, batch, lanes(x_lanes)):
         bars = Bars(
-            variants,
+            adjoints,
             Lanes(offset(lam_lanes, b), stride, ONE * n_state),
             Lanes(offset(lam_x_lanes, b), stride, ONE * n_state),
             Lanes(offset(lam_c_lanes, b), stride, ONE),
@@ -88,7 +88,7 @@ def _step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
             Solve(Lanes(offset(pivots, b), stride, ONE * n_state), Lanes(offset(y, b), stride, ONE * n_state)),
         )
     add_from_lanes(batch, rows, pointer(lam_x), rows, lam_x_lanes, stride)
-    add_from_lanes(batch, variants, pointer(lam_c), variants, lam_c_lanes, stride)
+    add_from_lanes(batch, adjoints, pointer(lam_c), adjoints, lam_c_lanes, stride)
 
 
 @implements(cost_vjp, Overlap)

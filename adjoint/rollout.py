@@ -1,12 +1,12 @@
 """Adjoint of the rollout with two gates per time step: every variant of the gradient is data; docs/method.md, section 2.
 
-    Gates     physics, network (m, T)                    open (1), closed (0) or between, of m pairs
+    Gates     physics, network (m, T)                    m pairs: open (1), closed (0) or between
 
     Arena     forward     the rollout's, see `stablebptt.kernels.rollout`
-              bars        cotangents: of the states of one time step, and of the controls and inputs of a chunk of them
+              bars        cotangents of the states of one time step, and of the controls and inputs of a chunk of time steps
               gradients   R | M | ..   (m, n_parameters)          joined   C   (n_parameters,)
 
-    chunks    .. | t t+1 t+2 .. | .. T-1       n rows: its time steps x B samples; the last chunk goes first
+    chunks    .. | t t+1 t+2 .. | .. T-1       n rows per chunk: time steps x B samples; the last chunk comes first
 """
 
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ CHUNK_ROWS = 128
 
 
 class Gates(Struct):
-    """Gates of m adjoints that run together: physics and network (m, T); `joined` if they are R and M, to be combined into C."""
+    """Gates of m adjoints that run together: physics and network (m, T). `joined`: they are R and M, to combine into C."""
 
     physics: np.ndarray
     network: np.ndarray
@@ -44,13 +44,14 @@ class Gates(Struct):
 
 
 class Bars(Struct):
-    """Cotangents, n rows of a chunk.
+    """Cotangents; n rows per chunk.
 
-    lam, lam_x (B, m, n_state), lam_c (B, m, n_control) : of the states of one time step, and what the step gives back
+    lam (B, m, n_state) : of the states of one time step
+    lam_x (B, m, n_state), lam_c (B, m, n_control) : of state and control, from the vjp of the step
     c_bar (m, n, n_control) : of the controls
-    ones (n, n_control), x_bar (n, padded n_state) : the cotangent 1 of a control, and what the network gives back for it
+    ones (n, n_control), x_bar (n, padded n_state) : the cotangent 1 of a control, and its cotangent of the state
     cost_bar (n_state,) : derivative of one cost
-    scratch (scratch_size,) : the system's, that of the rollout
+    scratch (scratch_size,) : of the system, shared with the rollout
     """
 
     lam: np.ndarray
@@ -64,7 +65,7 @@ class Bars(Struct):
 
 
 class Arena(Struct):
-    """Where gradients (m, n_parameters) of a batch are computed, and joined (n_parameters,)."""
+    """Work space of a gradient: the rollout's arena, cotangents, gradients (m, n_parameters), joined (n_parameters,)."""
 
     forward: forward.Arena
     bars: Bars
@@ -73,9 +74,12 @@ class Arena(Struct):
 
 
 class Results(NamedTuple):
-    """Of a gradient, in float64: squares and inner product of R (or the only one), M and C; mean parts of the loss.
+    """Numbers of a gradient, in float64.
 
-    finite : whether all last states are (a loss may not see every number)
+    regular2, modified2, joined2 : squared norms of R (or the only gradient), M and C
+    product : inner product of R and M
+    physics, effort : mean parts of the loss
+    finite : whether all last states are finite (a loss may ignore some numbers)
     """
 
     regular2: float
@@ -88,12 +92,12 @@ class Results(NamedTuple):
 
 
 def chunk_steps(batch: int) -> int:
-    """Time steps that go backwards together; depends on the batch alone, so that sums are always cut alike."""
+    """Time steps per chunk. They depend on the batch alone, so sums always have the same parts and the same bits."""
     return max(1, CHUNK_ROWS // batch)
 
 
 def new_arena(episode: Any, batch: int, adjoints: int, dtype: Any, *, tape_bytes: int) -> Arena:
-    """An arena for m adjoints of a batch; the tape keeps all time steps if they need no more than `tape_bytes`."""
+    """An arena for m = `adjoints` of a batch. The tape holds all time steps if they need at most `tape_bytes`."""
     n_state, n_control, controller = episode.n_state, episode.n_control, episode.controller
     all_rows, rows = (len(episode.time_weights) - 1) * batch, chunk_steps(batch) * batch
     kept = all_rows * tape_width(controller) * np.dtype(dtype).itemsize <= tape_bytes
@@ -115,7 +119,7 @@ def new_arena(episode: Any, batch: int, adjoints: int, dtype: Any, *, tape_bytes
 
 @inline
 def _is_open(gates, first, end):
-    """Whether one of the gates (m, T) is open in time steps first .. end."""
+    """Whether any of the gates (m, T) is open in time steps first .. end."""
     for v in range(gates.shape[0]):
         for t in range(first, end):
             if gates[v, t] != 0:
@@ -138,7 +142,7 @@ def _add_cost(loss, x, weight, cost_bar, lam):
 
 @inline
 def _step_back(episode, gates, path, bars, t, start):
-    """Adjoints of x_t from those of x_t+1, but for the way through the network of several controls.
+    """Compute the adjoints of x_t from those of x_t+1, without the network path if there are several controls.
 
     The cotangents of the controls go to rows start .. start + B of c_bar.
     """
@@ -167,7 +171,7 @@ def _step_back(episode, gates, path, bars, t, start):
 
 @block
 def _network_path(controller, weights, tape, rows, gate, bars):
-    """``lam += b N_x^T g`` of the adjoint of a slot at one time step (several controls: this part is sequential)."""
+    """Add ``b N_x^T g`` to the adjoint of a slot at one time step. With several controls this part is sequential."""
     lam, x_bar, v = bars.lam, bars.x_bar, rows.slot
     batch, _, n_state = lam.shape
     c_bar = bars.c_bar[v, rows.start : rows.start + batch]
@@ -184,14 +188,14 @@ def _network_path(controller, weights, tape, rows, gate, bars):
 
 @block
 def rollout_vjp(episode, gates, ahead, bars):
-    """Run m adjoints backwards together along the path of the arena `ahead`, and leave their parameter gradients in its tape.
+    """Run m adjoints backwards together along the path of the arena `ahead`. Its tape receives their parameter gradients.
 
-    A closed gate (0) stops its path altogether. ``bars.lam`` ends as the cotangent of states[0].
+    A closed gate (0) cuts its path completely. ``bars.lam`` ends as the cotangent of states[0].
 
     Notes
     -----
-    With one control, dN/dx of every row does not depend on the adjoints: it comes from one batched pass per chunk that all
-    of them share. With several, adjoints whose network gate is closed take one batched pass after the recursion.
+    With one control, dN/dx of a row does not depend on the adjoints: all of them share one batched pass per chunk. With several
+    controls, adjoints whose network gate is closed take one batched pass after the recursion.
     """
     controller, network = episode.controller, gates.network
     weights, tape, kept, path = ahead.weights, ahead.tape, ahead.kept, ahead.path
@@ -230,10 +234,10 @@ def rollout_vjp(episode, gates, ahead, bars):
 
 @kernel
 def gradient(episode, theta, x0, gates, arena):
-    """The compiled entry point: loss and gradients, joined if the gates are, of theta (n_parameters,) and x0 (B, n_state).
+    """The compiled entry point: loss and gradients of theta (n_parameters,) and x0 (B, n_state), combined if `gates.joined`.
 
-    The numbers of `Results` come back as a plain tuple: Numba would make the named one by calling Python, where a signal that
-    arrived during the computation strikes, and Numba does not expect that call to fail.
+    It returns the numbers of `Results` as a plain tuple. Numba would call Python to make the named one. A signal that arrived
+    during the computation would interrupt that call, and Numba does not expect it to fail.
     """
     ahead, gradients, joined = arena.forward, arena.gradients, arena.joined
     follow(episode, theta, x0, ahead)

@@ -1,1 +1,1 @@
-"""What goes in and out: initial states, run files, plans of the published sweeps, golden numbers."""
+"""Files: atomic writing, labelled arrays, run files, summaries, golden numbers."""

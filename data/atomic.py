@@ -1,4 +1,4 @@
-"""Files are replaced as a whole, and by one process at a time."""
+"""Files replaced as a whole, by one process at a time."""
 
 import contextlib
 import errno
@@ -22,12 +22,12 @@ KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a dev
 
 
 def target(path: Path) -> Path:
-    """The file that is written for `path`: the target of a symbolic link, so that the link stays.
+    """The file to write for `path`. A symbolic link stays: the file is its target.
 
     Raises
     ------
     OSError
-        If `path` is something other than a regular file, such as a pipe or a device: a file must not replace it.
+        If `path` is not a regular file but, for example, a pipe or a device: a file must not replace it.
     """
     try:
         mode = os.stat(path).st_mode
@@ -41,7 +41,7 @@ def target(path: Path) -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """A path from a user; a leading ~ becomes the home folder."""
+    """A user's path, with the home folder for a leading ~."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -61,9 +61,9 @@ def check_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, rehearsal: bool = False) -> Iterator[Path]:
-    """A name beside `path` to write to. When the block ends, the file is synced and renamed; in a `rehearsal` it is removed.
+    """A name beside `path` to write to. After the `with` block the file is synced and renamed; a `rehearsal` removes it.
 
-    On any failure the old file stays and nothing is left behind.
+    On any failure the old file stays and no other file remains.
 
     Raises
     ------
@@ -94,10 +94,10 @@ def replacing(path: Path, *, rehearsal: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes from writing `path`; take over the lock of a dead process and remove the parts it left behind.
+    """Prevent other processes from writing `path`. Take over the lock of a dead process and remove its unfinished files.
 
-    The system's lock on the file `.NAME.lock` decides. It ends with its process; the file's content says who holds it.
-    Where the file system knows no locks, the content decides. It lies beside the file itself, not beside a link to it.
+    The system's lock on the file `.NAME.lock` decides. It ends with its process. The content of the file says who holds it; on
+    file systems without locks, the content decides. The lock lies beside the file itself, not beside a link to it.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def _take(place: Path, path: Path) -> int:
             os.close(handle)
             who = owner or "another process"
             raise BlockingIOError(f"{path} is being written by {who}; wait until it ends, or choose another file")
-        if _is_there(handle, place):  # otherwise its last owner has just removed it
+        if _is_there(handle, place):  # otherwise the last owner has just removed it
             return handle
         os.close(handle)
 
@@ -162,7 +162,7 @@ class Owner:
         return f"process {self.process} on host {self.host} since {self.since}"
 
     def is_dead(self) -> bool:
-        """Whether it certainly no longer runs; nothing is known about other hosts."""
+        """Whether the process has certainly ended; False for processes on other hosts."""
         if self.host != socket.gethostname() or os.name == "nt":
             return False
         try:
@@ -175,7 +175,7 @@ class Owner:
 
 
 def _owner(handle: int) -> Owner | None:
-    """What a lock file says."""
+    """The owner that a lock file names; None if it names none."""
     try:
         owner = json.loads(os.read(handle, 1000))
         return Owner(int(owner["process"]), str(owner["host"]), str(owner["since"]))
@@ -191,7 +191,7 @@ def _is_there(handle: int, place: Path) -> bool:
 
 
 def _beside(path: Path, *, pattern: bool = False) -> str:
-    """How the names of unfinished files begin."""
+    """Prefix of the names of unfinished files."""
     return f".{glob.escape(path.name) if pattern else path.name}.part-"
 
 
@@ -202,7 +202,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable, where the system can."""
+    """Make a rename durable, if the system can."""
     if os.name == "nt":
         return
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe

@@ -1,4 +1,4 @@
-"""Run files: the configuration of a run, its history and what it learned, in one HDF5 file that explains itself.
+"""Run files: configuration, history and parameters of a run in one self-describing HDF5 file.
 
 The layout is part of the public interface; docs/files.md describes it. `storage` writes and checks the file.
 """
@@ -48,7 +48,18 @@ LAYER_AXES = {
 
 @dataclass(frozen=True)
 class Content:
-    """Content of a run file, in plain arrays and words."""
+    """Content of a run file, in plain arrays and words.
+
+    Attributes
+    ----------
+    config, attributes : configuration of the run; attributes of the root
+    history : arrays (epochs,), see `HISTORY`
+    theta, best_theta (n_parameters,) : parameters after the last epoch, and those of the lowest test loss
+    trajectories : time (T+1,) [s], states (phases, n, T+1, *state), controls (phases, n, T, *control), loss (phases, n), scales
+    checkpoint : arrays for resuming
+    status : "running", "complete", "interrupted" or "diverged: ..."
+    layers : parameters after the last epoch, by name
+    """
 
     config: dict[str, Any]
     attributes: dict[str, Any]
@@ -71,9 +82,9 @@ def best(history: Mapping[str, np.ndarray]) -> tuple[int, float]:
 
 
 def save(path: str | Path, run: Any, progress: Any, *, rehearsal: bool = False) -> None:
-    """Write a run (`tasks.runs.Run`) and what resuming needs (`tasks.runs.Progress`), as a whole.
+    """Write a run (`tasks.runs.Run`) and its state for resuming (`tasks.runs.Progress`), as a whole.
 
-    A `rehearsal` does everything except the last step: it shows what can go wrong, and an old file stays.
+    A `rehearsal` omits only the last step: errors appear, and an old file stays.
     """
     groups: dict[str, Group] = {"history": _history(run.history)}
     groups |= _layers("controller", run.problem, run.theta)
@@ -85,14 +96,14 @@ def save(path: str | Path, run: Any, progress: Any, *, rehearsal: bool = False) 
 
 
 def save_paths(path: str | Path, run: Any, trajectories: Mapping[str, np.ndarray], seed: int) -> None:
-    """Write rollouts of a trained controller (one phase), with the configuration of its run."""
+    """Write rollouts of a trained controller (one phase) from initial states of `seed`, with the configuration of its run."""
     groups: dict[str, Group] = {"trajectories": _trajectories(run.problem, trajectories, ("trained",))}
     attributes = _attributes(PATHS_FORMAT, run.config, run.status) | {"seed": seed}
     storage.write(path, storage.encode(attributes, groups))
 
 
 def read_any(path: str | Path) -> tuple[dict[str, Any], dict[str, Group]]:
-    """Attributes and groups of any of our files, of this or a later version."""
+    """Attributes and groups of any file of this package, of this or a later version."""
     return storage.read(path, (RUN_FORMAT, PATHS_FORMAT, TABLE_FORMAT))
 
 
@@ -102,7 +113,7 @@ def load(path: str | Path) -> Content:
     Raises
     ------
     FileFormatError
-        If it is damaged, foreign, of a later version, or lacks something.
+        If the file is damaged, foreign, of a later version, or incomplete.
     """
     attributes, groups = storage.read(path, (RUN_FORMAT,))
     if attributes.get("format_version") != FORMAT_VERSION:
@@ -132,7 +143,7 @@ def load(path: str | Path) -> Content:
 
 
 def kind(path: str | Path) -> str:
-    """RUN_FORMAT, PATHS_FORMAT or TABLE_FORMAT."""
+    """Format of a file: `RUN_FORMAT`, `PATHS_FORMAT` or `TABLE_FORMAT`."""
     return str(read_any(path)[0]["format"])
 
 
@@ -141,10 +152,10 @@ class Trajectories(NamedTuple):
 
     Attributes
     ----------
-    config : of the run
+    config : configuration of the run
     phases : names of the controllers
-    arrays : time, states, controls, loss
-    axes : of the states and of the controls: for every axis its scale and the words or numbers of its places
+    arrays : time (T+1,) [s], states (phases, n, T+1, *state), controls (phases, n, T, *control), loss (phases, n)
+    axes : for every axis of states and controls its scale, and a word or number for every index
     """
 
     config: dict[str, Any]
@@ -170,7 +181,7 @@ def load_trajectories(path: str | Path) -> Trajectories:
 
 
 def _axes(group: Group, name: str) -> list[tuple[Variable, tuple[Any, ...]]]:
-    """Scales and places of the axes after (phase, sample, time)."""
+    """Scales of the axes after (phase, sample, time), with their words or numbers."""
     given = zip(group[name].dims[3:], group[name].values.shape[3:])
     scales = [group.get(dim, Variable(np.arange(length), (dim,), "1", dim)) for dim, length in given]
     return [(scale, _places(scale)) for scale in scales]
@@ -201,13 +212,13 @@ def config_of(attributes: Mapping[str, Any], path: Any) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the programs that computed a file."""
+    """Versions of the programs that compute a file."""
     found = {"stablebptt": __version__, "python": platform.python_version()}
     return found | {name: metadata.version(name) for name in ("numba", "numpy", "h5py")}
 
 
 def commit() -> str:
-    """Git commit of the package's sources; empty if they are not a checkout."""
+    """Git commit of the package's sources; empty if they are not in a checkout."""
     try:
         place = _git_folder(Path(__file__).parent.parent / ".git")
         head = (place / "HEAD").read_text().strip()
@@ -226,7 +237,7 @@ def _git_folder(place: Path) -> Path:
 
 
 def _commit_of(name: str, place: Path) -> str:
-    """The commit of a branch, from its own file or from the list of packed references, which worktrees share."""
+    """The commit of a branch, from its own file or from the packed references, which worktrees share."""
     shared = place / (place / "commondir").read_text().strip() if (place / "commondir").exists() else place
     for folder in (place, shared):
         if (folder / name).is_file():
@@ -256,7 +267,7 @@ def _history(history: Mapping[str, np.ndarray]) -> Group:
 
 
 def _layers(place: str, problem: Any, theta: np.ndarray) -> dict[str, Group]:
-    """Every parameter of a controller as a dataset; the words of its name before the last are groups."""
+    """Every parameter of a controller as a dataset. The words of its name before the last one are groups."""
     parts: dict[str, dict[str, np.ndarray]] = {}
     for name, values in problem.layers(theta).items():
         layer, _, part = f"{place}/{name}".rpartition("/")
@@ -265,7 +276,7 @@ def _layers(place: str, problem: Any, theta: np.ndarray) -> dict[str, Group]:
 
 
 def _layer(layer: str, arrays: Mapping[str, np.ndarray], layers: Collection[str]) -> Group:
-    """The parameters of one layer. Axes have known names in our layers, else the parameter's name and a number."""
+    """The parameters of one layer. Axes have known names in our layers, otherwise the parameter's name and a number."""
     taken = {*arrays, *(inner[len(layer) + 1 :].partition("/")[0] for inner in layers if inner.startswith(f"{layer}/"))}
     kind = layer.rpartition("/")[2].partition("_")[0]
     dims = {part: LAYER_AXES.get((kind, part), ()) for part in arrays}
@@ -279,7 +290,7 @@ def _layer(layer: str, arrays: Mapping[str, np.ndarray], layers: Collection[str]
 
 
 def _axis_names(part: str, count: int, taken: set[str]) -> tuple[str, ...]:
-    """Names of a parameter's axes that no neighbour uses."""
+    """Names of a parameter's axes that no neighbour uses; they are added to `taken`."""
     names = []
     for axis in range(count):
         name = f"{part}_{axis}"
@@ -291,7 +302,7 @@ def _axis_names(part: str, count: int, taken: set[str]) -> tuple[str, ...]:
 
 
 def _layers_in(groups: Mapping[str, Group], place: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and values of what `_layers` wrote."""
+    """Names and values of the parameters that `_layers` wrote."""
     for path, group in groups.items():
         if path == place or path.startswith(f"{place}/"):
             for part, variable in group.items():
@@ -327,7 +338,7 @@ def _trajectories(problem: Any, given: Mapping[str, np.ndarray], phases: tuple[s
 
 
 def _words(name: str, long_name: str, words: Iterable[str]) -> Variable:
-    """An axis whose places are words: numbers with an attribute that explains them, as in the CF conventions."""
+    """An axis of words: numbers with an attribute that explains them, as in the CF conventions."""
     meanings = ["_".join(word.split()) for word in words]
     attributes = {"flag_values": list(range(len(meanings))), "flag_meanings": " ".join(meanings)}
     attributes["names"] = json.dumps(list(words), ensure_ascii=False)  # as they were given

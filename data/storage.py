@@ -1,7 +1,7 @@
-"""Labelled arrays in HDF5 files that are also valid netCDF-4; written as a whole, read with distrust.
+"""Labelled arrays in HDF5 files that are also valid netCDF-4. They are written as a whole and read with distrust.
 
-A file is built in memory, so that a full disk can only hit a plain write. It is written beside its name, synced and renamed, so
-that a reader finds the old file or the new one. Behind the HDF5 image lies a trailer with its SHA-256: HDF5 ignores it, and
+A file is built in memory, so a full disk can only affect a plain write. It is written beside its name, synced and renamed, so a
+reader finds either the old file or the new one. A trailer after the HDF5 image holds its SHA-256. HDF5 ignores the trailer, and
 `read` compares it before HDF5 sees a byte. Files without a trailer (edited with other tools) are checked piece by piece.
 """
 
@@ -35,12 +35,12 @@ INTERNAL = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid"
 
 
 class FileFormatError(Exception):
-    """A file is damaged, hostile or not ours; the message is one line."""
+    """A file is damaged, hostile or foreign. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A labelled array of real numbers."""
+    """A labelled array of real numbers, with one name in `dims` per axis."""
 
     values: np.ndarray
     dims: tuple[str, ...]
@@ -74,26 +74,26 @@ def encode(attributes: Mapping[str, str | int | float], groups: Mapping[str, Gro
     Parameters
     ----------
     attributes : of the root
-    groups : by path, such as "controller/dense_0". In a group, a variable whose only axis has the variable's name is the scale
-        of that axis; axes without one get an index.
+    groups : by path, such as "controller/dense_0". A variable with one axis, of the variable's own name, is the scale of that
+        axis in its group. Axes without a scale get an index.
 
     Raises
     ------
     ValueError
-        If axes of one name in one group differ in length, or `read` would refuse the file.
+        If two axes of one name in one group differ in length, or `read` would refuse the file.
     """
     sizes = [variable.values.nbytes for group in groups.values() for variable in group.values()]
     size, largest = sum(sizes), max(sizes, default=0)
     image = _image(attributes, groups, 4)
     if size > LARGEST_CHUNK and size > LARGEST_RATIO * len(image):
-        image = _image(attributes, groups, 0)  # for example many zeros: packed so well that `read` would refuse it
+        image = _image(attributes, groups, 0)  # for example many zeros, packed so well that `read` would refuse the file
     if largest > LARGEST_DATASET or size > LARGEST_CONTENT or len(image) > LARGEST_FILE - 1024:
         raise ValueError(f"a file of {len(image)} bytes that unpacks into {size} could not be read again; keep less in it")
     return image + TRAILER + hashlib.sha256(image).digest()
 
 
 def _image(attributes: Mapping[str, str | int | float], groups: Mapping[str, Group], level: int) -> bytes:
-    """An HDF5 file whose datasets are packed by gzip at the given level."""
+    """An HDF5 file with datasets packed by gzip at the given level."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", track_order=True) as file:
         file.attrs.update(attributes)
@@ -141,7 +141,7 @@ def _write(place: h5py.Group, name: str, variable: Variable, level: int) -> h5py
 
 
 def write(path: str | Path, content: bytes, *, rehearsal: bool = False) -> None:
-    """Write a file as a whole; on any failure, and in a `rehearsal`, the old one stays and nothing is left behind.
+    """Write a file as a whole. On any failure, and in a `rehearsal`, the old file stays and no other file remains.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def read(path: str | Path, formats: Collection[str]) -> tuple[dict[str, Any], di
     FileFormatError
         If the file is damaged, hostile or of another format.
     OSError
-        If it is missing or may not be read.
+        If the file is missing or may not be read.
     """
     content = _content(expanded(path))
     if not content.startswith(SIGNATURE):
@@ -188,7 +188,7 @@ def read(path: str | Path, formats: Collection[str]) -> tuple[dict[str, Any], di
 
 
 def _content(path: str | Path) -> bytes:
-    """Bytes of a regular file of sensible size, without the trailer, which is checked if present."""
+    """Bytes of a regular file of sensible size. A trailer is checked and left out."""
     _check_kind(path, os.stat(path))
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
@@ -222,7 +222,7 @@ def _attributes(item: Any) -> dict[str, Any]:
             continue
         kind = item.attrs.get_id(name)
         if kind.dtype.kind not in "fiu" and kind.shape != ():
-            continue  # lists of strings: not ours, and their size shows only when read
+            continue  # a list of strings: foreign, and its size is known only after reading
         size = int(np.prod(kind.shape, dtype=np.float64)) * kind.dtype.itemsize
         if size > LARGEST_CHUNK:
             raise FileFormatError(f"attribute {name} of {item.name} has {size} bytes")
@@ -254,7 +254,7 @@ def _groups(file: h5py.File, stored: int) -> dict[str, Group]:
 
 
 def _walk(group: h5py.Group, path: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """All groups and datasets; links that lead elsewhere are refused."""
+    """All groups and datasets; links to other places are refused."""
     if depth > DEEPEST:
         raise FileFormatError(f"its groups are nested more than {DEEPEST} deep")
     if len(group) > MOST_OBJECTS:
@@ -273,7 +273,7 @@ def _walk(group: h5py.Group, path: str, depth: int) -> Iterator[tuple[str, Any]]
 
 
 def _check_dataset(item: h5py.Dataset) -> int:
-    """Refuse what none of our files holds, before a byte of it is unpacked; returns its size."""
+    """Size of a dataset [bytes]; raises an error, before a byte is unpacked, if no file of this package holds such a dataset."""
     if item.dtype.kind not in "fiu":
         raise FileFormatError(f"{item.name} holds {item.dtype}, not real numbers")
     if item.external or item.is_virtual:

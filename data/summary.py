@@ -1,4 +1,4 @@
-"""The content of a file, in words and numbers."""
+"""The content of a file in words and numbers."""
 
 import json
 import math
@@ -11,12 +11,12 @@ from stablebptt.data import run_file
 
 
 def summarize(path: str | Path, trajectory: int | None = None) -> dict[str, Any]:
-    """Everything `stablebptt inspect` says about a file, fit for JSON; with the numbers of one trajectory on request.
+    """Everything `stablebptt inspect` says about a file, ready for JSON, with the numbers of one trajectory on request.
 
     Raises
     ------
     FileFormatError
-        If the file is damaged, hostile or not ours.
+        If the file is damaged, hostile or foreign.
     ValueError
         If the file has no such trajectory.
     """
@@ -59,7 +59,7 @@ def summarize(path: str | Path, trajectory: int | None = None) -> dict[str, Any]
 
 
 def text(summary: dict[str, Any]) -> str:
-    """A summary as lines for people."""
+    """A summary as lines of text."""
     config = summary["config"]
     plain = {key: value for key, value in config.get("options", {}).items() if not isinstance(value, dict)}
     options = ", ".join(f"{key} {_word(value)}" for key, value in plain.items())
@@ -106,7 +106,7 @@ def text(summary: dict[str, Any]) -> str:
 
 
 def text_plot(values: list[float], width: int = 60, height: int = 8) -> list[str]:
-    """A curve in plain text over 1, 2, .. n; logarithmic if it is positive and spans more than half a decade."""
+    """A curve over 1, 2, .. n as lines of text; logarithmic if it is positive and spans more than half a decade."""
     known = np.array([np.nan if value is None else value for value in values], np.float64)
     bins = np.array_split(known, max(1, min(width, len(known))))
     means = np.array([part[np.isfinite(part)].mean() if np.isfinite(part).any() else np.nan for part in bins])
@@ -131,15 +131,15 @@ def text_plot(values: list[float], width: int = 60, height: int = 8) -> list[str
 
 
 def _trajectory(path: str | Path, number: int) -> dict[str, Any]:
-    """The numbers of one trajectory, for every controller in the file."""
+    """The numbers of one trajectory for every controller in the file."""
     _, phases, arrays, _ = run_file.load_trajectories(path)
     count = arrays["states"].shape[1]
     if not 0 <= number < count:
         raise ValueError(f"trajectory is {number}; {path} has {count}, counted from 0")
     found: dict[str, Any] = {"number": number, "time": arrays["time"].tolist(), "controllers": {}}
     for phase, states, controls, loss in zip(phases, arrays["states"], arrays["controls"], arrays["loss"]):
-        chosen = {"states": states[number].tolist(), "controls": controls[number].tolist()}
-        found["controllers"][phase] = {"loss": float(loss[number]), **chosen}
+        rollout = {"states": states[number].tolist(), "controls": controls[number].tolist()}
+        found["controllers"][phase] = {"loss": float(loss[number]), **rollout}
     return found
 
 
@@ -183,7 +183,7 @@ def _table(words: Any) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """The same without NaN and Inf, which JSON does not support."""
+    """The same value without NaN and Inf, which JSON does not support."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Our simulators inside other frameworks: arrays in, arrays and vjps out (`arrays`); JAX (`jax`) and PyTorch (`torch`).
+"""Our simulators in other frameworks: NumPy arrays in, arrays and vjps out (`arrays`), JAX (`jax`), PyTorch (`torch`).
 
-Each file here needs a package that the rest of stablebptt does not.
+`jax` and `torch` need packages that the rest of stablebptt does not.
 """

@@ -1,4 +1,4 @@
-"""Steps and costs of a batch and their vjps, NumPy arrays in and out."""
+"""Steps and costs of a batch and their vjps, with NumPy arrays in and out."""
 
 from typing import Any
 
@@ -45,13 +45,13 @@ def step(problem: Problem, x: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def step_vjp(problem: Problem, x: np.ndarray, c: np.ndarray, lam: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cotangents ``S_x^T lam`` and ``S_c^T lam`` of states and controls, for cotangents lam (B, *state_shape) of `step`."""
+    """Cotangents ``S_x^T lam`` (B, *state_shape) and ``S_c^T lam`` (B, *control_shape), for lam (B, *state_shape) of `step`."""
     lam_x, lam_c = step_vjps(problem, x, c, np.asarray(lam)[:, None])
     return lam_x[:, 0], lam_c[:, 0]
 
 
 def step_vjps(problem: Problem, x: np.ndarray, c: np.ndarray, lams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`step_vjp` for m cotangents at once: lams (B, m, *state_shape) to (B, m, *state_shape) and (B, m, *control_shape)."""
+    """`step_vjp` of m cotangents: lams (B, m, *state_shape) -> (B, m, *state_shape) and (B, m, *control_shape)."""
     x, c = _flat(problem, x, c)
     lams = arguments.array("lam", lams, (len(x), "m", *problem.state_shape), problem.dtype, finite=False)
     batch, m = lams.shape[:2]
@@ -78,9 +78,9 @@ def cost_vjp(problem: Problem, x: np.ndarray, bars: np.ndarray) -> np.ndarray:
 
 
 def expect(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> None:
-    """Raise if another framework's array does not have this shape or the problem's precision.
+    """Raise an error if another framework's array does not have this shape and the problem's precision.
 
-    A letter at the head of `shape` stands for any number of samples.
+    A leading letter in `shape` stands for any number of samples.
     """
     given = tuple(value.shape)
     if len(given) != len(shape) or not given[0] or given[isinstance(shape[0], str) :] != shape[isinstance(shape[0], str) :]:

@@ -1,8 +1,8 @@
 """Controllers written in JAX, trained through our simulators with any gradient variant.
 
-`as_step` is one simulator step as a differentiable JAX function, with our hand-written vjp behind it. `rollout_loss` is a whole
-rollout's loss whose gradient is R, M, S, N, C or a pair of gate schedules. M stops the gradient at the input of the JAX network.
-C carries the adjoints of R and M back together: the network and the simulator run forward once.
+`as_step` is one simulator step as a differentiable JAX function with our hand-written vjp. `rollout_loss` is the loss of a whole
+rollout; its gradient is R, M, S, N, C or that of a pair of gate schedules. M stops the gradient at the input of the JAX network.
+C runs the adjoints of R and M back together, so network and simulator run forward once.
 """
 
 from collections.abc import Callable
@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablebptt.interop import arrays
-from stablebptt.tasks import arguments
+from stablebptt.tasks import arguments, variants
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
-from stablebptt.tasks.variants import Gates, gates
+from stablebptt.tasks.variants import Gates
 
 Policy = Callable[[Any, Any], Any]
 
 
 def as_step(problem: Problem) -> Callable[[Any, Any], Any]:
-    """The function (x (B, *state_shape), c (B, *control_shape)) -> next states, differentiable in both.
+    """The function (x (B, *state_shape), c (B, *control_shape)) -> x_next (B, *state_shape), differentiable in both.
 
     JAX arrays must have the problem's precision; NumPy arrays are converted to it.
 
@@ -37,8 +37,8 @@ def as_step(problem: Problem) -> Callable[[Any, Any], Any]:
     def step(x: Any, c: Any) -> Any:
         return _step(problem, x, c)
 
-    def backward(kept: Any, lam: Any) -> Any:
-        x, c = kept
+    def backward(residuals: Any, lam: Any) -> Any:
+        x, c = residuals
         return tuple(bar[:, 0] for bar in _step_vjps(problem, x, c, lam[:, None]))
 
     step.defvjp(lambda x, c: (step(x, c), (x, c)), backward)
@@ -70,7 +70,7 @@ def as_cost(problem: Problem) -> Callable[[Any], Any]:
 
 
 def rollout_loss(problem: Problem, policy: Policy, params: Any, x0: Any, variant: Any = "C") -> Any:
-    """Mean loss of a rollout of a JAX controller; its gradient in `params` is that of the variant.
+    """Mean loss, a number, of a rollout of a JAX controller; its gradient in `params` is that of the variant.
 
     The gradient in x0 is the adjoint lam_0 of the variant; of C, that of R.
 
@@ -87,15 +87,15 @@ def rollout_loss(problem: Problem, policy: Policy, params: Any, x0: Any, variant
         If shapes or precisions do not fit, or the problem is in float64 and JAX is not.
     """
     _precision(problem)
-    opened = gates(variant, problem.steps)
+    gates = variants.gates(variant, problem.steps)
     x0 = _array(problem, "x0", x0, ("B", *problem.state_shape))
-    # Values that the policy closes over become arguments like its parameters: they may be differentiated, too.
+    # Values that the policy closes over become arguments like its parameters, so that they have gradients, too.
     converted, around = jax.closure_convert(policy, params, x0)
 
     def losses(*variables: Any) -> Any:
-        return _losses(problem, lambda every, x: converted(every[0], x, *every[1]), opened, variables)
+        return _losses(problem, lambda every, x: converted(every[0], x, *every[1]), gates, variables)
 
-    if not opened.joined:
+    if not gates.joined:
         return losses(((params, around), x0))[0]
 
     @jax.custom_vjp
@@ -114,14 +114,14 @@ def rollout_loss(problem: Problem, policy: Policy, params: Any, x0: Any, variant
     return combined((params, around), x0)
 
 
-def _losses(problem: Problem, policy: Policy, opened: Gates, variables: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The loss of one rollout, once for each adjoint that goes back through it.
+def _losses(problem: Problem, policy: Policy, gates: Gates, variables: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The loss of one rollout, once per adjoint that runs back through it.
 
-    variables: for each adjoint (params, x0), all equal; the gradient in the v-th is that of the v-th gates.
+    variables : (params, x0) per adjoint, all equal; the gradient in the v-th belongs to the v-th gates
     """
     m, cost, advance = len(variables), as_cost(problem), _advance(problem, policy)
     every, starts = zip(*variables)
-    physics, network = (jnp.asarray(values[:m].T, problem.dtype) for values in (opened.physics, opened.network))
+    physics, network = (jnp.asarray(values[:m].T, problem.dtype) for values in (gates.physics, gates.network))
 
     def body(xs: Any, gate: Any) -> Any:
         xs, controls = advance(every, xs, gate)
@@ -145,8 +145,8 @@ def _losses(problem: Problem, policy: Policy, opened: Gates, variables: tuple[An
 def _advance(problem: Problem, policy: Policy) -> Callable[[Any, Any, Any], Any]:
     """One time step of the rollout with its m adjoints: (params, states, gates (a (m,), b (m,))) -> (next states, controls).
 
-    Params, states and controls are m-tuples of equal values, one for each adjoint, so the network and the simulator run once.
-    Each adjoint goes back by ``lam_t = a S_x^T lam_{t+1} + b N_x^T g_t`` with ``g_t = S_c^T lam_{t+1}`` + regulariser.
+    Params, states and controls are m-tuples of equal values, one per adjoint, so the network and the simulator run once. Each
+    adjoint follows the recursion ``lam_t = a S_x^T lam_{t+1} + b N_x^T g_t`` with ``g_t = S_c^T lam_{t+1}`` + regulariser.
     """
 
     def result(x: Any, control: Any, m: int) -> Any:
@@ -161,27 +161,27 @@ def _advance(problem: Problem, policy: Policy) -> Callable[[Any, Any, Any], Any]
         control, pull = jax.vjp(policy, every[0], xs[0])
         return result(xs[0], control, len(xs)), (pull, xs[0], control, gate)
 
-    def backward(kept: Any, bars: Any) -> Any:
-        (pull, x, control, gate), (lams, control_bars) = kept, bars
+    def backward(residuals: Any, bars: Any) -> Any:
+        (pull, x, control, gate), (lams, control_bars) = residuals, bars
         lam_x, lam_c = _step_vjps(problem, x, control, jnp.stack(lams, axis=1))
         every_bars, x_bars = [], []
         for v, (a, b) in enumerate(zip(*gate)):
             every_bar, through_network = pull(lam_c[:, v] + control_bars[v])
             every_bars.append(every_bar)
-            x_bars.append(_opened(a, lam_x[:, v]) + _opened(b, through_network))
+            x_bars.append(_through(a, lam_x[:, v]) + _through(b, through_network))
         return tuple(every_bars), tuple(x_bars), jax.tree_util.tree_map(jnp.zeros_like, gate)
 
     advance.defvjp(forward, backward)
     return advance
 
 
-def _opened(gate: Any, bar: Any) -> Any:
+def _through(gate: Any, bar: Any) -> Any:
     """The share of a cotangent that a gate lets through; 0 if the gate is closed, even if the cotangent is infinite."""
     return jnp.where(gate != 0, gate * bar, 0)
 
 
 def _combine(bar: Any, regular: Any, modified: Any) -> Any:
-    """bar times C of two gradients; NaN and Inf stay visible. Integer parameters have no gradient."""
+    """`bar` times C of two gradients; NaN and Inf stay visible. Integer parameters have no gradient."""
     if regular.dtype == jax.dtypes.float0:
         return regular
     same = jnp.sign(regular) == jnp.sign(modified)
@@ -194,7 +194,7 @@ def _step(problem: Problem, x: Any, c: Any) -> Any:
 
 
 def _step_vjps(problem: Problem, x: Any, c: Any, lams: Any) -> Any:
-    shapes = tuple(jax.ShapeDtypeStruct((*lams.shape[:2], *kept.shape[1:]), problem.dtype) for kept in (x, c))
+    shapes = tuple(jax.ShapeDtypeStruct((*lams.shape[:2], *part.shape[1:]), problem.dtype) for part in (x, c))
     return jax.pure_callback(_host(lambda *v: arrays.step_vjps(problem, *v)), shapes, x, c, lams, vmap_method="sequential")
 
 
@@ -203,7 +203,7 @@ def _host(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _array(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> Any:
-    """A NumPy array converted to the problem's precision, or a JAX array as it is, if it fits."""
+    """A JAX array of this shape: a NumPy array is converted to the problem's precision, a JAX array must have it."""
     if not isinstance(value, jax.Array):
         value = jnp.asarray(arguments.array(name, value, shape, problem.dtype, finite=False))
     arrays.expect(problem, name, value, shape)

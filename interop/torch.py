@@ -1,8 +1,8 @@
 """Controllers written in PyTorch, trained through our simulators with any gradient variant.
 
-`as_step` is one simulator step as a differentiable function, with our hand-written vjp behind it. `RolloutLoss` is a whole
-rollout's loss whose gradient is R, M, S, N, C or a pair of gate schedules. M stops the gradient at the input of the network.
-C goes back twice, with the gates of R and of M, through the graph of one forward pass: both see the same dropout masks.
+`as_step` is one simulator step as a differentiable function with our hand-written vjp. `RolloutLoss` is the loss of a whole
+rollout; its gradient is R, M, S, N, C or that of a pair of gate schedules. M stops the gradient at the input of the network.
+C runs two adjoint passes, with the gates of R and of M, through the graph of one forward pass: both see the same dropout masks.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,16 +13,16 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from stablebptt.interop import arrays
-from stablebptt.tasks import arguments
+from stablebptt.tasks import arguments, variants
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
-from stablebptt.tasks.variants import Gates, gates
+from stablebptt.tasks.variants import Gates
 
 Policy = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Step(torch.autograd.Function):
-    """``Step.apply(problem, x, c)``: next states; see `as_step`."""
+    """``Step.apply(problem, x, c)``: x_next (B, *state_shape) of x (B, *state_shape), c (B, *control_shape); see `as_step`."""
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, x: Any, c: Any) -> Any:
@@ -41,7 +41,7 @@ class Step(torch.autograd.Function):
 
 
 class Cost(torch.autograd.Function):
-    """``Cost.apply(problem, x)``: costs (B,) of states."""
+    """``Cost.apply(problem, x)``: costs (B,) of states x (B, *state_shape)."""
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, x: Any) -> Any:
@@ -58,34 +58,35 @@ class Cost(torch.autograd.Function):
 
 
 class Gate(torch.autograd.Function):
-    """``Gate.apply(x, shares, sweep)``: x itself; its cotangent is scaled by the share of the current adjoint pass."""
+    """``Gate.apply(x, shares, passes)``: x unchanged; the share of the current adjoint pass scales its cotangent."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, shares: Sequence[float], sweep: "Sweep") -> Any:
-        ctx.shares, ctx.sweep = shares, sweep
+    def forward(ctx: Any, x: Any, shares: Sequence[float], passes: "Sweep") -> Any:
+        ctx.shares, ctx.passes = shares, passes
         return x.view_as(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, bar: Any) -> Any:
-        share = ctx.shares[ctx.sweep.number]
+        share = ctx.shares[ctx.passes.number]
         return share * bar if share else None, None, None
 
 
 class Sweep:
-    """The adjoint passes through one graph, one after the other; `number` is the current one."""
+    """The m adjoint passes through one graph, one by one; `number` is the current pass."""
 
-    def __init__(self, opened: Gates) -> None:
-        self.count, self.number = len(opened.physics), 0
-        self.physics, self.network = opened.physics.T.tolist(), opened.network.T.tolist()  # per time step, a share per pass
+    def __init__(self, gates: Gates) -> None:
+        self.count, self.number = len(gates.physics), 0
+        self.physics, self.network = gates.physics.T.tolist(), gates.network.T.tolist()  # per time step, a share per pass
 
     def gate(self, x: Any, shares: Sequence[float]) -> Any:
+        """x unchanged, with a cotangent scaled by the share of each pass."""
         if all(share == 1 for share in shares):
             return x
         return Gate.apply(x, shares, self) if any(shares) else x.detach()
 
     def gradients(self, loss: Any, wanted: list[Any]) -> list[Any]:
-        """The gradients of each pass (None where nothing leads to the loss)."""
+        """The gradients of each pass in `wanted` (None where the loss does not depend on a tensor)."""
         if not loss.requires_grad:
             return [(None,) * len(wanted)] * self.count
         found = []
@@ -98,21 +99,23 @@ class Sweep:
 class RolloutLoss(torch.autograd.Function):
     """``RolloutLoss.apply(problem, policy, variant, x0, *parameters)``: mean loss of a rollout of a PyTorch controller.
 
+    The rollout begins at x0 (B, *state_shape); the policy is a function of states (B, *state_shape) to controls
+    (B, *control_shape).
     The gradient in the policy's parameters is that of the variant: "R", "M", "S", "N", "C" or a pair of schedules.
     The gradient in x0 is the adjoint lam_0 of the variant; of C, that of R.
     """
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, policy: Policy, variant: Any, x0: Any, *parameters: Any) -> Any:
-        opened = gates(variant, problem.steps)
+        gates = variants.gates(variant, problem.steps)
         x0 = _states(problem, x0)
         start = x0.detach().requires_grad_(x0.requires_grad)
         wanted = [value for value in (start, *parameters) if value.requires_grad]
-        sweep = Sweep(opened)
+        passes = Sweep(gates)
         with torch.enable_grad():
-            loss = _rollout(problem, policy, start, sweep)
-            gradients = sweep.gradients(loss, wanted)
-        values = [_combine(r, m) for r, m in zip(*gradients)] if opened.joined else list(gradients[0])
+            loss = _rollout(problem, policy, start, passes)
+            gradients = passes.gradients(loss, wanted)
+        values = [_combine(r, m) for r, m in zip(*gradients)] if gates.joined else list(gradients[0])
         if start.requires_grad:
             values[0] = torch.zeros_like(start) if gradients[0][0] is None else gradients[0][0]
         found = iter(values)
@@ -126,7 +129,7 @@ class RolloutLoss(torch.autograd.Function):
 
 
 def as_step(problem: Problem) -> Callable[[Any, Any], Any]:
-    """The function (x (B, *state_shape), c (B, *control_shape)) -> next states, differentiable (once) in both.
+    """The function (x (B, *state_shape), c (B, *control_shape)) -> x_next (B, *state_shape), differentiable (once) in both.
 
     Tensors must have the problem's precision and may lie on any device; NumPy arrays are converted.
     """
@@ -139,12 +142,12 @@ def as_step(problem: Problem) -> Callable[[Any, Any], Any]:
 
 
 def rollout_loss(problem: Problem, policy: torch.nn.Module, x0: Any, variant: Any = "C") -> Any:
-    """`RolloutLoss` of a module: ``rollout_loss(problem, policy, x0, "M").backward()`` fills its parameters' gradients.
+    """`RolloutLoss` of a module: ``rollout_loss(problem, policy, x0, "M").backward()`` fills the gradients of its parameters.
 
     Parameters
     ----------
     policy : module, states (B, *state_shape) -> controls (B, *control_shape), both in the problem's precision; it runs forward
-        once per time step, whatever the variant
+        once per time step for every variant
     x0 : (B, *state_shape), a tensor in the problem's precision on any device, or a NumPy array, which is converted; if it
         requires a gradient, ``x0.grad`` is the adjoint lam_0 of the variant, and of C that of R
     variant : "R", "M", "S", "N", "C" or a pair of gate schedules (a, b)
@@ -162,7 +165,7 @@ def rollout_loss(problem: Problem, policy: torch.nn.Module, x0: Any, variant: An
     try:
         if torch.is_grad_enabled():
             return RolloutLoss.apply(problem, policy, variant, x0, *policy.parameters())
-        return _rollout(problem, policy, _states(problem, x0), Sweep(gates(variant, problem.steps)))
+        return _rollout(problem, policy, _states(problem, x0), Sweep(variants.gates(variant, problem.steps)))
     except RuntimeError as error:
         found = {str(p.dtype).removeprefix("torch.") for p in policy.parameters() if p.is_floating_point()}
         wanted = np.dtype(problem.dtype).name
@@ -174,20 +177,20 @@ def rollout_loss(problem: Problem, policy: torch.nn.Module, x0: Any, variant: An
         ) from error
 
 
-def _rollout(problem: Problem, policy: Policy, x: Any, sweep: Sweep) -> Any:
-    physics, squares = 0.0, []
+def _rollout(problem: Problem, policy: Policy, x: Any, passes: Sweep) -> Any:
+    costs, squares = 0.0, []
     for t in range(problem.steps):
-        control = policy(sweep.gate(x, sweep.network[t]))
+        control = policy(passes.gate(x, passes.network[t]))
         arrays.expect(problem, "what the policy returns", control, (len(x), *problem.control_shape))
-        x = Step.apply(problem, sweep.gate(x, sweep.physics[t]), control)
+        x = Step.apply(problem, passes.gate(x, passes.physics[t]), control)
         squares.append(control.square().mean())
         if problem.time_weights[t + 1] != 0:  # a weight of 0 hides a cost that is not finite, as in our own adjoint pass
-            physics = physics + float(problem.time_weights[t + 1]) * Cost.apply(problem, x).mean()
-    return physics + problem.regularization * torch.stack(squares).mean().to(x.device)
+            costs = costs + float(problem.time_weights[t + 1]) * Cost.apply(problem, x).mean()
+    return costs + problem.regularization * torch.stack(squares).mean().to(x.device)
 
 
 def _combine(regular: Any, modified: Any) -> Any:
-    """C of two gradients; NaN and Inf stay visible. A parameter that neither pass reached has no gradient."""
+    """C of two gradients; NaN and Inf stay visible. A parameter that neither pass reaches has no gradient."""
     if regular is None or modified is None:
         seen = regular if modified is None else modified
         return None if seen is None else 0 * seen
@@ -200,7 +203,7 @@ def _states(problem: Problem, x0: Any) -> Any:
 
 
 def _given(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> Any:
-    """A tensor as it is, if it fits, or a NumPy array converted to the problem's precision."""
+    """A tensor of this shape: a NumPy array is converted to the problem's precision, a tensor must have it."""
     if not isinstance(value, torch.Tensor):
         value = torch.tensor(arguments.array(name, value, shape, problem.dtype, finite=False))
     arrays.expect(problem, name, value, shape)
@@ -212,5 +215,5 @@ def _numpy(values: Any) -> Any:
 
 
 def _tensor(values: np.ndarray, like: Any) -> Any:
-    """One of our results, on the device of the tensor it belongs to."""
+    """A result as a tensor on the device of `like`."""
     return torch.as_tensor(values, device=like.device)

@@ -1,11 +1,11 @@
-"""Forward: typed structs, simulators' steps, controllers, losses, the rollout, small dense algebra.
+"""Forward code: simulator steps, controllers, losses, the rollout, small dense algebra.
 
 Systems, controllers and losses are immutable structs (`core.structs`). Generic functions (`generics`) choose their method by the
-struct's type when they are compiled (`core.dispatch`). Everything is generic over float32 and float64.
+struct's type at compile time (`core.dispatch`). Everything is generic over float32 and float64.
 
 Letters, in shapes and loops, here and in `stablebptt.adjoint`:
 
-    S  runs that are computed together      B, b  samples of a batch        T, t  time steps
+    S  runs computed together               B, b  samples of a batch        T, t  time steps
     m, v  adjoints (cotangents) at once     n, r  rows: samples, or samples x time steps
     n_state, k    numbers of a state        n_control, q  numbers of a control
     n_parameters  numbers of theta          n_weights     numbers of theta as `pack` arranges them

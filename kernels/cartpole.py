@@ -32,7 +32,7 @@ def cartpole(dt: float, dtype: type = np.float64) -> CartPole:
 
 @inline
 def pole_terms(system, force, sin, cos, rate):
-    """Of one pole: the lift ``sin w^2``, the push A_i on the cart [m/s^2], the inertia [m] and the acceleration [rad/s^2]."""
+    """Terms of one pole: lift ``sin w^2``, push A_i on the cart [m/s^2], inertia [m], acceleration [rad/s^2]."""
     lift = sin * rate * rate
     push = (force + system.pole_mass * system.half_length * lift) / system.total_mass
     ratio = system.pole_mass / system.total_mass

@@ -1,3 +1,3 @@
-"""Where version 0.1 kept what is now in `stablebptt.kernels.core.dispatch`."""
+"""Import path of version 0.1 for `stablebptt.kernels.core.dispatch`."""
 
 from stablebptt.kernels.core.dispatch import block, generic, implements, inline, kernel, like  # noqa: F401

@@ -1,10 +1,10 @@
-"""What a block of CUDA threads works with: four samples at once, copies, columns of samples; docs/gpu.md.
+"""Primitives of a CUDA thread block: four samples at once, copies, columns of samples; docs/gpu.md.
 
-A block treats `TILE` samples. Number k of sample b of an array of numbers lies at ``k * TILE + b``, so that four
-samples are one 16-byte access. Imported only where the backend "cuda" is asked for.
+A thread block computes `TILE` samples. Number k of sample b of an array of numbers lies at ``k * TILE + b``: four samples are
+one 16-byte access. Only the backend "cuda" imports this file.
 
-Loops here are written with `while`: the compiler sees through their counters, so that addresses are added up and not multiplied
-out, which `range` prevents. `load` and its like leave out Python's negative indices for the same reason.
+Loops here use `while`: the compiler sees through their counters and adds addresses up instead of multiplying them out, which
+`range` prevents. `load`, `store` and the like accept no negative indices for the same reason.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ SIMULATED = bool(vars(config)["ENABLE_CUDASIM"])
 
 
 class _Simulated:
-    """The simulator's `cuda` of the running kernel: it swaps it into one module at a time, and the kernels are in several."""
+    """The simulator's `cuda` of the running kernel. The simulator swaps it into one module only; our kernels span several."""
 
     def __getattr__(self, name: str) -> Any:
         from numba.cuda.simulator.kernel import _get_kernel_context
@@ -36,25 +36,25 @@ gpu: Any = _Simulated() if SIMULATED else cuda
 
 
 def device(function: Any) -> Any:
-    """Compile a function that the threads of a block run together."""
+    """Compile a function that the threads of a thread block run together."""
     return function if SIMULATED else cuda.jit(device=True)(function)
 
 
 @device
 def thread():
-    """Number of this thread in its block."""
+    """Number of this thread in its thread block."""
     return gpu.threadIdx.x
 
 
 @device
 def threads():
-    """Threads in a block."""
+    """Threads in a thread block."""
     return gpu.blockDim.x
 
 
 @device
 def barrier():
-    """Wait for all threads of the block."""
+    """Wait for all threads of the thread block."""
     gpu.syncthreads()
 
 
@@ -111,7 +111,7 @@ def _store4(typing_context, array, place, values):
 
 
 def _strided(context: Any, builder: Any, array: Any, data: Any, shape: tuple, lengths: tuple) -> Any:
-    """A view, from the address `data` on, whose strides are multiples of one row of a tile."""
+    """A view that begins at the address `data`; its strides are multiples of one row of a tile."""
     size = array.dtype.bitwidth // 8
     step = ir.Constant(ir.IntType(64), TILE * size)
     result = make_array(types.Array(array.dtype, len(shape), "A"))(context, builder)
@@ -146,7 +146,7 @@ def _columns(typing_context, array, first, rows, length, count):
 
 
 def _compiled_as(compiled: Any) -> Any:
-    """The decorated function says what `compiled` does, and does it in the simulator."""
+    """Replace the decorated function by `compiled`, except in the simulator, which runs the function itself."""
     return lambda function: function if SIMULATED else compiled
 
 
@@ -176,13 +176,13 @@ def store4(array, place, values):
 
 @_compiled_as(_column)
 def column(array, first, count):
-    """`count` numbers of one sample, of which the first lies at `first`."""
+    """`count` numbers of one sample; the first lies at `first`."""
     return array[first : first + count * TILE : TILE]
 
 
 @_compiled_as(_columns)
 def columns(array, first, rows, length, count):
-    """The matrix (rows, count) of one sample: of every row of `length` numbers the first `count`; the first lies at `first`."""
+    """A matrix (rows, count) of one sample: the first `count` of the `length` numbers in each row; the first lies at `first`."""
     return array[first : first + rows * length * TILE : TILE].reshape(rows, length)[:, :count]
 
 

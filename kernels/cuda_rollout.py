@@ -1,10 +1,10 @@
 """Rollouts on a CUDA device: one launch for all time steps; docs/gpu.md.
 
-A block follows one tile of samples of one run. Its threads share the products of the network; the simulator runs one
-thread per sample, with the very functions of the CPU.
+A thread block rolls out one tile of samples of one run. Its threads share the products of the network. The simulator uses one
+thread per sample and the same functions as the CPU.
 
     block's arena   state | control | hidden 0 | hidden 1 | ..  | partial sums | x_next | scratch      each number x TILE samples
-                    `rows` numbers, which paths keep              of the last    of the simulator
+                    `rows` numbers, stored in the path            of the last    of the simulator
                                                                   layer
 """
 
@@ -40,14 +40,16 @@ from stablebptt.kernels.generics import cost, sample_scratch, step_sample
 
 # Columns of a table of layers.
 SOURCE, INPUTS, STEP, WINDOW, POSITIONS, OUTPUTS, TARGET, KERNEL, BIAS, LINE, THETA = range(11)
-# The long sums of the last layer are cut into this many parts.
+# The long sums of the last layer are split into this many parts.
 PARTS = 16
 
 
 class Layout(Struct):
-    """How a controller fills a block: table of its layers, rows of a block's numbers, numbers of weights and of `step_sample`.
+    """How a controller fills a thread block; the controller of an `Episode` on a device.
 
-    An `Episode` on a device has this for its controller.
+    table (layers, 11) : columns `SOURCE` .. `THETA`
+    rows : numbers of a sample: state, control, hidden layers
+    n_weights, n_scratch : numbers of the weights, and of the scratch of `step_sample`
     """
 
     table: np.ndarray
@@ -57,7 +59,7 @@ class Layout(Struct):
 
 
 class Shared(NamedTuple):
-    """What lies in a block's shared memory: its arena, the weights, the gradients."""
+    """Which arrays lie in the shared memory of a thread block: its arena, the weights, the gradients."""
 
     arena: bool
     weights: bool
@@ -65,11 +67,11 @@ class Shared(NamedTuple):
 
 
 class Paths(Struct):
-    """What rollouts leave.
+    """Output of rollouts.
 
-    numbers (slots, T+1, kept * TILE) : the first `kept` rows of every step, of states first and controls then; a slot per block
+    numbers (slots, T+1, kept * TILE) : the first `kept` rows of every step, states before controls; one slot per thread block
     physics, effort (S, B) : loss parts
-    spill (slots, ..) : a block's arena where shared memory is too small (else one number)
+    spill (slots, ..) : arena of a thread block where shared memory is too small; otherwise one number
     """
 
     numbers: np.ndarray
@@ -80,9 +82,12 @@ class Paths(Struct):
 
 
 class Network(Struct):
-    """A controller in a block: table of its layers, weights, numbers of a tile row by row, partial sums of the last layer.
+    """A controller in a thread block.
 
-    Rows: state, control, then the hidden numbers of one layer after the other.
+    table (layers, 11) : see `Layout`
+    weights (n_weights,) : kernels and biases
+    numbers (rows * TILE,) : row by row: state, control, then the hidden layers in order
+    partial (PARTS * n_control * TILE,) : partial sums of the last layer
     """
 
     table: np.ndarray
@@ -94,17 +99,18 @@ class Network(Struct):
 
 
 class Work(Struct):
-    """Scratch of the simulator in a block: next states and what `step_sample` asks for."""
+    """Scratch of the simulator in a thread block: x_next (n_state * TILE,), scratch (n_scratch * TILE,) of `step_sample`."""
 
     x_next: np.ndarray
     scratch: np.ndarray
 
 
 class Arguments:
-    """Lets kernels take structs: as the tuple of their fields, which lies in memory alike."""
+    """Numba extension that passes structs to kernels as tuples of their fields, which have the same memory layout."""
 
     @staticmethod
     def prepare_args(kind: Any, value: Any, **unused: Any) -> tuple[Any, Any]:
+        """Numba type and value of an argument, as the launch takes them."""
         if isinstance(value, Struct):
             return types.Tuple([kind for _, kind in kind.fields]), tuple(getattr(value, name) for name in type(value).fields)
         return kind, value
@@ -119,48 +125,49 @@ def kernel(function: Any) -> Any:
 def new_layout(episode: Any, *, padded: bool) -> Layout:
     """The layout of an episode's network.
 
-    Layer by layer, output ``p * OUTPUTS + j`` sees the window of inputs that begins at ``p * STEP``. With `padded`, rows of the
-    weights have odd length: neighbouring threads then read different banks of shared memory, in both directions.
+    Output ``p * OUTPUTS + j`` of a layer sees the window of inputs that begins at ``p * STEP``. `padded` gives the rows of the
+    weights odd length, so neighbouring threads read different banks of shared memory in both directions.
     """
     n_state, windows = episode.n_state, episode.controller.windows()
-    table, rows, place, theta = [], n_state + episode.n_control, 0, 0
+    table, rows, offset, theta = [], n_state + episode.n_control, 0, 0
     source, inputs = 0, n_state
     for number, (step, window, positions, outputs) in enumerate(windows):
         last = number == len(windows) - 1
         target, line = n_state if last else rows, outputs | 1 if padded else outputs
-        table.append((source, inputs, step, window, positions, outputs, target, place, place + window * line, line, theta))
+        bias = offset + window * line
+        table.append((source, inputs, step, window, positions, outputs, target, offset, bias, line, theta))
         source, inputs = target, positions * outputs
         rows += 0 if last else inputs
-        place += window * line + outputs
+        offset += window * line + outputs
         theta += window * outputs + outputs
-    return Layout(np.array(table, np.int64), rows, place, sample_scratch(episode.system))
+    return Layout(np.array(table, np.int64), rows, offset, sample_scratch(episode.system))
 
 
 @device
 def load_weights(table, theta, weights):
-    """Bring the parameters, in the users' order, to their places."""
+    """Copy theta (n_parameters,), in the users' order, to weights (n_weights,)."""
     for layer in range(table.shape[0]):
         window, outputs, line = table[layer, WINDOW], table[layer, OUTPUTS], table[layer, LINE]
-        source, kernel = table[layer, THETA], table[layer, KERNEL]
+        source, target = table[layer, THETA], table[layer, KERNEL]
         i = thread()
         while i < (window + 1) * outputs:  # the bias is one more row
-            store(weights, kernel + i // outputs * line + i % outputs, load(theta, source + i))
+            store(weights, target + i // outputs * line + i % outputs, load(theta, source + i))
             i += threads()
 
 
 @device
 def hidden_layer(network, layer):
-    """One layer with tanh: a thread sums four samples of one output."""
+    """One layer with tanh. Each thread sums four samples of one output."""
     table, weights, numbers = network.table, network.weights, network.numbers
     window, positions, outputs = table[layer, WINDOW], table[layer, POSITIONS], table[layer, OUTPUTS]
     source, target, step = table[layer, SOURCE], table[layer, TARGET], table[layer, STEP]
-    kernel, bias, line = table[layer, KERNEL], table[layer, BIAS], table[layer, LINE]
+    first_weight, bias, line = table[layer, KERNEL], table[layer, BIAS], table[layer, LINE]
     item = thread()
     while item < positions * outputs * QUADS:
         row, first = item // QUADS, item % QUADS * QUAD
         position = row // outputs if positions > 1 else 0
         j = row - position * outputs
-        weight, place = kernel + j, (source + position * step) * TILE + first
+        weight, place = first_weight + j, (source + position * step) * TILE + first
         end = place + window * TILE
         z = spread(load(weights, bias + j))
         while place < end:
@@ -174,16 +181,16 @@ def hidden_layer(network, layer):
 
 @device
 def output_layer(network, layer):
-    """The last, linear layer: few outputs with long sums, so their parts go to different threads."""
+    """The last, linear layer. It has few outputs with long sums, so different threads take parts of a sum."""
     table, weights, numbers, partial = network.table, network.weights, network.numbers, network.partial
     window, outputs = table[layer, WINDOW], table[layer, OUTPUTS]
     source, target = table[layer, SOURCE], table[layer, TARGET]
-    kernel, bias, line = table[layer, KERNEL], table[layer, BIAS], table[layer, LINE]
+    first_weight, bias, line = table[layer, KERNEL], table[layer, BIAS], table[layer, LINE]
     items = outputs * QUADS
     item = thread()
     while item < PARTS * items:
         first, j, part = item % QUADS * QUAD, item // QUADS % outputs, item // items
-        weight, place = kernel + part * line + j, (source + part) * TILE + first
+        weight, place = first_weight + part * line + j, (source + part) * TILE + first
         z = spread(like(weights, 0.0))
         while place < (source + window) * TILE:
             z = multiply_add(load(weights, weight), load4(numbers, place), z)
@@ -204,7 +211,7 @@ def output_layer(network, layer):
 
 @device
 def run_network(network):
-    """Controls of a tile from its states."""
+    """Compute the controls of a tile from its states."""
     last = network.table.shape[0] - 1
     for layer in range(last):
         hidden_layer(network, layer)
@@ -213,9 +220,9 @@ def run_network(network):
 
 @device
 def start(x0, first, network, work):
-    """Bring states first, first + 1, .. of x0 (B, n_state) to the block, and zeros for those that are missing.
+    """Copy states first, first + 1, .. of x0 (B, n_state) to the thread block; fill the rest of the tile with zeros.
 
-    Returns how many there are.
+    Returns the number of samples in the tile.
     """
     batch, n_state = x0.shape
     n = min(TILE, batch - first)
@@ -231,12 +238,12 @@ def start(x0, first, network, work):
 
 @device
 def follow(episode, network, work, n, paths, slot):
-    """Roll n samples out, and keep the first rows of every step in a slot.
+    """Roll n samples out and store the first `paths.kept` rows of every step in a slot.
 
-    Returns the weighted cost and the sum of squared controls of this thread's sample; the cost is NaN if its last state is
-    not finite. The last states are left in the network's numbers.
+    Returns the weighted cost and the sum of squared controls of this thread's sample. The cost is NaN if its last state is not
+    finite. The network's numbers end as the last states.
     """
-    time_weights, kept, path = episode.time_weights, paths.kept, paths.numbers
+    time_weights, path_rows, path = episode.time_weights, paths.kept, paths.numbers
     numbers, n_state, n_control, b = network.numbers, network.n_state, network.n_control, thread()
     physics, effort = like(numbers, 0.0), like(numbers, 0.0)
     steps = time_weights.size - 1
@@ -250,30 +257,30 @@ def follow(episode, network, work, n, paths, slot):
                 physics += time_weights[t + 1] * cost(episode.loss, x_next)
             for q in range(n_control):
                 effort += c[q] * c[q]
-        if kept > 0:
-            copy(kept * TILE, numbers, path[slot, t])
+        if path_rows > 0:
+            copy(path_rows * TILE, numbers, path[slot, t])
         barrier()
         copy(n_state * TILE, work.x_next, numbers)
         barrier()
-    if kept > 0:
+    if path_rows > 0:
         copy(n_state * TILE, numbers, path[slot, steps])
     if b < n:
         zero = like(numbers, 0.0)
-        for k in range(n_state):  # 0 for finite numbers, else NaN
+        for k in range(n_state):  # 0 for finite numbers, otherwise NaN
             physics += zero * numbers[k * TILE + b]
     return physics, effort
 
 
 @inline
 def work_size(episode):
-    """Numbers of a block's arena; see `place_work`."""
+    """Numbers in the arena of a thread block; see `place_work`."""
     layout = episode.controller
     return TILE * (layout.rows + PARTS * episode.n_control + episode.n_state + layout.n_scratch)
 
 
 @device
 def place_work(arena, weights, episode):
-    """Lay a block's arrays out in its arena."""
+    """Lay out the arrays of a thread block in its arena."""
     layout, n_state, n_control = episode.controller, episode.n_state, episode.n_control
     a = layout.rows * TILE
     b = a + PARTS * n_control * TILE
@@ -284,9 +291,9 @@ def place_work(arena, weights, episode):
 
 @functools.cache
 def make_evaluate(dtype: Any, shared: Shared) -> Any:
-    """The kernel that rolls controllers out; grid (groups, runs).
+    """The kernel that rolls controllers out; grid (groups, S).
 
-    episode : its controller is a `Layout`
+    episode : with a `Layout` as controller
     theta (S, n_parameters), x0 (S, B, n_state)
     """
     shared_arena, shared_weights = shared.arena, shared.weights

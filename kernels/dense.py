@@ -1,4 +1,4 @@
-"""Small dense algebra: matrix products from register tiles, and a hyperbolic tangent that vectorises."""
+"""Small dense algebra: matrix products built from register tiles, and a hyperbolic tangent that vectorises."""
 
 import math
 
@@ -11,7 +11,7 @@ from stablebptt.kernels.core.simd import WIDE, clamp, fill, lanes, load, make_ti
 
 
 def _make_strip(rows, most):
-    """Product of a strip of the matrix: a multiple of `rows` rows and 1 .. `most` vectors of columns."""
+    """Product of a strip of the matrix: a multiple of `rows` rows by 1 .. `most` vectors of columns."""
     one, two, three = make_tile(rows, 1), make_tile(rows, 2), make_tile(rows, 3)
     four = make_tile(rows, 4) if most == 4 else three
 
@@ -30,7 +30,7 @@ def _make_strip(rows, most):
 
     @inline
     def strips(n, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):
-        # Columns outermost: a few columns of b stay in the first cache while all rows pass.
+        # Columns outermost: a few columns of b stay in the first-level cache for all rows.
         width = lanes(b)
         left, j = columns // width, 0
         while left > 0:
@@ -44,7 +44,7 @@ def _make_strip(rows, most):
     return strips
 
 
-# Accumulators that fit into the registers: 8 x 3 of 32 (AVX-512), 4 x 2 or 2 x 4 of 16.
+# Accumulators that fit in the registers: 8 x 3 of 32 (AVX-512), 4 x 2 or 2 x 4 of 16.
 _eights = _make_strip(8, 3)
 _fours = _make_strip(4, 4 if WIDE else 2)
 _twos, _ones = _make_strip(2, 4), _make_strip(1, 4)
@@ -52,14 +52,14 @@ _twos, _ones = _make_strip(2, 4), _make_strip(1, 4)
 
 @block
 def matmul(rows, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):
-    """``out = init + a @ b`` on raw addresses, for a padded number of `columns`.
+    """Compute ``out = init + a @ b`` on raw addresses, for a padded number of `columns`.
 
     Parameters
     ----------
     rows, columns, inner : int
-        out is (rows, columns), a (rows, inner), b (inner, columns); columns a multiple of `PAD`.
-    a, a_row, a_col : address and distances (in elements) between rows and columns; any order, so transposes are free
-    b, b_row, init, init_row, out, out_row : addresses and distances between rows; columns lie side by side.
+        out is (rows, columns), a (rows, inner), b (inner, columns); columns is a multiple of `PAD`.
+    a, a_row, a_col : address, and strides (in elements) of rows and columns; any strides, so transposes are free
+    b, b_row, init, init_row, out, out_row : addresses and row strides; columns are contiguous.
         ``init`` may be ``out`` (accumulate) or one row (``init_row`` 0: a bias).
     """
     done = 0
@@ -81,7 +81,7 @@ def matmul(rows, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out,
 
 
 def aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Zeros that start at a cache line."""
+    """Zeros of a shape, aligned to a cache line."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.zeros(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -99,21 +99,21 @@ def dot(n, a, b):
 
 @inline
 def copy(n, a, out):
-    """``out = a`` for n elements at addresses a and out."""
+    """Set ``out = a`` for n elements at addresses a and out."""
     for j in range(n):
         out[j] = a[j]
 
 
 @inline
 def scale(n, factor, a, out):
-    """``out = factor * a`` for n elements at addresses a and out; up to one vector more is written."""
+    """Set ``out = factor * a`` for n elements at addresses a and out. It may write up to one vector more."""
     for j in range(0, n, lanes(a)):
         store(out, j, factor * load(a, j))
 
 
 @inline
 def add(n, a, out):
-    """``out += a`` for n (padded) elements at addresses a and out."""
+    """Add a to out, for n (padded) elements at these addresses."""
     for j in range(0, n, lanes(a)):
         store(out, j, load(out, j) + load(a, j))
 
@@ -148,7 +148,7 @@ compiled_as(tanh, _tanh, forceinline=True)
 
 
 def tanh_all(n, z):
-    """``z = tanh(z)`` for n (padded) elements at address z."""
+    """Set ``z = tanh(z)`` for n (padded) elements at address z."""
     raise NotImplementedError("for compiled code only")
 
 

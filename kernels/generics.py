@@ -17,18 +17,18 @@ class System(Struct):
     """Base of all systems."""
 
     def scratch_size(self, batch: int, variants: int) -> int:
-        """Numbers of scratch space that `step_batch` and `step_batch_vjp` want for a batch and m cotangents."""
+        """Numbers of scratch space that `step_batch` and `step_batch_vjp` need for a batch and m = `variants` cotangents."""
         return 0
 
     def sample_scratch(self) -> int:
-        """Numbers of scratch space that `step_sample` and `step_sample_vjp` want."""
+        """Numbers of scratch space that `step_sample` and `step_sample_vjp` need."""
         return 0
 
 
 class Controller(Struct):
-    """Base of controllers that treat one state at a time: `layout`, `control` and `control_vjp` are all they define.
+    """Base of controllers that compute one state at a time. They define `layout`, `control` and `control_vjp`.
 
-    (The networks of this package define the functions on batches instead.)
+    The networks of this package define the functions on batches instead.
     """
 
     def layout(self) -> dict[str, tuple[int, ...]]:
@@ -37,16 +37,16 @@ class Controller(Struct):
 
 
 class Loss(Struct):
-    """Base of all losses: `cost` is what they define."""
+    """Base of all losses. They define `cost` and `cost_vjp`."""
 
 
 class GradientTape(Struct):
-    """Tape of a controller that keeps nothing but its gradients (m, n_parameters)."""
+    """Tape that holds only the gradients (m, n_parameters)."""
 
     gradient: np.ndarray
 
 
-# Fields of a struct may have any name, so it is the class that is asked.
+# Fields of a struct may have any name, so these functions ask the class.
 
 
 def scratch_size(system: System, batch: int, variants: int) -> int:
@@ -60,24 +60,24 @@ def sample_scratch(system: System) -> int:
 
 
 def parameter_count(controller: Any) -> int:
-    """Numbers in theta."""
+    """Numbers in theta, n_parameters."""
     return sum(math.prod(shape) for shape in controller.layout().values())
 
 
 def weight_count(controller: Any) -> int:
-    """Numbers in the arena that `pack` fills."""
+    """Numbers in the arena that `pack` fills, n_weights."""
     return parameter_count(controller) if isinstance(controller, Controller) else controller.n_weights
 
 
 def tape_width(controller: Any) -> int:
-    """Numbers per row that the tape keeps."""
+    """Activations per row of the tape."""
     return 0 if isinstance(controller, Controller) else controller.width
 
 
 def new_tape(controller: Any, dtype: Any, *, rows: int, chunk: int, adjoints: int, unit: bool) -> Any:
-    """What passes from the forward to the backward pass, for `rows` stored rows, `chunk` rows at once and m adjoints.
+    """Tape from the forward to the backward pass: `rows` stored rows, `chunk` rows per backward step, m = `adjoints`.
 
-    unit : the cotangents inside the network are those of the cotangent 1 of the only control; they serve all adjoints
+    unit : the tape holds the cotangents inside the network for the cotangent 1 of the only control; all adjoints share them
     """
     if isinstance(controller, Controller):
         return GradientTape(np.zeros((adjoints, parameter_count(controller)), dtype))
@@ -91,7 +91,7 @@ def step(system, x, c, x_next):
 
 @generic
 def step_sample(system, x, c, x_next, scratch):
-    """`step` without allocating: scratch (sample_scratch,)."""
+    """`step` without allocating: x, x_next (n_state,), c (n_control,), scratch (sample_scratch,)."""
 
 
 @generic
@@ -101,17 +101,17 @@ def step_batch(system, x, c, x_next, scratch):
 
 @generic
 def cost(loss, x):
-    """Loss l(x) of one state (n_state,); a number."""
+    """Loss l(x) of one state x (n_state,); a number."""
 
 
 @generic_block
 def pack(controller, theta, weights):
-    """Arrange theta (n_parameters,), in the users' order, into the padded arena `weights`."""
+    """Arrange theta (n_parameters,), in the users' order, in the padded arena `weights` (n_weights,)."""
 
 
 @generic
 def control(controller, theta, x, c):
-    """Control c (n_control,) of one state x (n_state,), from the parameters theta (n_parameters,); written completely."""
+    """Control c (n_control,) of one state x (n_state,), with parameters theta (n_parameters,)."""
 
 
 @generic

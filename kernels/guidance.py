@@ -1,6 +1,6 @@
 """Guidance by repulsion: D drivers steer E evaders in the plane.
 
-State (D+E, 2, 2), drivers first, flat per object ``x, y, vx, vy`` [lengths and lengths per time are the paper's]; control (D, 2).
+State (D+E, 2, 2), drivers first, flat per object ``x, y, vx, vy`` [the paper's lengths and lengths per time]; control (D, 2).
 Source: docs/guidance.md; explicit Euler for positions and velocities.
 """
 
@@ -24,8 +24,15 @@ from stablebptt.kernels.generics import Loss, System, cost, step, step_batch
 
 
 class Guidance(System):
-    """Numbers of objects; dt; reach (added to every distance); strengths evade, flock and spread; the preferred
-    distance of evaders; frictions [1 / time]."""
+    """The herd, in the paper's units.
+
+    drivers, evaders : numbers of objects
+    dt : time step
+    reach : length added to every distance
+    evade, flock, spread : strengths of the forces driver on evader, evader on evader, driver on driver
+    preferred : distance that evaders keep from each other
+    evader_friction, driver_friction : [1 / time]
+    """
 
     drivers: int
     evaders: int
@@ -45,7 +52,7 @@ class Guidance(System):
 
 
 class Gathering(Loss):
-    """Loss: mean squared distance of the evaders from a target, per direction."""
+    """Loss: mean squared distance of the evaders from a target, per direction; target_x, target_y are lengths."""
 
     drivers: int
     evaders: int
@@ -63,7 +70,7 @@ def guidance(drivers: int, evaders: int, dt: float, dtype: type = np.float64) ->
 def pull_terms(reach, near, far, rx, ry):
     """Strength q of a pair force ``q(d) r`` with ``q = (near / d + far) / d``, ``d = reach + |r|``; and ``q'(d) / |r|``.
 
-    Where the two objects coincide there is no force, and its derivative is q(reach) in every direction.
+    Two objects in one place exert no force; its derivative there is q(reach) in every direction.
     """
     distance = sqrt(rx * rx + ry * ry)
     inverse = like(reach, 1.0) / (distance + reach)
@@ -81,7 +88,7 @@ def pull(reach, near, far, rx, ry):
 
 @inline
 def pair_law(system, i, j):
-    """Numbers (near, far) of the force of object i on object j > i along ``x_i - x_j``, and whether i feels the opposite."""
+    """Coefficients (near, far) of the force of object i on object j > i along ``x_i - x_j``, and whether i feels the opposite."""
     none = like(system.dt, 0.0)
     if j < system.drivers:
         return -system.spread, none, True
@@ -108,15 +115,15 @@ def evader_sum(system, x):
 
 @block
 def advance(system, x, c, x_next):
-    """`step` on views: all forces in one loop over pairs, added to the next velocities."""
+    """`step` on views. One loop over pairs adds all forces to the next velocities."""
     dt = system.dt
     objects = system.drivers + system.evaders
     for o in range(objects):
-        kept = like(dt, 1.0) - dt * friction(system, o)
+        damping = like(dt, 1.0) - dt * friction(system, o)
         for k in range(4 * o, 4 * o + 2):
             velocity = get(x, k + 2)
             put(x_next, k, get(x, k) + dt * velocity)
-            put(x_next, k + 2, kept * velocity)
+            put(x_next, k + 2, damping * velocity)
     sx, sy = evader_sum(system, x)
     for i in range(system.drivers):
         ux, uy = get(x, 4 * i) - sx, get(x, 4 * i + 1) - sy

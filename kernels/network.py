@@ -1,16 +1,16 @@
-"""Networks: layers whose outputs see windows of the layer below, tanh between them, a linear output.
+"""Networks: each output of a layer sees a window of the layer below; tanh between layers, linear output.
 
-One loop serves every kind: a dense layer has one window, which sees everything; a convolution has many, a few positions wide.
+One loop serves every kind. A dense layer has one window, which sees everything. A convolution has many, a few positions wide.
 Source: docs/cartpole.md (multilayer perceptron), docs/quantum.md (convolutions).
 
 The arenas (n rows: samples, or samples x time steps; P positions, J outputs per position, padded to a span):
 
-    hidden    layer 0 | layer 1 | ..          a layer: P blocks of (rows, span); number j of position p of row r lies at
+    hidden    layer 0 | layer 1 | ..          a layer: P matrices (rows, span); number j of position p of row r lies at
                                               place * rows + (p * rows + r) * span + j
-    weights   kernel (taps * inputs, span), bias (span), back (taps, J, span below): the kernel transposed, for the way back
-              of the first layer back (J, padded window); of the output layer kernel (J, taps, span below), bias, no back
+    weights   kernel (taps * inputs, span), bias (span), back (taps, J, span below): the transposed kernel, for the adjoint
+              first layer: back (J, padded window); output layer: kernel (J, taps, span below), bias, no back
 
-Pads hold zeros.
+Padding holds zeros.
 """
 
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ TILE_ROWS = 8
 
 @dataclass(frozen=True)
 class Dense:
-    """A layer whose outputs see all numbers below."""
+    """A layer of `outputs` numbers; each sees all numbers below."""
 
     outputs: int
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """A layer along the positions below: each window sees `taps` of them, `stride` further than the last one; no padding."""
+    """A layer of `features` per window. A window sees `taps` positions, `stride` further on than the last one; no padding."""
 
     features: int
     taps: int = 3
@@ -47,16 +47,16 @@ class Convolution:
 class Layer(Struct):
     """What a layer computes, and where its numbers lie.
 
-    taps, stride : positions below in a window, and from window to window
+    taps, stride : positions below per window, and from window to window
     inputs : numbers per position below
-    positions, outputs : windows, and numbers that each gives
-    span, below : outputs, and what one product of the way back gives, padded
-    kernel, bias, back : places in the weights' arena
+    positions, outputs : windows, and numbers per window
+    span, below : padded numbers of outputs, and of one product of the adjoint
+    kernel, bias, back : offsets in the arena of the weights
     place : numbers of the hidden layers before this one, per row of the tape
-    theta : place in theta
-    gradient, rows, apart : first row and rows in the gradients' arena, and columns from one of the m gradients to the next
-    by_window : 1 if its gradient scales the windows (of a first layer with many small ones), 0 if it scales the cotangents
-    convolution : 1, or 0 of a dense layer
+    theta : offset in theta
+    gradient, rows, apart : first row and number of rows in the arena of the gradients; columns between two of the m gradients
+    by_window : 1 if its gradient scales the windows (a first layer with many small ones), 0 if it scales the cotangents
+    convolution : 1 for a convolution, 0 for a dense layer
     """
 
     taps: int
@@ -79,7 +79,12 @@ class Layer(Struct):
 
 
 class Network(Struct):
-    """A controller: table of its `Layer`s, one per row; numbers of a state, of parameters, of weights, of hidden ones per row."""
+    """A network as a controller.
+
+    table (layers, fields of `Layer`) : one row per layer
+    n_state, n_parameters, n_weights : numbers of a state, of theta, and of theta as `pack` arranges it
+    width : hidden numbers per row of the tape
+    """
 
     table: np.ndarray
     n_state: int
@@ -111,7 +116,7 @@ class Network(Struct):
         return [(a.stride * a.inputs, a.taps * a.inputs, a.positions, a.outputs) for a in self.layers()]
 
     def tape(self, dtype: type, *, rows: int, chunk: int, adjoints: int, unit: bool) -> "Tape":
-        """Arenas for `rows` stored rows and `chunk` rows at once backwards, of `adjoints` gradients; see `new_tape`."""
+        """Arenas for `rows` stored rows, `chunk` rows per backward step and m = `adjoints` gradients; see `new_tape`."""
         *hidden, last = self.layers()
         widest = max(padded(adjoints * max(layer.apart, layer.outputs)) for layer in hidden)
         seen = hidden[0].below
@@ -132,14 +137,16 @@ class Network(Struct):
 
 
 class Tape(Struct):
-    """What the forward pass leaves for the backward pass, and the backward pass's own arenas (m gradients, n rows at once).
+    """Activations from the forward pass, and the arenas of the backward pass (m gradients, n rows at once).
 
     rows, chunk : rows of hidden, rows of deltas
-    unit : whether deltas are those of the cotangent 1 (of the only control), one slot for all adjoints; else a slot for each
-    hidden : activations; deltas (1 or m, ..) : their cotangents, laid out alike
-    scaled (chunk + 1, widest), windows (chunk, rows), seen (chunk, below) : scratch: what is scaled, cotangents of windows
+    unit : True if one slot of deltas, for the cotangent 1 of the only control, serves all adjoints; False if each has its own
+    hidden (rows * width,) : activations
+    deltas (1 or m, chunk * width) : cotangents of the activations, in the same layout
+    scaled (chunk + 1, widest), windows (chunk, rows), seen (chunk, below) : scratch: scaled numbers, cotangents of windows
     gradient (rows, widest) : per hidden layer its kernel, then its bias; the m gradients side by side
-    output (m * n_control, taps * span), output_bias (m, n_control) : those of the output layer
+    output (m * n_control, taps * span), output_bias (m, n_control) : gradients of the output layer
+    zeros (max(widest, below),) : initial value of matrix products
     """
 
     rows: int
@@ -171,7 +178,7 @@ def network(shape: tuple[int, int], layers: Sequence[Dense | Convolution]) -> Ne
 
     Parameters
     ----------
-    layers : from the state to the control; convolutions first; the last one is dense and linear, the others have tanh
+    layers : from the state to the control, convolutions first; the last one is dense and linear, the others have tanh
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """One link on a fixed pivot: state (1, 2), flat ``q, w`` [rad, rad/s]; control: a torque [N m] about the pivot.
 
-Angle 0 is upright. Source: docs/pendulum.md; semi-implicit Euler, the rate before the angle: without a torque the energy stays
-near where it began, however long, which explicit Euler pumps up.
+Angle 0 is upright. Source: docs/pendulum.md; semi-implicit Euler, the rate before the angle. Without a torque the energy then
+stays near its initial value over any horizon, while explicit Euler increases it.
 """
 
 import math
@@ -22,7 +22,7 @@ class Pendulum(System):
 
 
 class Standing(Loss):
-    """Loss ``1 - cos q``: 0 where the link stands, 2 where it hangs."""
+    """Loss ``1 - cos q``: 0 for the upright link, 2 for the hanging one."""
 
 
 def pendulum(dt: float, dtype: type = np.float64) -> Pendulum:

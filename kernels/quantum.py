@@ -1,4 +1,4 @@
-"""A particle in a box [0, 2] whose floor can be tilted: Crank-Nicolson with Nx interior points.
+"""A particle in a box [0, 2] with a floor that tilts: Crank-Nicolson with Nx interior points.
 
 State (Nx, 2), flat ``re, im`` of psi_1 .. psi_Nx; control: the tilt c. ``(1 + i dt/2 H) psi' = (1 - i dt/2 H) psi`` with
 ``H = -d^2/dx^2 + c x``. The right-hand matrix is the conjugate of the left one A, so ``psi' = 2 A^-1 psi - psi``: one solve, with
@@ -16,18 +16,18 @@ LENGTH = 2.0
 
 
 class Quantum(System):
-    """Interior points; hopping ``a = dt / (2 dx^2)``; tilt of one grid step ``dx dt / 2``."""
+    """The box: Nx = `points` interior points, hopping ``a = dt / (2 dx^2)``, tilt ``dx dt / 2`` of one grid step."""
 
     points: int
     hopping: float
     tilt: float
 
     def scratch_size(self, batch: int, variants: int) -> int:
-        """States before and after, pivots, one solution and m cotangents twice, in lanes; controls and theirs."""
+        """In lanes: states before and after, pivots, one solution, m cotangents twice; controls and their cotangents."""
         return padded(batch) * (2 * self.points * (4 + 2 * variants) + 1 + variants)
 
     def sample_scratch(self) -> int:
-        """Pivots and one solution."""
+        """Pivots and one solution of A."""
         return 4 * self.points
 
 
@@ -44,7 +44,7 @@ def quantum(points: int, dt: float, dtype: type = np.float64) -> Quantum:
 
 
 def eigenstate(points: int, number: int) -> np.ndarray:
-    """Eigenstate of the level box, counted from 1, normalised: (Nx,) in float64."""
+    """Normalised eigenstate of the level box (Nx,), in float64; the ground state is number 1."""
     values = np.sin(number * np.pi * np.arange(1, points + 1) / (points + 1))
     return values / np.linalg.norm(values)
 
@@ -80,7 +80,7 @@ def number(view, k):
 
 @inline
 def factorise(system, c, pivots):
-    """Inverse pivots of A, for `solve`."""
+    """Compute the inverse pivots of A, for `solve`."""
     a = system.hopping
     force = system.tilt * get(c, 0)
     re, im = constant(c, like(a, 0.0)), constant(c, like(a, 0.0))
@@ -92,7 +92,7 @@ def factorise(system, c, pivots):
 
 @inline
 def solve(system, pivots, y):
-    """Overwrite the right-hand side y by ``A^-1 y``."""
+    """Overwrite the right-hand side y with ``A^-1 y``."""
     a = system.hopping
     re, im = constant(y, like(a, 0.0)), constant(y, like(a, 0.0))
     for k in range(system.points):
@@ -128,12 +128,12 @@ def _step(system, x, c, x_next):
 
 
 @inline
-def places(system, variants, stride, scratch):
+def places(system, adjoints, stride, scratch):
     """Addresses in the scratch space: x, x_next, pivots, solution, lam, lam_x, c, lam_c."""
     base, size = pointer(scratch), 2 * system.points * stride
     lam = offset(base, 4 * size)
-    lam_x = offset(lam, variants * size)
-    c = offset(lam_x, variants * size)
+    lam_x = offset(lam, adjoints * size)
+    c = offset(lam_x, adjoints * size)
     return base, offset(base, size), offset(base, 2 * size), offset(base, 3 * size), lam, lam_x, c, offset(c, stride)
 
 

@@ -1,13 +1,13 @@
-"""Rolling a controller out through a system, and what the path costs; letters: `stablebptt.kernels`.
+"""The rollout of a controller through a system, and the cost of its path; letters: `stablebptt.kernels`.
 
     Episode   system | controller | loss | time weights | rho         the same during a whole run
 
     Arena     weights           theta, as `pack` arranges it
               path    states    x_0   x_1   ..   x_T-1   x_T          x_t+1 = S(x_t, c_t)
                       controls  c_0   c_1   ..   c_T-1                c_t = N(theta, x_t)
-                      physics, effort                                 what every sample's path costs
-              tape              activations: of all time steps (kept), or of the last one
-              scratch           the system's
+                      physics, effort                                 cost of every sample's path
+              tape              activations of all time steps (kept), or of the last one
+              scratch           of the system
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ class Episode(Struct):
 
 
 class Path(Struct):
-    """States (T+1, B, n_state), controls (T, B, n_control); the two parts of the loss (B,), see `path_cost`."""
+    """States (T+1, B, n_state), controls (T, B, n_control), and the loss parts physics and effort (B,), see `path_cost`."""
 
     states: np.ndarray
     controls: np.ndarray
@@ -48,7 +48,13 @@ class Path(Struct):
 
 
 class Arena(Struct):
-    """Where a batch is rolled out: weights (n_weights,), path, tape, whether it keeps all time steps, scratch (scratch_size,)."""
+    """Work space of a rollout.
+
+    weights (n_weights,) : theta, as `pack` arranges it
+    path, tape : states and controls; activations
+    kept : True if the tape holds all time steps
+    scratch (scratch_size,) : of the system
+    """
 
     weights: np.ndarray
     path: Path
@@ -58,7 +64,7 @@ class Arena(Struct):
 
 
 def new_arena(episode: Any, batch: int, dtype: Any, *, tape: Any = None, kept: bool = False, adjoints: int = 1) -> Arena:
-    """An arena for `batch` samples; for a way back with m adjoints with its `tape` (`kept`: with T * B rows)."""
+    """An arena for B = `batch` samples. A backward pass with m = `adjoints` gives its `tape` (`kept`: it has T * B rows)."""
     steps, controller = len(episode.time_weights) - 1, episode.controller
     path = Path(
         states=aligned((steps + 1, batch, episode.n_state), dtype),
@@ -81,7 +87,7 @@ def effort_weight(regularization, count):
 
 @block
 def rollout(episode, arena):
-    """Fill the path's states and controls from states[0]; activations go to rows t * B of the tape, or all to the first B."""
+    """Fill the path from states[0]. Activations go to rows t * B of the tape (`kept`), or always to the first B."""
     system, controller, weights, tape, scratch = episode.system, episode.controller, arena.weights, arena.tape, arena.scratch
     path, kept = arena.path, arena.kept
     states, controls = path.states, path.controls
@@ -93,7 +99,7 @@ def rollout(episode, arena):
 
 @block
 def path_cost(episode, path):
-    """Per sample (in float64): the weighted sum of costs over x_1 .. x_T, and the sum of all squared controls."""
+    """Compute, per sample (B,) in float64, the weighted sum of costs over x_1 .. x_T and the sum of all squared controls."""
     loss, time_weights = episode.loss, episode.time_weights
     states, controls, physics, effort = path.states, path.controls, path.physics, path.effort
     steps, batch, n_control = controls.shape
@@ -111,7 +117,7 @@ def path_cost(episode, path):
 
 @block
 def follow(episode, theta, x0, arena):
-    """Roll theta (n_parameters,) out from x0 (B, n_state), and leave path and loss in the arena."""
+    """Roll theta (n_parameters,) out from x0 (B, n_state). The arena receives path and loss."""
     pack(episode.controller, theta, arena.weights)
     path = arena.path
     first = path.states[0]

@@ -1,3 +1,3 @@
-"""Where version 0.1 kept what is now in `stablebptt.kernels.core.structs`."""
+"""Import path of version 0.1 for `stablebptt.kernels.core.structs`."""
 
 from stablebptt.kernels.core.structs import Struct  # noqa: F401

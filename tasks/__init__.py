@@ -1,6 +1,6 @@
 """What is learned and how: the systems as published, gradient variants, optimizers, training.
 
-Reports, pictures and checks of arguments need no kernels. What does is imported when it is asked for first (PEP 562).
+Reports, pictures and checks of arguments need no kernels. Whatever needs them is imported on first use (PEP 562).
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKENDS", "MAKERS", "TASKS", "on_backend", "problem"]
 
-if not TYPE_CHECKING:  # else every name would seem to be there
+if not TYPE_CHECKING:  # otherwise every name would seem to exist
 
     def __getattr__(name: str) -> Any:
         """A name of the registry, or a module of this package."""

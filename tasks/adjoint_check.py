@@ -1,4 +1,4 @@
-"""Adjoints against finite differences: what `stablebptt TASK check` shows, and what the tests are built from."""
+"""Adjoints against finite differences, for `stablebptt TASK check` and for the tests."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,15 +47,15 @@ from stablebptt.tasks.problems import Problem
 
 __all__ = ["TOLERANCE", "Finding", "Rule", "check", "check_system", "findings"]
 
-# Batches into which states are cut: with and without a rest in the vectors' lanes.
+# Sizes of the batches that states are split into: some fill the vectors' lanes, some do not.
 BATCHES = (1, 3, 8, 33, 64)
-# Rows of a network's check, and initial states of the rollouts'.
+# Rows in the check of a network, and initial states in the check of the rollout.
 ROWS, ROLLED = 33, 3
-# States at which a user's functions are called in plain Python.
+# States at which plain Python calls the user's functions.
 PLAIN = 6
-# And so many more, with one cotangent, for what lies in a branch.
+# States for a second trial with one cotangent, to reach all branches.
 MANY = 100
-# Two ways of computing one step agree to this part.
+# Relative difference allowed between two ways of computing one step.
 SAME = 1e-9
 
 
@@ -124,7 +124,12 @@ def _control(controller, theta, weights, x, c, tape):
 
 
 class _Bars(Struct):
-    """m cotangents of n controls (m, n, n_control); those that go into slot after slot of the tape; what comes of them."""
+    """Cotangents of n controls, in and out.
+
+    c_bar (m, n, n_control) : of the controls
+    hidden (m or 1, n, n_control) : those that fill the slots of the tape
+    x_bar (m, n, padded n_state), gradients (m, n_parameters) : results
+    """
 
     c_bar: np.ndarray
     hidden: np.ndarray
@@ -134,7 +139,7 @@ class _Bars(Struct):
 
 @kernel
 def _control_vjp(controller, weights, tape, x, bars):
-    """Cotangents of x and theta, one after the other."""
+    """Compute the cotangents of x, then those of theta."""
     clear(controller, tape)
     rows, c_bar, hidden = Rows(x, 0, 0, 0), bars.c_bar, bars.hidden
     for v in range(c_bar.shape[0]):
@@ -156,7 +161,7 @@ def _rows(problem: Any, inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _step_rule(problem: Any, name: str, run: Any, run_vjp: Any) -> Rule:
-    """A rule of one of the ways to step: ``run(x, c, x_next)``, ``run_vjp(x, c, lam (B, m, n), lam_x, lam_c)``."""
+    """A rule for one way to step: ``run(x, c, x_next)``, ``run_vjp(x, c, lam (B, m, n), lam_x, lam_c)``."""
 
     def write(inputs: Arrays, output: np.ndarray) -> None:
         run(*_rows(problem, inputs), output)
@@ -176,13 +181,13 @@ def _step_rule(problem: Any, name: str, run: Any, run_vjp: Any) -> Rule:
 
 
 def step_rule(problem: Any) -> Rule:
-    """`step` of one sample after the other."""
+    """Rule of `step`, sample by sample."""
     system = problem.system
     return _step_rule(problem, "step", lambda *arrays: _steps(system, *arrays), lambda *arrays: _steps_vjp(system, *arrays))
 
 
 def step_sample_rule(problem: Any) -> Rule:
-    """`step_sample`, with scratch space full of NaN."""
+    """Rule of `step_sample`, with scratch space full of NaN."""
     system = problem.system
 
     def scratch() -> np.ndarray:
@@ -197,7 +202,7 @@ def step_sample_rule(problem: Any) -> Rule:
 
 
 def step_batch_rule(problem: Any) -> Rule:
-    """`step_batch` of batches of several sizes, with the scratch space that the system asks for, full of NaN."""
+    """Rule of `step_batch` for batches of several sizes, with scratch space of the size that the system asks for, full of NaN."""
     system = problem.system
 
     def scratch(batch: int, m: int) -> np.ndarray:
@@ -226,7 +231,7 @@ def _batches(count: int) -> Iterator[slice]:
 
 
 def cost_rule(problem: Problem) -> Rule:
-    """`cost` of one state after the other."""
+    """Rule of `cost`, state by state."""
 
     def rows(values: np.ndarray) -> np.ndarray:
         return values.reshape(-1, problem.n_state)
@@ -245,7 +250,7 @@ def cost_rule(problem: Problem) -> Rule:
 
 
 def single_control_rule(problem: Problem) -> Rule:
-    """`control` of one state after the other, each with parameters of its own: inputs (B, n_state), (B, n_parameters)."""
+    """Rule of `control`, state by state, each with its own parameters: inputs (B, n_state), (B, n_parameters)."""
     controller = problem.controller
 
     def write(inputs: Arrays, output: np.ndarray) -> None:
@@ -263,7 +268,7 @@ def single_control_rule(problem: Problem) -> Rule:
 
 
 def control_rule(problem: Problem, *, unit: bool = False) -> Rule:
-    """`control_batch`, which is all that a network has; `unit`: the parameters by way of unit cotangents (one control only)."""
+    """Rule of `control_batch`, the only function of a network; `unit`: the gradient uses unit cotangents (one control only)."""
     controller = problem.controller
 
     def run(inputs: Arrays, c: np.ndarray, adjoints: int) -> tuple[np.ndarray, Any]:
@@ -295,7 +300,7 @@ def control_rule(problem: Problem, *, unit: bool = False) -> Rule:
 
 
 def rollout_rule(problem: Problem) -> Rule:
-    """The whole rollout's loss, backwards with all gates open (variant R)."""
+    """Rule of the loss of the whole rollout, with all gates open backwards (variant R)."""
 
     def forward(inputs: Arrays) -> np.ndarray:
         return np.array(problem.losses(inputs["parameters"], inputs["state"])[0].mean())
@@ -319,9 +324,9 @@ class _Subject:
 def check_system(
     system: System, seed: int = 0, *, step: float | None = None, tolerance: float = TOLERANCE, states: Any = None
 ) -> list[Finding]:
-    """Test `step_vjp` of a system alone, at random states and controls and on the way from there.
+    """Test `step_vjp` of a system alone, at random states and controls and along rollouts from there.
 
-    The system must say its `state_shape` and `control_shape`; for the rest see `check`.
+    The system must define `state_shape` and `control_shape`. The parameters are those of `check`; states (n, *state_shape).
     """
     shapes: list[Any] = [getattr(system, name, None) for name in ("state_shape", "control_shape")]
     if None in shapes:
@@ -346,16 +351,16 @@ def check(
 
     Parameters
     ----------
-    seed : decides states, controls, parameters and directions
-    step : of the finite differences, relative to the larger of 1 and the number that is moved; by default the best of many
-    tolerance : relative errors up to this one are no errors
-    states : where derivatives are taken: (n, *state_shape), or a file (.npy, a run file or one of `simulate`); by default along
-        rollouts of the initial and of random controllers, and near initial states
+    seed : of states, controls, parameters and directions
+    step : size of the finite differences, relative to the larger of 1 and the perturbed number; by default the best of many
+    tolerance : relative errors up to this one pass
+    states : where to take derivatives: (n, *state_shape), or a file (.npy, a run file or one of `simulate`); by default along
+        rollouts of the initial controller and of random ones, and near initial states
 
     Raises
     ------
     ValueError
-        If a function of the user's fails in plain Python: with its file and line.
+        If a user's function fails in plain Python: with its file and line.
     """
     random, how = np.random.default_rng(seed), _how(step, tolerance)
     theta = problem.init(seed)
@@ -377,13 +382,13 @@ def check(
 
 
 def _how(step: float | None, tolerance: float) -> dict[str, Any]:
-    """Checked settings of `findings`."""
+    """Checked keywords for `findings`."""
     step = None if step is None else arguments.real("step", step, above=0)
     return {"step": step, "tolerance": arguments.real("tolerance", tolerance, above=0)}
 
 
 def _check_steps(subject: Any, inputs: Arrays, random: np.random.Generator, how: dict[str, Any]) -> list[Finding]:
-    """All ways to step; they also agree with each other."""
+    """Test all ways to step, and whether they agree with each other."""
     rule = step_rule(subject)
     found, expected = list(findings(rule, inputs, random, **how)), rule.forward(inputs)
     others = [step_batch_rule(subject)]
@@ -401,7 +406,7 @@ def _check_steps(subject: Any, inputs: Arrays, random: np.random.Generator, how:
 def _check_controls(
     problem: Problem, states: np.ndarray, theta: np.ndarray, random: np.random.Generator, how: dict[str, Any]
 ) -> Iterator[Finding]:
-    """The controller, at parameters near theta."""
+    """Test the controller, at parameters near theta (n_parameters,)."""
     rows = random.permutation(states)
     if isinstance(problem.controller, Controller):
         rows = rows[: max(ROWS, adjoint_check_states.NUMBERS // problem.n_parameters)]

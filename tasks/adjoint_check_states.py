@@ -1,4 +1,4 @@
-"""States and controls at which `check` takes derivatives: along rollouts, near initial states, or given ones."""
+"""States and controls where `check` takes derivatives: along rollouts, near initial states, or given ones."""
 
 import os
 import tokenize
@@ -14,27 +14,27 @@ from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.rollouts import load_rollouts
 
-# Numbers in all states and controls, and the fewest states.
+# Numbers in all states and controls together, and the least number of states.
 NUMBERS, FEWEST = 6_000, 64
-# Initial states that are rolled out, under the controller as initialised and with noise of these sizes on its parameters.
+# Initial states to roll out, with the initial controller and with noise of these sizes on its parameters.
 STARTS, NOISES = 12, (0.1, 1.0)
-# How far from initial states.
+# Standard deviation of the distance from initial states.
 NEAR = 0.1
-# A system without a problem: random states and controls of these sizes, and steps from there.
+# For a system without a problem: sizes of random states, and steps from there.
 SIZES, STEPS = (0.1, 1.0, 10.0), 40
-# States that have grown beyond this say little: all else drowns in their rounding.
+# Larger states say little: their rounding hides everything else.
 GROWN = 1e4
 NPY, HDF5 = b"\x93NUMPY", b"\x89HDF\r\n\x1a\n"
 
 
 def along_rollout(problem: Problem, theta: np.ndarray, seed: int) -> Arrays:
-    """States and controls on the way from a few initial states."""
+    """States (n, n_state) and controls (n, n_control) along rollouts from a few initial states."""
     path = problem.follow(theta, problem.sample(STARTS, seed))
     return _finite(path.states[:, :-1].reshape(-1, problem.n_state), path.controls.reshape(-1, problem.n_control))
 
 
 def of_problem(problem: Problem, random: np.random.Generator, seed: int) -> Arrays:
-    """Under the initial and random controllers at all times; and near initial states, under random controls."""
+    """States and controls: along rollouts of the initial and random controllers; near initial states, under random controls."""
     theta = problem.init(seed)
     parts = [along_rollout(problem, theta, seed)]
     parts += [along_rollout(problem, theta + noise * random.standard_normal(theta.shape), seed) for noise in NOISES]
@@ -44,7 +44,7 @@ def of_problem(problem: Problem, random: np.random.Generator, seed: int) -> Arra
 
 
 def of_system(step: Any, sizes: tuple[int, int], random: np.random.Generator) -> Arrays:
-    """Random states, and those on the way from there under random controls: ``step(inputs) -> states``."""
+    """Random states and rollouts from there under random controls; sizes (n_state, n_control), ``step(inputs) -> states``."""
     starts = np.repeat(SIZES, FEWEST)[:, None]
     states = starts * random.standard_normal((len(starts), sizes[0]))
     parts = []
@@ -54,8 +54,8 @@ def of_system(step: Any, sizes: tuple[int, int], random: np.random.Generator) ->
             parts.append(part)
             states = step(part)
     found = _joined([_finite(part["state"], part["control"]) for part in parts])
-    kept = np.abs(found["state"]).max(axis=1) <= GROWN
-    return _few({name: values[kept] for name, values in found.items()}, random, 1)
+    small = np.abs(found["state"]).max(axis=1) <= GROWN
+    return _few({name: values[small] for name, values in found.items()}, random, 1)
 
 
 def of_states(states: np.ndarray, n_control: int, random: np.random.Generator) -> Arrays:
@@ -64,14 +64,14 @@ def of_states(states: np.ndarray, n_control: int, random: np.random.Generator) -
 
 
 def read_states(states: Any, state_shape: tuple[int, ...]) -> np.ndarray:
-    """States (n, n_state): an array (n, *state_shape), or a file with one (.npy), or with rollouts (of a run or of `simulate`).
+    """States (n, n_state) from an array (n, *state_shape), a .npy file with one, or a file with rollouts (a run, `simulate`).
 
     Raises
     ------
     ValueError, TypeError
-        If they do not fit.
+        If the states do not fit.
     FileFormatError
-        If the file is damaged or something else.
+        If the file is damaged or of another kind.
     """
     values, name = states, "states"
     if isinstance(states, str | os.PathLike):
@@ -92,7 +92,7 @@ def _of_file(path: Path, state_shape: tuple[int, ...]) -> np.ndarray:
     if not start.startswith(NPY):
         raise FileFormatError(f"{path} holds no states: give an array (n, *state_shape) as .npy, or a run file")
     try:
-        return np.array(np.lib.format.open_memmap(path, mode="r"))  # takes no more memory than the file, and no objects
+        return np.array(np.lib.format.open_memmap(path, mode="r"))  # needs no more memory than the file, and loads no objects
     except (ValueError, TypeError, SyntaxError, OverflowError, EOFError, tokenize.TokenError) as error:
         raise FileFormatError(f"{path} is damaged, or holds no array of numbers: {error}") from None
 
@@ -103,10 +103,10 @@ def _finite(states: np.ndarray, controls: np.ndarray) -> Arrays:
 
 
 def _few(part: Arrays, random: np.random.Generator, parts: int) -> Arrays:
-    """A random choice, in random order; as many as one of so many parts may have."""
+    """A random choice, in random order: the share of one of `parts` parts."""
     width = part["state"].shape[1] + part["control"].shape[1]
-    chosen = random.permutation(len(part["state"]))[: max(FEWEST, NUMBERS // width) // parts]
-    return {name: values[chosen] for name, values in part.items()}
+    rows = random.permutation(len(part["state"]))[: max(FEWEST, NUMBERS // width) // parts]
+    return {name: values[rows] for name, values in part.items()}
 
 
 def _joined(parts: list[Arrays]) -> Arrays:

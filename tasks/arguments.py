@@ -1,4 +1,4 @@
-"""Checks of what users give; every message says what was given and what is allowed."""
+"""Checks of user input. Every message says what was given and what is allowed."""
 
 import math
 import operator
@@ -14,15 +14,15 @@ import numpy as np
 from stablebptt.data import storage
 from stablebptt.tasks.errors import ArgumentError
 
-MOST = 10**9  # of anything that is counted
+MOST = 10**9  # bound of every count
 LARGEST = 10**6  # number of poles, objects, points, features
-LONGEST_TOLD = 100  # letters of what was given, in a message
-MOST_AXES = 32  # of a parameter, as HDF5 keeps them
-MOST_PARTS = storage.MOST_OBJECTS * 2 // 5  # of a layout: a run file keeps them twice, last and best, beside all else
+LONGEST_TOLD = 100  # characters of a value in a message
+MOST_AXES = 32  # of a parameter: the limit of HDF5
+MOST_PARTS = storage.MOST_OBJECTS * 2 // 5  # of a layout: a run file stores them twice, last and best, beside everything else
 
 
 def told(value: Any) -> str:
-    """What was given, in one short line."""
+    """A given value in one short line."""
     text = " ".join(repr(value).split())
     return text if len(text) <= LONGEST_TOLD else f"{text[:LONGEST_TOLD]} .."
 
@@ -43,12 +43,12 @@ def whole(name: str, value: Any, least: int, most: int = MOST) -> int:
 
 
 def size(name: str, value: Any, least: int = 1) -> int:
-    """How many of something a system or network has."""
+    """A number of objects, points, layers or the like: an integer from `least` to `LARGEST`."""
     return whole(name, value, least, LARGEST)
 
 
 def memory(what: str, wanted: float) -> None:
-    """Raise a ValueError if `wanted` bytes are more than this machine has."""
+    """Raise a ValueError if this machine has less memory than `wanted` bytes."""
     try:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -58,7 +58,7 @@ def memory(what: str, wanted: float) -> None:
 
 
 def index(name: str, value: Any, count: int) -> int:
-    """The number of one of `count` things, counted from 0."""
+    """An index below `count`."""
     number = whole(name, value, 0)
     if number >= count:
         raise ArgumentError(f"{name} is {number}; it must be at most {count - 1}")
@@ -87,7 +87,7 @@ def real(name: str, value: Any, above: float | None = None, least: float | None 
 
 
 def _is_scalar(value: Any) -> bool:
-    """Whether a value may stand for one real number: no word, truth value, axis, mask, complex number or time."""
+    """Whether a value is one real number: no word, truth value, array with axes, mask, complex number or time."""
     if isinstance(value, bool | str | bytes | bytearray | np.ma.MaskedArray):
         return False
     kind = getattr(getattr(value, "dtype", None), "kind", "f")
@@ -116,7 +116,7 @@ def word(name: str, value: Any) -> str:
 
 
 def plain(name: str, value: Any) -> Any:
-    """The same in Python's own words, numbers, lists and tables, as JSON keeps them."""
+    """A value as Python words, numbers, lists and dicts, as in JSON."""
     if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "biufU":
         unmasked(name, value)
         return (value.astype(np.float64) if value.dtype.kind == "f" else value).tolist()
@@ -126,12 +126,12 @@ def plain(name: str, value: Any) -> Any:
         return {str(key): plain(f"{name}.{key}", item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(f"{name}[{place}]", item) for place, item in enumerate(value)]
-    kept = "a run file keeps words, numbers, truth values, and lists and tables of them"
-    raise ArgumentError(f"{name} is of type {type(value).__name__}; {kept}")
+    allowed = "a run file keeps words, numbers, truth values, and lists and tables of them"
+    raise ArgumentError(f"{name} is of type {type(value).__name__}; {allowed}")
 
 
 def native(value: Any) -> Any:
-    """A NumPy number as one of Python's; anything else as it is."""
+    """A NumPy number as a Python number; anything else unchanged."""
     return plain("number", value) if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
 
 
@@ -164,14 +164,14 @@ def point(name: str, value: Any) -> tuple[float, float]:
 
 
 def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any, *, finite: bool = True) -> np.ndarray:
-    """A contiguous array of (finite) numbers of the given shape; a letter in `shape` stands for any length above 0."""
+    """A contiguous array of (finite) numbers of the given shape. A letter in `shape` stands for any length above 0."""
     unmasked(name, value)
     try:
         given = np.asarray(value)
         if given.dtype.kind not in "fiu":
             raise TypeError
-        with np.errstate(over="ignore"):  # seen below
-            # An array that may not be written would be another type, with machine code and last bits of its own.
+        with np.errstate(over="ignore"):  # checked below
+            # A read-only array would be another Numba type, with its own machine code and last bits.
             result = np.require(given, dtype, ("C", "A", "W"))
     except (TypeError, ValueError):
         raise ArgumentError(f"{name} must be an array of real numbers of shape {_show(shape)}") from None
@@ -187,7 +187,7 @@ def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any, *, finite: 
 
 
 def unmasked(name: str, value: Any) -> None:
-    """Raise a TypeError if there is a masked array in a value: what is masked has no value to compute with."""
+    """Raise a TypeError if a value contains a masked array: a masked element has no value to compute with."""
     if _has_mask(value):
         raise ArgumentError(f"{name} is a masked array; give plain numbers (numpy.ma.filled fills the gaps)")
 
@@ -197,9 +197,9 @@ def _has_mask(value: Any) -> bool:
 
 
 def sampled(states: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """A copy of what a problem's `sample` gave: floating-point numbers of the shape (count, *state_shape).
+    """A copy of the states that a problem's `sample` returned: floating-point numbers, shape (count, *state_shape).
 
-    Nothing else is cast: what a sampler gives by mistake would be trained on without a word.
+    Other types are not cast, because training would silently use a sampler's mistake.
     """
     wanted = f"it must give an array of floating-point numbers of shape {_show(shape)}"
     unmasked("what sample gave", states)
@@ -216,7 +216,7 @@ def _show(shape: tuple[Any, ...]) -> str:
 
 
 def span(name: str, text: str) -> list[int] | None:
-    """The numbers 0 .. 9 of "0:10"; None if the text is no range."""
+    """The numbers of a range such as "0:10" (0 .. 9); None if the text is not a range."""
     match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
     if match is None:
         return None
@@ -227,7 +227,7 @@ def span(name: str, text: str) -> list[int] | None:
 
 
 def layout(controller: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a controller's parameters, if a run file can keep them; names in Unicode's normal form.
+    """Names and shapes of a controller's parameters, if a run file can store them; names in Unicode's normal form.
 
     A name is one or more words with slashes between them, such as "gain/kernel"; a shape is a tuple of whole numbers above 0.
     """
@@ -255,7 +255,7 @@ def layout(controller: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _place(who: str, name: Any) -> str:
-    """A name of a layout in Unicode's normal form, as netCDF keeps it."""
+    """A name of a layout in Unicode's normal form, as netCDF stores it."""
     words = unicodedata.normalize("NFC", name).split("/") if isinstance(name, str) else []
     if not 1 <= len(words) <= storage.DEEPEST or not all(map(storage.is_name, words)):
         raise ArgumentError(

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from stablebptt.tasks.problems import Problem
     from stablebptt.tasks.rollouts import Rollouts
 
-INSTANTS = 12  # carts that are drawn above each other
+INSTANTS = 12  # carts drawn in one picture
 
 
 def make(*, poles: int, steps: int, duration: float, loss: str, hidden: list[int], dtype: str, output_init: str) -> Problem:
-    """Swing up P poles on one cart within `duration` [s] and T = `steps` time steps."""
+    """The problem: swing up P = `poles` poles on one cart within `duration` [s] and T = `steps` time steps."""
     import numpy as np
 
     from stablebptt.kernels.cartpole import Upright, cartpole
@@ -58,6 +58,7 @@ def initial_states(random: np.random.Generator, count: int, poles: int) -> np.nd
 
 
 def title(poles: int, **others: Any) -> str:
+    """A few words for reports."""
     return f"cartpole, {poles} pole{'s' if poles > 1 else ''}"
 
 
@@ -68,7 +69,7 @@ def pole_length(rollouts: Rollouts) -> float:
 
 
 def pole_tips(rollouts: Rollouts, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the poles (.., P) in the plane, of states (.., 1+P, 2) [m]; angle 0 points up."""
+    """Coordinates x and y (.., P) [m] of the ends of the poles, from states (.., 1+P, 2); angle 0 points up."""
     import numpy as np
 
     length = pole_length(rollouts)
@@ -77,7 +78,7 @@ def pole_tips(rollouts: Rollouts, states: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def plane_window(rollouts: Rollouts, carts: np.ndarray, tips: np.ndarray) -> tuple[float, float]:
-    """Limits along the rail [m] that hold the carts and the ends of the poles; never narrower than the poles are long."""
+    """Limits along the rail [m] that hold carts and ends of the poles; at least as wide as the poles are long."""
     import numpy as np
 
     from stablebptt.tasks.pictures import rollouts as drawing
@@ -89,6 +90,7 @@ def plane_window(rollouts: Rollouts, carts: np.ndarray, tips: np.ndarray) -> tup
 
 
 def picture(rollouts: Rollouts, sample: int) -> Any:
+    """Carts and poles at several instants; angles [rad], cart [m] and force [N] over time [s]."""
     import numpy as np
 
     from stablebptt.tasks.pictures import rollouts as drawing
@@ -117,6 +119,7 @@ def picture(rollouts: Rollouts, sample: int) -> Any:
 
 
 def film(panels: Any, rollouts: Rollouts, sample: int) -> list[Callable[[int], None]]:
+    """Cart and poles in motion [m]."""
     from stablebptt.tasks.pictures import rollouts as drawing
 
     states = rollouts.states[:, sample]

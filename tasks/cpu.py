@@ -1,4 +1,4 @@
-"""The engine "cpu": rollouts and gradients by the kernels of `kernels` and `adjoint`, one run after the other."""
+"""The engine "cpu": the kernels of `kernels` and `adjoint` compute rollouts and gradients, run by run."""
 
 import math
 import threading
@@ -15,12 +15,12 @@ from stablebptt.tasks.engine import ALONE, Evaluation, Gradient, Loss
 from stablebptt.tasks.problems import EVALUATION_BATCH, Problem
 from stablebptt.tasks.variants import Gates
 
-# Arenas of so many sizes of batches are kept: odd sizes must not pile up.
+# Arenas are stored for at most this many batch sizes, so unusual sizes do not pile up.
 MOST_ARENAS = 5
 
 
 class _Arenas(threading.local):
-    """Arenas by size, per thread: threads may share a problem."""
+    """Arenas by batch size, per thread: threads may share a problem."""
 
     def __init__(self) -> None:
         self.paths: dict[int, forward.Arena] = {}
@@ -28,7 +28,7 @@ class _Arenas(threading.local):
 
 
 class Engine:
-    """What a problem's numbers are computed with."""
+    """Computes a problem's rollouts and gradients on the CPU; see `engine.Engine`."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -46,14 +46,14 @@ class Engine:
     def evaluate(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, paths: bool = False, queue: int = ALONE
     ) -> Iterator[Evaluation]:
-        """Roll S controllers out, each from states of its own; see `engine.Engine`."""
+        """Roll out S controllers, each from its own states (B, *state_shape); see `engine.Engine`."""
         return (self._path(theta, x0) if paths else self._losses(theta, x0) for theta, x0 in zip(thetas, x0s))
 
     def gradients(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], gates: Gates, *, parts: bool = False, queue: int = ALONE
     ) -> Iterator[Gradient]:
-        """Gradients of S controllers, each for states of its own; see `engine.Engine`."""
-        typeof(gates)  # now: Numba would take an interrupt that strikes meanwhile, in a kernel's call, for a missing type
+        """Gradients (n_parameters,) of S controllers, each for its own states (B, *state_shape); see `engine.Engine`."""
+        typeof(gates)  # compute the type now: in a kernel's call, Numba would mistake an interrupt for a missing type
         return (self._gradient(theta, x0, gates) for theta, x0 in zip(thetas, x0s))
 
     def _path(self, theta: np.ndarray, x0: np.ndarray) -> Evaluation:
@@ -68,7 +68,7 @@ class Engine:
             part = slice(first, min(first + EVALUATION_BATCH, len(x0)))
             path = self._rolled_out(theta, x0[part])
             physics[part], effort[part] = path.physics, path.effort
-            physics[part][~np.isfinite(path.states[-1]).all(axis=1)] = np.nan  # a loss may not see every number
+            physics[part][~np.isfinite(path.states[-1]).all(axis=1)] = np.nan  # a loss may ignore some numbers
         return Evaluation(physics, effort)
 
     def _rolled_out(self, theta: np.ndarray, x0: np.ndarray) -> forward.Path:
@@ -80,7 +80,7 @@ class Engine:
         arena = self._gradient_arena(len(x0), len(gates.physics))
         found = backward.Results(*self._call(backward.gradient, theta, x0.reshape(len(x0), self.problem.n_state), gates, arena))
         total, physics = self.problem.total(found.physics, found.effort)
-        loss = Loss(total, physics) if found.finite else Loss(math.nan, math.nan)  # a loss may not see every number
+        loss = Loss(total, physics) if found.finite else Loss(math.nan, math.nan)  # a loss may ignore some numbers
         if not gates.joined:
             return Gradient(arena.gradients[0], loss, found.regular2)
         norms = math.sqrt(found.regular2) * math.sqrt(found.modified2)

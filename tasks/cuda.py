@@ -1,6 +1,6 @@
 """The engine "cuda": rollouts and gradients on a CUDA device, many runs in one launch; docs/gpu.md.
 
-Imported only where the backend "cuda" is asked for.
+Only the backend "cuda" imports this file.
 """
 
 import functools
@@ -26,15 +26,14 @@ from stablebptt.tasks.errors import BackendError
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.variants import Gates
 
-# One run fills one block of a device: no need to say so at every launch.
+# A small grid is intended: without this, Numba warns at every launch of a single run.
 warnings.filterwarnings("ignore", message="Grid size")
 
-# What the kernels compute layer by layer. (A class made of one of these may compute something else.)
-# More threads would not find registers: the kernels use up to 255 of 65,536. (The simulator's threads are expensive.)
+# Threads per thread block. More would not find registers: the kernels use up to 255 of 65,536. (Simulated threads are slow.)
 THREADS = 32 if SIMULATED else 256
-# Blocks that share the samples of one run: decided by its batch alone, so that sums are always cut alike.
+# Most thread blocks that share the samples of one run. The batch alone decides, so sums always have the same parts.
 MOST_GROUPS = 128
-# Share of the device's memory for the activations of one launch (there are two at a time); more runs take several launches.
+# Share of the device's memory for the activations of one launch (two run at a time). More runs need several launches.
 PATH_SHARE = 0.4
 MOST_BLOCKS = 65535
 SIMULATED_SHARED, SIMULATED_MEMORY = 227 << 10, 1 << 30
@@ -42,7 +41,15 @@ SIMULATED_SHARED, SIMULATED_MEMORY = 227 << 10, 1 << 30
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a kernel keeps what: in how much shared memory, how much spilled; the episode, with the layout for its controller."""
+    """Where a kernel stores its arrays.
+
+    Attributes
+    ----------
+    shared : which arrays lie in shared memory
+    shared_bytes : size of that memory
+    spill : numbers of a thread block's arena in global memory; 1 if it lies in shared memory
+    episode : with a `Layout` as controller
+    """
 
     shared: Shared
     shared_bytes: int
@@ -51,9 +58,9 @@ class Plan:
 
 
 def plan(problem: Problem, variants: int, capacity: int) -> Plan:
-    """Fill `capacity` bytes of shared memory with a block's work space first, then its weights, then its gradients.
+    """Fill `capacity` bytes of shared memory with a thread block's arena first, then its weights, then its gradients.
 
-    variants: gradients m of the kernel, or 0 if it only rolls out.
+    variants : number m of gradients, or 0 for a rollout alone
     """
     item, episode = np.dtype(problem.dtype).itemsize, episode_of(problem, padded=True)
     work = work_size(episode) + (bars_size(episode, variants) if variants else 0)
@@ -69,7 +76,7 @@ def plan(problem: Problem, variants: int, capacity: int) -> Plan:
 
 
 def episode_of(problem: Problem, *, padded: bool) -> Any:
-    """The episode of the device's kernels."""
+    """The episode for the kernels on the device: time_weights (T+1,) in the problem's precision, a `Layout` as controller."""
     episode = Episode(
         system=problem.system,
         controller=problem.controller,
@@ -83,9 +90,11 @@ def episode_of(problem: Problem, *, padded: bool) -> Any:
 
 
 class Queue:
-    """A queue of work on the device, with the memory on both sides that it keeps from launch to launch.
+    """A queue of work on the device, with memory on host and device that it reuses from launch to launch.
 
-    bytes_up, bytes_down : what was copied so far
+    Attributes
+    ----------
+    bytes_up, bytes_down : bytes copied so far
     """
 
     def __init__(self) -> None:
@@ -95,7 +104,7 @@ class Queue:
         self._host: dict[str, np.ndarray] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
-        """An array on the device, whatever it holds."""
+        """An array on the device, with arbitrary content."""
         known = self._device.get(name)
         if known is None or known.shape != shape or known.dtype != dtype:
             self._device.pop(name, None)
@@ -103,7 +112,7 @@ class Queue:
         return self._device[name]
 
     def send(self, name: str, values: Any) -> Any:
-        """Copy an array, or a list of arrays side by side, to the device."""
+        """Copy an array, or a list of n arrays as one array (n, ..), to the device."""
         first = np.asarray(values[0])
         shape, dtype = (len(values), *first.shape), first.dtype
         host, target = self._pinned(name, shape, dtype), self.array(name, shape, dtype)
@@ -114,14 +123,14 @@ class Queue:
         return target
 
     def keep(self, name: str, values: np.ndarray) -> Any:
-        """`send` for what rarely changes."""
+        """`send` for an array that rarely changes: it is copied only after a change."""
         host = self._host.get(name)
         if host is not None and host.shape == values.shape and host.dtype == values.dtype and np.array_equal(host, values):
             return self._device[name]
         return self.send(name, values)
 
     def fetch(self, name: str) -> np.ndarray:
-        """Begin to copy an array back; it is there after `wait`, until the next launch."""
+        """Begin to copy an array back. It is valid after `wait`, until the next launch."""
         source = self._device[name]
         host = self._pinned(name, source.shape, source.dtype)
         source.copy_to_host(host, stream=self.stream)
@@ -129,7 +138,7 @@ class Queue:
         return host
 
     def wait(self) -> None:
-        """Wait until all that was begun is done."""
+        """Wait until all queued work is done."""
         self.stream.synchronize()
 
     def _pinned(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -140,13 +149,13 @@ class Queue:
 
 
 def require() -> None:
-    """Raise BackendError, with what is missing, if nothing can be computed on a device."""
+    """Raise a BackendError that says what is missing if no device can compute."""
     if not SIMULATED and not cuda.is_available():
         raise BackendError("backend 'cuda' finds no CUDA device and driver here; leave it out, or use a machine that has them")
 
 
 def device_name() -> str:
-    """What the device calls itself, and how much of it there is."""
+    """Name of the device and number of its multiprocessors."""
     if SIMULATED:
         return "Numba's simulator"
     device = cuda.get_current_device()
@@ -156,7 +165,7 @@ def device_name() -> str:
 
 @functools.cache
 def shared_capacity() -> int:
-    """Bytes of shared memory that a block may ask for."""
+    """Bytes of shared memory that a thread block may use."""
     if SIMULATED:
         return SIMULATED_SHARED
     return int(cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
@@ -170,7 +179,7 @@ def free_bytes() -> int:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], queue: Queue, shared_bytes: int, arguments: tuple) -> None:
-    """Launch a kernel that may need more shared memory than a block gets unasked."""
+    """Launch a kernel that may need more shared memory than the default limit."""
     configured = kernel[grid, THREADS, queue.stream, shared_bytes]
     if not SIMULATED and not configured.pre_launch_callbacks:
         configured.pre_launch_callbacks.append(_allow_shared)
@@ -204,7 +213,7 @@ class _Queues(threading.local):
 
 
 class Engine:
-    """What a problem's numbers are computed with on the device."""
+    """Computes a problem's rollouts and gradients on the device; see `engine.Engine`."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -213,7 +222,7 @@ class Engine:
     def evaluate(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, paths: bool = False, queue: int = ALONE
     ) -> Iterator[Evaluation]:
-        """Roll S controllers out, each from states of its own; see `engine.Engine`."""
+        """Roll out S controllers, each from its own states (B, *state_shape); see `engine.Engine`."""
         groups = math.ceil(len(x0s[0]) / TILE)
         compute = self._paths if paths else self._losses
         return _split(lambda a, b: compute(a, b, groups, queue), thetas, x0s, MOST_BLOCKS // groups)
@@ -221,7 +230,7 @@ class Engine:
     def gradients(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], gates: Gates, *, parts: bool = False, queue: int = ALONE
     ) -> Iterator[Gradient]:
-        """Gradients of S controllers, each for states of its own; see `engine.Engine`."""
+        """Gradients (n_parameters,) of S controllers, each for its own states (B, *state_shape); see `engine.Engine`."""
         names = ("joined", "sums") if gates.joined and parts else ("joined",) if gates.joined else ("sums",)
         most = min(free_bytes() // path_bytes(self.problem, len(x0s[0])), MOST_BLOCKS)
         return _split(lambda a, b: self._gradients(a, b, gates, names, queue), thetas, x0s, most)
@@ -239,14 +248,14 @@ class Engine:
 
     def _paths(self, thetas: list[np.ndarray], x0s: list[np.ndarray], groups: int, number: int) -> Iterator[Evaluation]:
         problem, batch = self.problem, len(x0s[0])
-        n, steps, kept = problem.n_state, problem.steps, problem.n_state + problem.n_control
-        queue = self._roll_out(thetas, x0s, groups, kept, self.queue(number))
+        n, steps, path_rows = problem.n_state, problem.steps, problem.n_state + problem.n_control
+        queue = self._roll_out(thetas, x0s, groups, path_rows, self.queue(number))
         path, physics, effort = (queue.fetch(f"rollout.{name}") for name in ("path", "physics", "effort"))
 
         def results() -> Iterator[Evaluation]:
             queue.wait()
-            for row, slots in enumerate(path.reshape(len(thetas), groups, steps + 1, kept, TILE)):
-                rows = slots.transpose(0, 3, 1, 2).reshape(groups * TILE, steps + 1, kept)[:batch]
+            for row, slots in enumerate(path.reshape(len(thetas), groups, steps + 1, path_rows, TILE)):
+                rows = slots.transpose(0, 3, 1, 2).reshape(groups * TILE, steps + 1, path_rows)[:batch]
                 states = rows[:, :, :n].reshape(batch, steps + 1, *problem.state_shape)
                 controls = rows[:, :-1, n:].reshape(batch, steps, *problem.control_shape)
                 costs = physics[row].astype(np.float64), effort[row].astype(np.float64)
@@ -254,36 +263,36 @@ class Engine:
 
         return results()
 
-    def _roll_out(self, thetas: list[np.ndarray], x0s: list[np.ndarray], groups: int, kept: int, queue: Queue) -> Queue:
+    def _roll_out(self, thetas: list[np.ndarray], x0s: list[np.ndarray], groups: int, path_rows: int, queue: Queue) -> Queue:
         """Launch the rollouts of several runs."""
-        chosen = plan(self.problem, 0, shared_capacity())
-        kernel, use = make_evaluate(from_dtype(np.dtype(self.problem.dtype)), chosen.shared), "rollout" if kept else "losses"
-        arguments = self._given(queue, chosen, thetas, x0s, use)
-        paths = self._paths_on(queue, chosen, (len(thetas), len(x0s[0]), groups, kept), use)
-        launch(kernel, (groups, len(thetas)), queue, chosen.shared_bytes, (*arguments, paths))
+        memory, use = plan(self.problem, 0, shared_capacity()), "rollout" if path_rows else "losses"
+        kernel = make_evaluate(from_dtype(np.dtype(self.problem.dtype)), memory.shared)
+        arguments = self._given(queue, memory, thetas, x0s, use)
+        paths = self._paths_on(queue, memory, (len(thetas), len(x0s[0]), groups, path_rows), use)
+        launch(kernel, (groups, len(thetas)), queue, memory.shared_bytes, (*arguments, paths))
         return queue
 
     def _gradients(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], gates: Gates, names: tuple[str, ...], number: int
     ) -> Iterator[Gradient]:
-        """Launch the gradients of several runs; `names` of what is copied back."""
-        problem, queue, runs, batch, variants = self.problem, self.queue(number), len(thetas), len(x0s[0]), len(gates.physics)
-        kind, n, groups = np.dtype(problem.dtype), problem.n_parameters, group_count(batch)
-        chosen = plan(problem, variants, shared_capacity())
-        opened = DeviceGates(
+        """Launch the gradients of several runs; `names` of the arrays to copy back."""
+        problem, queue, runs, batch, adjoints = self.problem, self.queue(number), len(thetas), len(x0s[0]), len(gates.physics)
+        dtype, n, groups = np.dtype(problem.dtype), problem.n_parameters, group_count(batch)
+        memory = plan(problem, adjoints, shared_capacity())
+        device_gates = DeviceGates(
             queue.keep("physics_gates", gates.physics),
             queue.keep("network_gates", gates.network),
-            queue.keep("cost_weights", (problem.time_weights / batch).astype(kind)),
-            kind.type(effort_weight(problem.regularization, batch * problem.steps * problem.n_control)),
+            queue.keep("cost_weights", (problem.time_weights / batch).astype(dtype)),
+            dtype.type(effort_weight(problem.regularization, batch * problem.steps * problem.n_control)),
         )
-        gradients = queue.array("gradients", (runs, groups, variants * n), kind)
-        sums, joined = queue.array("sums", (runs, variants, n), kind), queue.array("joined", (runs, n), kind)
-        found = queue.array("results", (runs, 6), kind)
-        arguments = self._given(queue, chosen, thetas, x0s, "gradient")
-        paths = self._paths_on(queue, chosen, (runs, batch, groups, chosen.episode.controller.rows), "gradient")
-        kernel = make_gradient(from_dtype(kind), chosen.shared)
-        launch(kernel, (groups, runs), queue, chosen.shared_bytes, (*arguments, opened, paths, gradients))
-        launch(make_join(from_dtype(kind)), (runs,), queue, THREADS * kind.itemsize, (gradients, sums, joined, found))
+        gradients = queue.array("gradients", (runs, groups, adjoints * n), dtype)
+        sums, joined = queue.array("sums", (runs, adjoints, n), dtype), queue.array("joined", (runs, n), dtype)
+        found = queue.array("results", (runs, 6), dtype)
+        arguments = self._given(queue, memory, thetas, x0s, "gradient")
+        paths = self._paths_on(queue, memory, (runs, batch, groups, memory.episode.controller.rows), "gradient")
+        kernel = make_gradient(from_dtype(dtype), memory.shared)
+        launch(kernel, (groups, runs), queue, memory.shared_bytes, (*arguments, device_gates, paths, gradients))
+        launch(make_join(from_dtype(dtype)), (runs,), queue, THREADS * dtype.itemsize, (gradients, sums, joined, found))
         fetched = {name: queue.fetch(name) for name in (*names, "results")}
         fetched |= {name: queue.fetch(f"gradient.{name}") for name in ("physics", "effort")}
 
@@ -295,7 +304,7 @@ class Engine:
         return results()
 
     def _gradient(self, found: dict[str, np.ndarray], gates: Gates) -> Gradient:
-        """One run's gradient from what the kernels left."""
+        """The gradient of one run, from the arrays of the kernels."""
         physics, effort = (float(found[name].mean(dtype=np.float64)) for name in ("physics", "effort"))
         total, _ = self.problem.total(physics, effort)
         loss = Loss(total, physics) if math.isfinite(physics) else Loss(math.nan, math.nan)
@@ -308,32 +317,32 @@ class Engine:
         regular, modified = found["sums"] if "sums" in found else (None, None)
         return Gradient(found["joined"], loss, norm2, regular, modified, cosine)
 
-    def _given(self, queue: Queue, chosen: Plan, thetas: list[np.ndarray], x0s: list[np.ndarray], use: str) -> tuple:
-        """What both kernels take first: episode, theta, x0; arrays that differ in size are kept for every `use`."""
+    def _given(self, queue: Queue, memory: Plan, thetas: list[np.ndarray], x0s: list[np.ndarray], use: str) -> tuple:
+        """First arguments of both kernels: episode, theta, x0. Each `use` has its own arrays, as their sizes differ."""
         flat = [x0.reshape(len(x0), self.problem.n_state) for x0 in x0s]
-        return on_device(chosen.episode, queue, use), queue.send("theta", thetas), queue.send(f"{use}.x0", flat)
+        return on_device(memory.episode, queue, use), queue.send("theta", thetas), queue.send(f"{use}.x0", flat)
 
-    def _paths_on(self, queue: Queue, chosen: Plan, sizes: tuple[int, int, int, int], use: str) -> Paths:
-        """Where S runs of a batch, by groups of blocks, leave their paths, of which so many rows are kept; and what spills."""
-        (runs, batch, groups, kept), kind = sizes, np.dtype(self.problem.dtype)
-        slots = runs * groups
+    def _paths_on(self, queue: Queue, memory: Plan, sizes: tuple[int, int, int, int], use: str) -> Paths:
+        """Arrays for the paths and spilled arenas of S runs; sizes (S, B, groups, rows of a path to store)."""
+        (runs, batch, groups, path_rows), dtype = sizes, np.dtype(self.problem.dtype)
+        shape = (runs * groups, self.problem.steps + 1, path_rows * TILE) if path_rows else (1, 1, 1)
         return Paths(
-            numbers=queue.array(f"{use}.path", (slots, self.problem.steps + 1, kept * TILE) if kept else (1, 1, 1), kind),
-            kept=kept,
-            physics=queue.array(f"{use}.physics", (runs, batch), kind),
-            effort=queue.array(f"{use}.effort", (runs, batch), kind),
-            spill=queue.array(f"{use}.spill", (slots if chosen.spill > 1 else 1, chosen.spill), kind),
+            numbers=queue.array(f"{use}.path", shape, dtype),
+            kept=path_rows,
+            physics=queue.array(f"{use}.physics", (runs, batch), dtype),
+            effort=queue.array(f"{use}.effort", (runs, batch), dtype),
+            spill=queue.array(f"{use}.spill", (runs * groups if memory.spill > 1 else 1, memory.spill), dtype),
         )
 
     def queue(self, number: int) -> Queue:
-        """This thread's queue of a number."""
+        """This thread's queue with this number."""
         if number not in self._queues.known:
             self._queues.known[number] = Queue()
         return self._queues.known[number]
 
 
 def _split(compute: Callable, thetas: list[np.ndarray], x0s: list[np.ndarray], most: int) -> Iterator[Any]:
-    """Compute for at most so many runs at once; if that is all of them, begin at once."""
+    """Compute for at most `most` runs at a time. If all runs fit, the work begins at once."""
     most = max(1, most)
     if len(thetas) <= most:
         return compute(thetas, x0s)
@@ -342,12 +351,12 @@ def _split(compute: Callable, thetas: list[np.ndarray], x0s: list[np.ndarray], m
 
 
 def group_count(batch: int) -> int:
-    """Blocks that share the samples of one run."""
+    """Thread blocks that share the samples of one run."""
     return min(math.ceil(batch / TILE), MOST_GROUPS)
 
 
 def path_bytes(problem: Problem, batch: int) -> int:
-    """Memory on the device for the activations of one run."""
+    """Bytes on the device for the activations of one run."""
     rows = episode_of(problem, padded=True).controller.rows
     return group_count(batch) * (problem.steps + 1) * rows * TILE * np.dtype(problem.dtype).itemsize
 
@@ -358,7 +367,7 @@ def to_device(problem: Problem) -> Problem:
     Raises
     ------
     BackendError
-        If there is no device, or the controller is none of this package's networks.
+        If there is no device, or the controller is not a network of this package.
     """
     require()
     if type(problem.controller) is not Network:

@@ -1,4 +1,4 @@
-"""Problems made of a system, controller and loss of one's own; docs/adding_a_system.md."""
+"""Problems with a custom system, controller or loss; docs/adding_a_system.md."""
 
 import dataclasses
 import importlib.util
@@ -31,7 +31,7 @@ SYSTEM, LOSS = (forward.step, backward.step_vjp), (forward.cost, backward.cost_v
 CONTROLLER = (forward.control, backward.control_vjp)
 PARTS = ("system", "controller", "loss")
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-importing: list[str] = []  # modules of the user's that run for the first time just now
+importing: list[str] = []  # the user's modules whose import is under way
 
 
 def custom_problem(
@@ -54,7 +54,7 @@ def custom_problem(
     state_units: str = "1",
     control_units: str = "1",
 ) -> Problem:
-    """A problem made of one's own parts.
+    """A problem with a custom system, controller or loss.
 
     Parameters
     ----------
@@ -62,14 +62,16 @@ def custom_problem(
     controller : struct with methods for `control` and `control_vjp` and a `layout`; or sizes of hidden layers, for an MLP
     loss : struct with methods for `cost` and `cost_vjp`
     sample : (random generator, count) -> initial states (count, *state_shape)
-    steps, dt : horizon T, and what one step is called in time [s]
+    steps, dt : horizon T, and length of a time step [s]
     state_shape, control_shape : by default `system.state_shape` and `system.control_shape`
     when : "final" (cost of the last state) or "continuous" (mean over x_1 .. x_T)
     regularization : weight rho of the mean squared control
+    dtype : "float32" or "float64"
+    output_init : initial kernel of the last layer: "glorot" or "zero"
     title : a few words, for pictures and file names
-    state_axes, control_axes : names for files and pictures: for every axis an `Axis` or a list of words; of one axis, the list
-        alone will do, such as ["place", "rate"]
-    state_units, control_units : their units
+    state_axes, control_axes : names for files and pictures: an `Axis` or a list of words for every axis; for a single axis, the
+        list alone, such as ["place", "rate"]
+    state_units, control_units : units for files and pictures
 
     Raises
     ------
@@ -129,46 +131,46 @@ def custom_problem(
 
 
 def from_source(source: str, **keywords: Any) -> Problem:
-    """The problem that a function makes: `source` is what `find` takes.
+    """The problem that a function makes; `source` as in `find`.
 
     Raises
     ------
     ValueError, TypeError
-        If there is no such function, it does not take the arguments or refuses them, or it makes no problem.
+        If there is no such function, it does not accept the arguments, or it makes no problem.
     OwnCodeError
         If it fails in another way.
     """
-    made = find(source)
-    if not callable(made):
-        raise ArgumentError(f"{source} is {type(made).__name__}, not a function that makes a problem")
-    if not isinstance(made, Task):
-        _takes(source, made, keywords)
+    maker = find(source)
+    if not callable(maker):
+        raise ArgumentError(f"{source} is {type(maker).__name__}, not a function that makes a problem")
+    if not isinstance(maker, Task):
+        _takes(source, maker, keywords)
     try:
-        problem = made(**keywords)
+        problem = maker(**keywords)
     except (BackendError, DivergedError):
         raise
     except (Exception, SystemExit) as error:
-        raise _explained(source, error, (ValueError, TypeError)) from error
+        raise _explanation(source, error, (ValueError, TypeError)) from error
     if not isinstance(problem, Problem):
         raise ArgumentError(f"{source} made {type(problem).__name__}, not a problem; return sb.problem(system=..., ...)")
     if problem.task != TASK:
         return problem
-    keywords = problem.options["arguments"] or arguments.plain("arguments", keywords)  # those of a task are all there
+    keywords = problem.options["arguments"] or arguments.plain("arguments", keywords)  # a task stores all of its own
     options = {**problem.options, "source": source, "arguments": keywords}
     return dataclasses.replace(problem, options=options)
 
 
 def from_file(task: Task, there: Problem) -> Problem:
-    """The problem that a task of the user's makes of the arguments in a file, which holds `there`."""
-    made = task(**(there.options.get("arguments") or {}))
-    return there if made.task == there.task != TASK else made  # one of ours: the file tells all of it
+    """The problem that a user's task makes from the arguments in a file; `there` is the problem in that file."""
+    problem = task(**(there.options.get("arguments") or {}))
+    return there if problem.task == there.task != TASK else problem  # a file describes a task of this package completely
 
 
-def _takes(source: str, made: Callable, keywords: dict[str, Any]) -> None:
-    """Find out before the call that a function does not take its arguments."""
+def _takes(source: str, maker: Callable, keywords: dict[str, Any]) -> None:
+    """Raise an error, before the call, if a function does not accept its arguments."""
     try:
-        signature = inspect.signature(made)
-    except ValueError:  # some functions that are written in C do not say
+        signature = inspect.signature(maker)
+    except ValueError:  # some functions in C have no signature
         return
     try:
         signature.bind(**keywords)
@@ -178,7 +180,7 @@ def _takes(source: str, made: Callable, keywords: dict[str, Any]) -> None:
 
 
 def remake(options: dict[str, Any]) -> Problem:
-    """The problem that `from_source` made, made again in another process."""
+    """The problem of `from_source`, made again in another process."""
     if not options["source"]:
         raise ArgumentError("a sweep needs a problem that a function makes: task = \"module:function\"")
     problem = from_source(options["source"], **options["arguments"])
@@ -189,7 +191,7 @@ def remake(options: dict[str, Any]) -> Problem:
 
 
 def find(source: str) -> Any:
-    """What "module:name" or "folder/file.py:name" names; modules are looked for in the current folder, too.
+    """The object that "module:name" or "folder/file.py:name" names. The current folder is searched for modules, too.
 
     Raises
     ------
@@ -205,7 +207,7 @@ def find(source: str) -> Any:
     try:
         found: Any = _imported_file(module) if module.endswith(".py") else _imported(module)
     except (Exception, SystemExit) as error:
-        raise _explained(source, error, ()) from error
+        raise _explanation(source, error, ()) from error
     finally:
         importing.pop()
     for part in name.split("."):
@@ -224,7 +226,7 @@ def _imported(module: str) -> ModuleType:
 
 
 def _imported_file(text: str) -> ModuleType:
-    """The module in a file, as if its folder were on the path: its name is the file's, in every process."""
+    """The module in a file, as if its folder were on the path. It has the name of the file, in every process."""
     path = expanded(text).resolve()
     name = path.stem.replace(".", "_")
     if not path.is_file():
@@ -251,17 +253,17 @@ def _imported_file(text: str) -> ModuleType:
 
 @contextmanager
 def own_code(task: Task | None) -> Iterator[None]:
-    """What fails in a picture or film of a task of the user's is shown with its file and line."""
+    """Report an error in a picture or film of a user's task with its file and line."""
     try:
         yield
     except Exception as error:
         if task is None or isinstance(error, ArgumentError | OSError) or _place(error) is None:
             raise
-        raise _explained("", error, ()) from error
+        raise _explanation("", error, ()) from error
 
 
-def _explained(source: str, error: BaseException, usage: tuple[type[Exception], ...]) -> Exception:
-    """What went wrong in somebody's code, and where; an ArgumentError if nothing of it ran, or the error is one of `usage`."""
+def _explanation(source: str, error: BaseException, usage: tuple[type[Exception], ...]) -> Exception:
+    """The error in a user's code, with its place; an ArgumentError if that code never ran or the error is one of `usage`."""
     place = _place(error)
     if place is None:
         return ArgumentError(f"{source}: {error}")
@@ -272,7 +274,7 @@ def _explained(source: str, error: BaseException, usage: tuple[type[Exception], 
 
 
 def _place(error: BaseException) -> str | None:
-    """File and line of the user's in which an error arose."""
+    """File and line of the user's code where an error arose."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     places = []
@@ -284,9 +286,9 @@ def _place(error: BaseException) -> str | None:
 
 
 def cast(part: Any, kind: Any) -> Any:
-    """A struct whose fields have the types of their annotations and one precision (a double would slow all arithmetic down).
+    """A struct with fields in the types of their annotations and in one precision (one double would slow down all arithmetic).
 
-    Its code is fingerprinted anew: what its methods read may have changed since the last problem was made.
+    Its code is fingerprinted again, because what its methods read may have changed since the last problem.
     """
     type(part).fingerprint(renew=True)
     wanted = _annotations(type(part))
@@ -295,7 +297,7 @@ def cast(part: Any, kind: Any) -> Any:
 
 
 def _annotations(cls: type) -> dict[str, str]:
-    """Names of the types of all fields, those of the bases among them."""
+    """Names of the types of all fields, inherited ones included."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         for name, annotation in inspect.get_annotations(base).items():
@@ -332,14 +334,14 @@ def in_float64(problem: Problem) -> Problem:
 
 
 def custom_facts(options: dict[str, Any]) -> dict[str, Any]:
-    """`descriptions.facts` of the problem that was made with these options."""
+    """`descriptions.facts` of the problem with these options."""
     names = ("steps", "dt", "regularization", "output_init", "dtype")
     weights = mean_weights(options["when"], options["steps"])
     return {name: options[name] for name in names} | {"time_weights": describe(weights)} | options["parts"]
 
 
 class Described:
-    """A problem of one's own of which only a file is known: enough to draw its runs, not to compute."""
+    """A custom problem known from a file only: enough to draw its runs, not to compute."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         options = config["options"]
@@ -374,7 +376,7 @@ def _needs(name: str, part: Any, base: type, functions: tuple[Any, ...]) -> None
 
 
 def _check_fields(part: Struct) -> None:
-    """Refuse fields that machine code cannot hold, before the compiler does in its own words."""
+    """Raise an error for fields that machine code cannot hold, before the compiler does."""
     for name in type(part).fields:
         value = getattr(part, name)
         if not _is_held(value):
@@ -402,7 +404,7 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
 
 
 def _axes(what: str, given: Sequence[Any] | None, shape: tuple[int, ...]) -> tuple[Axis, ...]:
-    """Axes as given, with the words of plain lists, or numbered."""
+    """Axes as given, with the words of plain lists, or with numbers."""
     if isinstance(given, str | Axis) or not isinstance(given, Sequence | np.ndarray | None):
         raise ArgumentError(f"{what}_axes is {given!r}; give a list of words, or for every axis an Axis or a list of words")
     places: list[Any] = [range(n) for n in shape] if given is None else list(given)

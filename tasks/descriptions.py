@@ -1,6 +1,7 @@
-"""Problems in words and numbers, as files hold them; and what differs between two of them.
+"""Problems in words and numbers, as in files, and the differences between two of them.
 
-Everything is compared by content: arrays by type, shape and hash; so are the numbers that methods take from globals and closures.
+Everything is compared by content: arrays by type, shape and hash, and likewise the numbers that methods read from globals and
+closures.
 """
 
 import re
@@ -13,16 +14,16 @@ import numpy as np
 from stablebptt.kernels.core.fingerprints import describe, is_hashed
 from stablebptt.kernels.core.structs import Struct
 
-# Who made a problem does not matter for what it is.
+# How a problem was made does not count when two are compared.
 MAKERS_OWN = ("source", "arguments")
 MOST_NAMED = 3
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def of_part(part: Struct) -> dict[str, Any]:
-    """A struct by content: its class, its fields, and what its methods take from globals and closures.
+    """A struct by content: its class, its fields, and the constants that its methods read from globals and closures.
 
-    Of a network of this package: its layers. How they lie in memory is no part of the problem.
+    A network of this package is described by its layers. Their memory layout is not part of the problem.
     """
     kind = type(part)
     if is_hashed(kind) and hasattr(part, "layout"):
@@ -32,13 +33,13 @@ def of_part(part: Struct) -> dict[str, Any]:
 
 
 def code(parts: Mapping[str, Struct]) -> dict[str, str]:
-    """Fingerprints of the code of the parts that are not ours; they compare within one version of Python."""
+    """Fingerprints of the user's code among the parts; comparable within one version of Python."""
     own = {name: type(part).fingerprint() for name, part in parts.items() if not is_hashed(type(part))}
     return {"python": PYTHON, **own}
 
 
 def facts(problem: Any) -> dict[str, Any]:
-    """What decides the numbers that a problem computes."""
+    """Everything that decides the results of a problem."""
     names = ("steps", "dt", "regularization", "output_init")
     parts = {"system": problem.system, "controller": problem.controller, "loss": problem.loss_function}
     return {
@@ -52,11 +53,11 @@ def facts(problem: Any) -> dict[str, Any]:
 def differences(
     there: Mapping[str, Any], here: Mapping[str, Any], words: tuple[str, str] = ("in the file", "given")
 ) -> list[str]:
-    """What differs between two configurations, options or facts, one line each: "poles: 2 in the file, 3 given"."""
+    """Differences between two configurations, options or facts, one line each: "poles: 2 in the file, 3 given"."""
     first, second = dict(_flat("", _comparable(there, here))), dict(_flat("", _comparable(here, there)))
     names = dict.fromkeys((*first, *second))
     if first.get("task") != second.get("task"):
-        names = {"task": None}  # all else differs with it
+        names = {"task": None}  # everything else differs with it
     found = []
     for name in names:
         before, after = first.get(name), second.get(name)
@@ -66,7 +67,7 @@ def differences(
 
 
 def refusal(what: str, found: list[str], advice: str) -> str:
-    """One line that names what differs."""
+    """One line that names the differences."""
     more = f" (and {len(found) - MOST_NAMED} more)" if len(found) > MOST_NAMED else ""
     return f"{what}: {'; '.join(found[:MOST_NAMED])}{more}; {advice}"
 
@@ -76,24 +77,24 @@ def _field(value: Any) -> Any:
 
 
 def _comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without what does not count, or what the other one cannot be compared with."""
+    """Options of `one`, without those that do not count or cannot be compared with `other`."""
     options = one["options"] if isinstance(one.get("options"), Mapping) else one
     others = other["options"] if isinstance(other.get("options"), Mapping) else other
-    kept = {name: value for name, value in options.items() if name not in MAKERS_OWN}
+    compared = {name: value for name, value in options.items() if name not in MAKERS_OWN}
     codes = [given.get("code") for given in (options, others)]
     if not all(isinstance(given, Mapping) and given.get("python") == PYTHON for given in codes):
-        kept.pop("code", None)
+        compared.pop("code", None)
     parts = [given.get("parts") for given in (options, others)]
     if any(isinstance(given, list) for given in parts):
-        kept["parts"] = _numbers(*parts)
-    kept.update(kept.pop("parts", None) or {})
+        compared["parts"] = _numbers(*parts)
+    compared.update(compared.pop("parts", None) or {})
     if options is one:
-        return kept
-    return {"backend": "cpu", **{name: value for name, value in one.items() if name != "options"}, **kept}
+        return compared
+    return {"backend": "cpu", **{name: value for name, value in one.items() if name != "options"}, **compared}
 
 
 def _numbers(parts: Any, others: Any) -> dict[str, Any]:
-    """Numbers of system and loss that both know: version 0.1 noted how the parts print (and its networks printed otherwise)."""
+    """Numbers of system and loss that both have. Version 0.1 stored printed parts, and printed its networks differently."""
     found = {}
     for place, name in ((0, "system"), (2, "loss")):
         one, other = (_printed(given[place]) if isinstance(given, list) else _noted(given[name]) for given in (parts, others))
@@ -102,7 +103,7 @@ def _numbers(parts: Any, others: Any) -> dict[str, Any]:
 
 
 def _printed(part: str) -> dict[str, Any]:
-    """The class and the numbers in letters such as "Spring(stiffness=np.float32(2.0), dt=0.05)"."""
+    """Class and numbers of a printed part such as "Spring(stiffness=np.float32(2.0), dt=0.05)"."""
     kind, _, fields = part.partition("(")
     numbers = re.findall(r"(\w+)=(?:np\.\w+\()?(-?[\d.]+(?:e[+-]?\d+)?)(?=[,)])", fields)
     return {"class": kind, **{name: float(np.float32(number)) for name, number in numbers}}

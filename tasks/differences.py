@@ -1,8 +1,9 @@
-"""Derivatives by differences at many step sizes, and what they say of a vjp.
+"""Derivatives by finite differences at many step sizes, and the verdict on a vjp.
 
-At every place the slope is taken to both sides, from h = 2^-7 down. Where a function is smooth within 3 h the two slopes, and
-those of the next larger h, agree; a kink, a jump, noise or too large a step keep them apart. How far they are apart is how much
-their mean is in doubt. So the best step is chosen without a look at the vjp, which is wrong where it is off by more than that.
+At every place the slopes to both sides are computed, from h = 2^-7 downwards. Where a function is smooth within 3 h, the two
+slopes agree with each other and with those of the next larger h. A kink, a jump, noise or too large a step separates them. Their
+distance measures the doubt about their mean. The best step is thus chosen without the vjp. The vjp is wrong where its error
+exceeds the doubt.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,21 +16,21 @@ Arrays = dict[str, np.ndarray]
 TOLERANCE = 1e-7
 # Powers of two, so that places move by exact amounts.
 LADDER = tuple(2.0**-k for k in range(7, 48, 2))
-# Slope at 0 from the changes after h, 2 h, 3 h: third order; the mean of both sides is of fourth.
+# Slope at 0 from the changes after h, 2 h, 3 h: third order. The mean of both sides has fourth order.
 ONE_SIDED = ((1, 18 / 6), (2, -9 / 6), (3, 2 / 6))
-# A vjp is wrong if it is off by so many times the doubt about the differences.
+# A vjp is wrong if its error exceeds this many times the doubt about the differences.
 SAFETY = 10.0
-# Differences that may be further off than this say nothing.
+# Differences with a larger doubt say nothing.
 COARSE = 1e-3
-# Values carry a rounding error of so many units in the last place.
+# Rounding error of a value, relative.
 ROUNDING = 8 * np.finfo(float).eps
-# Slopes are measured on themselves, and on this part of the value: so that zero can be told from rounding.
+# Slopes are measured relative to themselves plus this part of the value, which separates zero from rounding.
 FLOOR = 1e-3
-# An argument of at most so many numbers is moved along each of them.
+# An argument of at most this many numbers is perturbed along each of them.
 DIRECTIONS = 16
-# Values that change by less than this part, and then by nothing, are taken for rounded ones.
+# Values that change by less than this part, and then not at all, count as rounded.
 QUANTUM = 1e-4
-# So many places show at every step how much noise there is.
+# Places that show the noise at every step.
 WITNESSES = 32
 COTANGENTS = (1, 2, 3)
 
@@ -43,9 +44,9 @@ class Rule:
     name : str
     forward : (inputs) -> outputs, one array
     vjp : (inputs, cotangents (m, *outputs)) -> per input the cotangents (m, *input)
-    independent : inputs whose rows, along the first axis, have an effect on the same row of the output alone
-    write, add : the same in place, for functions that do so: (inputs, output), and (inputs, cotangents, bars)
-    names : what the functions themselves call the output and the cotangents of the inputs
+    independent : inputs whose rows, along the first axis, affect only the same row of the output
+    write, add : forward and vjp in place, if the functions work so: (inputs, output), and (inputs, cotangents, bars)
+    names : the functions' own names for the output and for the cotangents of the inputs
     """
 
     name: str
@@ -64,11 +65,11 @@ class Finding:
     Attributes
     ----------
     rule, argument : names of the function and of its input
-    error : ``|<y, J dx> - <J^T y, dx>|`` relative to the sum of absolute terms, where it is worst
-    step : of the differences there, relative to the larger of 1 and the number that is moved
-    certainty : how far the differences themselves may be off there, on the scale of `error`
-    verdict : "ok", "WRONG", or "unsure" if the differences are good for nothing
-    note : what else is wrong
+    error : ``|<y, J dx> - <J^T y, dx>|`` relative to the sum of absolute terms, at the worst place
+    step : of the differences there, relative to the larger of 1 and the perturbed number
+    certainty : possible error of the differences there, on the scale of `error`
+    verdict : "ok", "WRONG", or "unsure" if the differences say nothing
+    note : other faults
     """
 
     rule: str
@@ -81,11 +82,12 @@ class Finding:
 
     @property
     def passed(self) -> bool:
+        """Whether the vjp is right."""
         return self.verdict == "ok"
 
 
 def in_place(name: str, write: Any, add: Any, shape: Callable[[Arrays], tuple[int, ...]], **more: Any) -> Rule:
-    """A rule made of functions that work in place, with outputs of the given shape."""
+    """A rule of functions that work in place: ``write(inputs, output)``, ``add(inputs, cotangents, bars)``, ``shape(inputs)``."""
 
     def forward(inputs: Arrays) -> np.ndarray:
         output = np.zeros(shape(inputs))
@@ -107,8 +109,8 @@ def findings(
 
     Parameters
     ----------
-    step : of the differences; by default the best of many, at every place
-    tolerance : relative errors up to this one are no errors
+    step : size of the differences; by default the best of many, at every place
+    tolerance : relative errors up to this one pass
     """
     broken = {finding.argument: finding for finding in contract(rule, inputs, random)}
     output = np.asarray(rule.forward(_copies(inputs)))
@@ -125,7 +127,7 @@ def findings(
 
 
 def _cotangents(m: int, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-    """Cotangents (m, *shape): by turns of all outputs, and of one output of every row, so that a large one hides no small one."""
+    """Cotangents (m, *shape), alternately of one output per row and of all outputs; a large output thus hides no small one."""
     rows, width = (shape[0] if shape else 1), int(np.prod(shape[1:]))
     values = random.standard_normal((m, rows, width))
     values[::2] *= np.arange(width) == random.integers(width, size=(len(values[::2]), rows, 1))
@@ -139,14 +141,14 @@ def _badness(outcome: tuple[float, float, float, str]) -> tuple[int, float]:
 
 @dataclass(frozen=True)
 class _Trial:
-    """At every place: error of the vjp at the best step, doubt about the differences, and that step."""
+    """At every place (P,): error of the vjp at the best step, doubt about the differences, and that step."""
 
     error: np.ndarray
     doubt: np.ndarray
     step: np.ndarray
 
     def worst(self, tolerance: float) -> tuple[float, float, float, str]:
-        """Error, step, certainty and verdict at the place that says most: the worst one where differences can be trusted."""
+        """Error, step, certainty and verdict at the decisive place: the worst one where the differences can be trusted."""
         certainty = SAFETY * self.doubt
         wrong = np.isfinite(certainty) & ~(self.error <= np.maximum(tolerance, certainty))  # NaN is wrong
         sure = certainty <= tolerance
@@ -161,9 +163,9 @@ class _Trial:
 
 
 class _Slopes:
-    """Differences along directions of one input, next to what the vjp says.
+    """Differences along directions of one input, compared with the vjp.
 
-    Shapes: P places (rows that are independent of each other; one if they are not), V cotangents.
+    Shapes: P places (independent rows, or 1), V cotangents.
     """
 
     def __init__(self, rule: Rule, inputs: Arrays, name: str, cotangents: np.ndarray, bars: np.ndarray) -> None:
@@ -175,33 +177,33 @@ class _Slopes:
         self.x = np.asarray(inputs[name]).reshape(self.places, -1)
         self.cotangents = cotangents.reshape(len(cotangents), self.places, -1)
         self.bars = bars.reshape(len(bars), self.places, -1)
-        # Where an output is small it is measured on what it usually is, but on no more than there is at this place:
-        # rows of a rollout that has grown must not drown the others.
+        # A small output is measured relative to its usual size, but at most to the size of the numbers at this place:
+        # rows of a rollout that has grown must not hide the others.
         usual = _medians(np.abs(self.base), np.isfinite(self.base))
         there = np.maximum(np.abs(self.base).max(axis=1, initial=0.0), np.abs(self.x).max(axis=1, initial=0.0))
         self.value = np.maximum(np.abs(self.base), np.minimum(usual, there[:, None]))
 
     def directions(self, random: np.random.Generator) -> Iterator[np.ndarray]:
-        """Directions (P, n): every number alone; of many numbers some alone, others at a place, and all together."""
+        """Directions (P, n): along every number; or, of many, along some (different at each place) and along all together."""
         n = self.bars.shape[-1]
         sizes = np.maximum(1.0, np.abs(self.x))
         for k in range(min(n, DIRECTIONS)):
             if n > DIRECTIONS and k % 2:
                 yield random.standard_normal((self.places, n)) * sizes
             else:
-                chosen = random.integers(n, size=self.places) if n > DIRECTIONS else np.full(self.places, k)
-                yield np.where(np.arange(n) == chosen[:, None], sizes, 0.0)
+                column = random.integers(n, size=self.places) if n > DIRECTIONS else np.full(self.places, k)
+                yield np.where(np.arange(n) == column[:, None], sizes, 0.0)
 
     def best(self, direction: np.ndarray, steps: tuple[float, ...], tolerance: float) -> _Trial:
-        """Go down the steps until the differences can be trusted, at every place."""
+        """Reduce the step at every place until the differences can be trusted."""
         trial = _Trial(np.full(self.places, np.inf), np.full(self.places, np.inf), np.full(self.places, np.nan))
         rows, previous, last = np.arange(self.places), np.full_like(self.base, np.nan), np.zeros_like(self.base)
-        with np.errstate(all="ignore"):  # what is not finite is not trusted
+        with np.errstate(all="ignore"):  # values that are not finite are not trusted
             for step in steps:
                 ahead, behind = self._sides(direction, rows, step)
                 slope, gap = (ahead + behind) / 2, np.abs(ahead - behind)
                 if len(steps) > 1:
-                    gap = np.maximum(gap, np.abs(slope - previous[rows]))  # the first step has none before it: NaN
+                    gap = np.maximum(gap, np.abs(slope - previous[rows]))  # NaN for the first step
                 gap = np.maximum(gap, self._noise(rows, (ahead * step, behind * step), gap * step, last) / step)
                 error, doubt = self._compare(direction[rows], rows, slope, gap, step)
                 better = doubt < trial.doubt[rows]
@@ -215,9 +217,9 @@ class _Slopes:
         return trial
 
     def _noise(self, rows: np.ndarray, changes: tuple[np.ndarray, np.ndarray], off: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """Noise in the values (rows, outputs): no place is surer by luck than others usually are.
+        """Noise in the values (rows, outputs), at least the typical noise of other places: no place is certain by luck.
 
-        Values that no longer change may be rounded ones: if they have changed to both sides, by little, that was their noise.
+        Values that no longer change may be rounded. If they changed a little to both sides before, that change is their noise.
         """
         least, most = (choose(*map(np.abs, changes)) for choose in (np.minimum, np.maximum))
         moves, witnesses = most > 0, (rows < WITNESSES)[:, None]
@@ -226,7 +228,7 @@ class _Slopes:
         return np.where(moves, typical, last[rows])
 
     def _sides(self, direction: np.ndarray, rows: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
-        """Slopes (rows, outputs) ahead of the places and behind them."""
+        """Slopes (rows, outputs) on both sides of the places, ahead and behind."""
         part = self.inputs
         if len(rows) < self.places:
             part = {n: v[rows] if n in self.rule.independent else v for n, v in self.inputs.items()}
@@ -241,7 +243,7 @@ class _Slopes:
         return sides[0], sides[1]
 
     def _compare(self, direction: np.ndarray, rows: np.ndarray, slope: np.ndarray, gap: np.ndarray, step: float) -> Any:
-        """Error of the vjp and doubt about the slope, per row, of the worst cotangent."""
+        """Error of the vjp and doubt about the slope, per row, for the worst cotangent."""
         weights = np.abs(self.cotangents[:, rows])
         value = np.sum(weights * self.value[rows], axis=-1)
         scale = np.sum(weights * np.abs(slope), axis=-1) + FLOOR * value
@@ -254,13 +256,13 @@ class _Slopes:
 
 
 def _medians(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Median of the valid values of every column; NaN if there are none."""
+    """Median of the valid values in every column; NaN if there are none."""
     ordered, count = np.sort(np.where(valid, values, np.inf), axis=0), valid.sum(axis=0)
     return np.where(count > 0, ordered[np.maximum(count - 1, 0) // 2, np.arange(values.shape[1])], np.nan)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Quotient; 0 for nothing of nothing."""
+    """Quotient; 0 for 0 / 0."""
     return np.divide(part, whole, out=np.zeros_like(part), where=(part != 0) | (whole != 0))
 
 
@@ -269,7 +271,7 @@ def _copies(inputs: Arrays) -> Arrays:
 
 
 def contract(rule: Rule, inputs: Arrays, random: np.random.Generator) -> Iterator[Finding]:
-    """What functions that work in place must not do: leave outputs unwritten, change inputs, overwrite what is to be added to."""
+    """Faults of functions that work in place: outputs left unwritten, changed inputs, overwritten instead of added cotangents."""
     if rule.write is None or rule.add is None:
         return
     whole, output = _copies(inputs), rule.forward(_copies(inputs))

@@ -1,4 +1,4 @@
-"""Where a computation stopped being finite."""
+"""The place where a computation stopped being finite."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,10 @@ from stablebptt.tasks.variants import Gates
 
 
 def check_gradient(problem: Any, result: Gradient, theta: np.ndarray, x0: np.ndarray, gates: Gates) -> None:
-    """Raise DivergedError, with the first bad time step, if a gradient or its loss is not finite."""
+    """Raise DivergedError, with the first bad time step, if a gradient or its loss is not finite.
+
+    `result` is the gradient at theta (n_parameters,) for x0 (B, *state_shape), with gates (m, T).
+    """
     if math.isfinite(result.loss.total) and math.isfinite(result.norm2):
         return
     check_path(_path(problem, theta, x0))
@@ -35,7 +38,7 @@ def check_path(path: Path | Evaluation) -> None:
 
 
 def first_step(bad: Callable[[int], bool], last: int) -> int:
-    """The first step of 1 .. last that is bad, if all after it are (by bisection); `last` if none is."""
+    """The first bad step of 1 .. last by bisection, if all later steps are bad too; `last` if no step is bad."""
     low, high = 1, last
     while low < high:
         middle = (low + high) // 2
@@ -48,7 +51,7 @@ def _path(problem: Any, theta: np.ndarray, x0: np.ndarray) -> Evaluation:
 
 
 def _finite_until(problem: Any, theta: np.ndarray, x0: np.ndarray, step: int) -> bool:
-    """Whether the costs of x_1 .. x_step and the controls before are finite together."""
+    """Whether the costs of x_1 .. x_step and the controls before x_step are all finite."""
     weights = np.where(np.arange(problem.steps + 1) <= step, problem.time_weights, 0.0)
     part = _path(replace(problem, time_weights=weights), theta, x0)
     efforts = np.square(part.controls[:, :step]).sum(axis=-1).sum(axis=1) if problem.regularization else np.zeros(1)
@@ -56,7 +59,7 @@ def _finite_until(problem: Any, theta: np.ndarray, x0: np.ndarray, step: int) ->
 
 
 def _finite_backwards(problem: Any, theta: np.ndarray, x0: np.ndarray, gates: Gates, step: int) -> bool:
-    """Whether the gradient is finite if the adjoints go back no further than to `step`."""
+    """Whether the gradient is finite if the adjoints stop at time step `step`."""
     closed = np.arange(problem.steps) <= step
     physics, network = (np.where(closed, 0, opening) for opening in (gates.physics, gates.network))
     part = replace(gates, physics=physics.astype(problem.dtype), network=network.astype(problem.dtype))

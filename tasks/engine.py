@@ -1,4 +1,4 @@
-"""What an engine does for a problem, and what it answers."""
+"""The protocol of the engines, and the results they return."""
 
 import math
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ import numpy as np
 
 from stablebptt.tasks.variants import Gates
 
-# The queue of single calls, which may come between the launch of many runs and the last of their results.
+# Queue of single calls: they may come between the launch of many runs and the last of their results.
 ALONE = -1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Path:
-    """A rollout: time (T+1,) [s], states (B, T+1, *state), controls (B, T, *control); loss (B,), and the problem, if known."""
+    """A rollout: time (T+1,) [s], states (B, T+1, *state), controls (B, T, *control); loss (B,) and the problem, if known."""
 
     time: np.ndarray
     states: np.ndarray
@@ -31,7 +31,7 @@ class Path:
         return rollout_pictures.draw(notebook.of_path(self), sample)
 
     def animate(self, sample: int = 0, **options: Any) -> Any:
-        """A film of the rollout from one initial state, which a notebook plays; options: fps, every, dpi."""
+        """A film of the rollout from one initial state, for notebooks; options: fps, every, dpi."""
         from stablebptt.tasks.pictures import notebook
 
         return notebook.Film(notebook.of_path(self), sample, **options)
@@ -53,7 +53,16 @@ class Loss:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Gradient:
-    """A gradient (n_parameters,) and the loss; of variant C also R, M and the cosine of the angle between them."""
+    """A gradient of the mean loss.
+
+    Attributes
+    ----------
+    value (n_parameters,) : the gradient
+    loss : mean loss of the batch
+    norm2 : squared 2-norm
+    regular, modified (n_parameters,) : R and M of variant C; None for other variants
+    cosine : of the angle between R and M; NaN for other variants
+    """
 
     value: np.ndarray
     loss: Loss
@@ -67,16 +76,16 @@ class Gradient:
         return f"Gradient of {len(self.value)} parameters: norm {math.sqrt(self.norm2):.4g}{cosine}; {self.loss}"
 
     def copy(self) -> Self:
-        """With arrays of its own."""
+        """A copy with its own arrays."""
         regular, modified = (None if part is None else part.copy() for part in (self.regular, self.modified))
         return replace(self, value=self.value.copy(), regular=regular, modified=modified)
 
 
 class Evaluation(NamedTuple):
-    """What rollouts of a batch cost, per sample and in float64; their states and controls, where asked for.
+    """Loss parts of the rollouts of a batch, per sample in float64; states and controls on request.
 
-    physics (B,) : the loss without the regulariser, NaN where a rollout diverged
-    effort (B,) : the sum of squared controls
+    physics (B,) : loss without the regulariser; NaN where a rollout diverged
+    effort (B,) : sum of squared controls
     states (B, T+1, *state), controls (B, T, *control)
     """
 
@@ -87,18 +96,18 @@ class Evaluation(NamedTuple):
 
 
 class Engine(Protocol):
-    """What computes with a problem; always for S controllers, each with states of its own, and without checks of their numbers.
+    """Computes with a problem, always for S controllers with their own states. It does not check their numbers.
 
-    The work begins when it is asked for. Results come one by one; the next overwrites the last, and a call the results of the
-    last call with the same `queue`: with two queues a device works for one half of the runs while the host works for the other.
+    The work begins with the call. Results come one by one; each overwrites the last one, and each call overwrites the results of
+    the last call with the same `queue`. With two queues, the device works for one half of the runs and the host for the other.
     """
 
     def evaluate(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, paths: bool = False, queue: int = ALONE
     ) -> Iterator[Evaluation]:
-        """Roll out from x0s, S times (B, *state_shape); `paths`: states and controls are wanted."""
+        """Roll out thetas, S times (n_parameters,), from x0s, S times (B, *state_shape); `paths` returns states and controls."""
 
     def gradients(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], gates: Gates, *, parts: bool = False, queue: int = ALONE
     ) -> Iterator[Gradient]:
-        """Gradients of the mean losses; `parts`: R and M of variant C are wanted, too."""
+        """Gradients (n_parameters,) of the mean losses of S controllers; `parts` also returns R and M of variant C."""

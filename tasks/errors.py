@@ -1,10 +1,10 @@
-"""Errors that users of the package may want to catch."""
+"""Errors that users may want to catch."""
 
 
 class ArgumentError(ValueError, TypeError):
-    """What was given cannot be used; the message says what was given and what is allowed.
+    """An argument cannot be used. The message says what was given and what is allowed.
 
-    It is caught as a ValueError and as a TypeError: whether a value or its type is wrong is not always two things.
+    It is both a ValueError and a TypeError, because a wrong value and a wrong type are not always distinct.
     """
 
 
@@ -14,7 +14,7 @@ class DivergedError(ArithmeticError):
     Attributes
     ----------
     epoch, batch, step : int or None
-        The first place: epoch and mini-batch (counted from 1), time step (counted from 0).
+        Where it began: epoch and mini-batch (counted from 1), time step (counted from 0).
     """
 
     def __init__(
@@ -29,4 +29,4 @@ class BackendError(RuntimeError):
 
 
 class OwnCodeError(Exception):
-    """A user's own module or function failed; the message says how, in which file and line."""
+    """A user's module or function failed. The message says how, in which file and line."""

@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     from stablebptt.tasks.problems import Problem
     from stablebptt.tasks.rollouts import Rollouts
 
-TAIL = 12  # steps of the way that stay visible in a film
+TAIL = 12  # time steps of a path that stay visible in a film
 
 
 def make(
     *, drivers: int, evaders: int, steps: int, duration: float, regularization: float, target: list[float], loss: str,
     hidden: list[int], dtype: str, output_init: str,
 ) -> Problem:  # fmt: skip
-    """Let D drivers bring E evaders to a target within `duration` and T = `steps` time steps; regularization is rho."""
+    """The problem: D = `drivers` bring E = `evaders` to a target within `duration` and T = `steps` time steps.
+
+    target (2,) is in the paper's lengths; `regularization` is rho.
+    """
     import numpy as np
 
     from stablebptt.kernels.guidance import Gathering, guidance
@@ -57,8 +60,11 @@ def make(
 
 
 def initial_states(random: np.random.Generator, count: int, drivers: int, evaders: int) -> np.ndarray:
-    """States (count, D+E, 2, 2) at rest: drivers on the annulus 3 <= r <= 4 (radius and angle uniform); evaders around a
-    common centre on the annulus 1 <= r <= 2, each offset uniformly by up to 0.5 in both directions."""
+    """States (count, D+E, 2, 2) at rest.
+
+    Drivers lie on the annulus 3 <= r <= 4 (radius and angle uniform). Evaders lie around a common centre on the annulus
+    1 <= r <= 2, each offset uniformly by up to 0.5 in both directions.
+    """
     import numpy as np
 
     states = np.zeros((count, drivers + evaders, 2, 2))
@@ -76,12 +82,15 @@ def _on_annulus(random: np.random.Generator, shape: tuple[int, ...], inner: floa
 
 
 def title(drivers: int, evaders: int, regularization: float, **others: Any) -> str:
+    """A few words for reports."""
     return f"guidance, {drivers} drivers, {evaders} evaders, rho {regularization:g}"
 
 
 def herd_window(rollouts: Rollouts, sample: int) -> tuple[tuple[float, float], list[str]]:
-    """Limits in the plane that hold all starts, the target and the ways of the evaders; and per column what to say of drivers
-    that leave them (nothing holds a driver back once its work is done)."""
+    """Limits in the plane that hold all initial positions, the target and the paths of the evaders; and a note per column.
+
+    The note counts the drivers that leave the limits: nothing holds a driver back once its work is done.
+    """
     import numpy as np
 
     from stablebptt.tasks.pictures import rollouts as drawing
@@ -94,6 +103,7 @@ def herd_window(rollouts: Rollouts, sample: int) -> tuple[tuple[float, float], l
 
 
 def picture(rollouts: Rollouts, sample: int) -> Any:
+    """Paths of drivers and evaders in the plane."""
     from stablebptt.tasks.pictures import rollouts as drawing
 
     places = rollouts.states[:, sample, :, :, 0]
@@ -118,6 +128,7 @@ def picture(rollouts: Rollouts, sample: int) -> Any:
 
 
 def film(panels: Any, rollouts: Rollouts, sample: int) -> list[Callable[[int], None]]:
+    """Drivers and evaders in motion, with the last part of their paths."""
     from stablebptt.tasks.pictures import rollouts as drawing
 
     places, drivers = rollouts.states[:, sample, :, :, 0], rollouts.problem.options["drivers"]

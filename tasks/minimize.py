@@ -1,4 +1,4 @@
-"""Training with the optimizers of SciPy or any other package: a function and its gradient."""
+"""The loss and its gradient as a function, for the optimizers of SciPy and other packages."""
 
 import warnings
 from collections.abc import Callable

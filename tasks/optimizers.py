@@ -1,4 +1,4 @@
-"""Optimizers in plain NumPy, in the forms that Keras uses; docs/method.md, section 4.
+"""Optimizers in plain NumPy, in the form of Keras; docs/method.md, section 4.
 
 A rule is immutable. ``state = rule.init(theta)`` makes its state, a dict of arrays. ``theta, state = rule.apply(theta,
 gradient, state)`` returns new parameters and a new state and leaves its arguments unchanged.
@@ -20,9 +20,9 @@ State = dict[str, np.ndarray]
 
 
 def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarray:
-    """Limit a gradient: not at all ("none"), each component to [-at, at] ("value"), or the whole to 2-norm `at` ("norm").
+    """Clip a gradient (n_parameters,).
 
-    NaN stays NaN.
+    mode "none" returns it unchanged, "value" limits each component to [-at, at], "norm" limits the 2-norm to `at`. NaN stays NaN.
     """
     if mode not in CLIP_MODES:
         raise ArgumentError(f"unknown clip mode {mode!r}; choose from {', '.join(CLIP_MODES)}")
@@ -46,7 +46,7 @@ class Rule:
     """
 
     learning_rate: float
-    _below: ClassVar[dict[str, float]] = {}  # fields that may not be negative, and what each must be below
+    _below: ClassVar[dict[str, float]] = {}  # fields that may not be negative, each with its upper bound
 
     def __post_init__(self) -> None:
         arguments.real("learning_rate", self.learning_rate, above=0)
@@ -57,14 +57,15 @@ class Rule:
 
     @property
     def name(self) -> str:
+        """Name of the rule in files and on the command line."""
         return type(self).__name__.lower()
 
     def init(self, theta: np.ndarray) -> State:
-        """The state before the first update."""
+        """The state before the first update of theta (n_parameters,)."""
         raise NotImplementedError
 
     def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        """One update."""
+        """One update: new theta (n_parameters,) and new state, from gradient (n_parameters,)."""
         raise NotImplementedError
 
 
@@ -197,19 +198,19 @@ def rmsprop(learning_rate: float = 0.001, rho: float = 0.9, epsilon: float = 1e-
 
 
 def begin(rule: Rule, theta: np.ndarray) -> State:
-    """The state before the first update, if a run file can store it; an update by a gradient of ones checks this."""
+    """The state before the first update of theta (n_parameters,). An update with ones checks that a file can store it."""
     state = rule.init(theta)
     with np.errstate(all="ignore"):
         after = rule.apply(theta, np.ones_like(theta), state)[1]
-    first, then = _kept(rule, state), _kept(rule, after)
+    first, then = _types(rule, state), _types(rule, after)
     if first != then:
         who = f"the state of {type(rule).__name__}"
         raise ArgumentError(f"{who} is {first} at first and {then} after an update; it must stay alike")
     return state
 
 
-def _kept(rule: Rule, state: Any) -> dict[str, str]:
-    """Types and shapes of a state's arrays."""
+def _types(rule: Rule, state: Any) -> dict[str, str]:
+    """Types and shapes of the arrays of a state that a file can store."""
     who = f"the state of {type(rule).__name__}"
     if not isinstance(state, dict):
         raise ArgumentError(f"{who} is of type {type(state).__name__}; it must be a dict of arrays")
@@ -231,7 +232,7 @@ def describe(rule: Rule) -> dict[str, Any]:
 
 
 def from_description(description: dict[str, Any]) -> Rule:
-    """The rule that `describe` described."""
+    """The rule with the description that `describe` returns."""
     values = dict(description)
     name = values.pop("name", None)
     if name not in RULES:

@@ -1,4 +1,4 @@
-"""One link on a fixed pivot as a task, the smallest example of one; docs/pendulum.md."""
+"""The pendulum as a task: the smallest example; docs/pendulum.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def make(*, steps: int, duration: float, loss: str, hidden: list[int], dtype: str, output_init: str) -> Problem:
-    """Swing up a link by a torque within `duration` [s] and T = `steps` time steps."""
+    """The problem: swing up a link by a torque within `duration` [s] and T = `steps` time steps."""
     import numpy as np
 
     from stablebptt.kernels.network import mlp
@@ -56,11 +56,12 @@ def initial_states(random: np.random.Generator, count: int) -> np.ndarray:
 
 
 def title(**options: Any) -> str:
+    """A word for reports."""
     return "pendulum"
 
 
 def picture(rollouts: Rollouts, sample: int) -> Any:
-    """Angle, rate and torque over time."""
+    """Angle [rad], rate [rad/s] and torque [N m] over time [s]."""
     from stablebptt.tasks.pictures import rollouts as drawing
 
     states = rollouts.states[:, sample, :, 0]
@@ -74,7 +75,7 @@ def picture(rollouts: Rollouts, sample: int) -> Any:
 
 
 def film(panels: Any, rollouts: Rollouts, sample: int) -> list[Callable[[int], None]]:
-    """The link turns about its pivot."""
+    """The link in motion about its pivot [m]."""
     from stablebptt.tasks.pictures import rollouts as drawing
 
     updates: list[Callable[[int], None]] = []

@@ -1,7 +1,7 @@
-"""Users' functions called in plain Python before they are compiled, where mistakes have a file and a line.
+"""Trial calls of the user's functions in plain Python before compilation, where mistakes have a file and a line.
 
-Compiled code reads whatever lies behind an array, and the compiler's words for a typo are long. NumPy's arrays know their bounds.
-Our own functions are left out, and what only the compiler understands is left to it.
+Compiled code reads beyond the end of an array, and the compiler reports a typo at length. NumPy arrays check their bounds.
+Functions of this package are not called. Code that only the compiler understands is left to the compiler.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from stablebptt.kernels.core.structs import Struct
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
 
-# Numbers that one call reads or writes before it counts as good: a loop over all pairs may take a while in Python.
+# Numbers that one call may read or write before it counts as good: a loop over all pairs is slow in Python.
 ACCESSES = 50_000
 COMPILER_ERRORS = (NumbaError, UnsupportedBytecodeError)
 GIST = 240  # letters of the compiler's that are shown
@@ -37,11 +37,11 @@ Call = tuple[Any, ...]  # generic function, struct, arrays
 
 
 class _Enough(Exception):
-    """The trial has taken long enough."""
+    """The trial has made enough accesses."""
 
 
 class Counted(np.ndarray):
-    """An array that ends a trial after so many accesses to it, its parts, and what is made like it."""
+    """An array that ends a trial after `ACCESSES` accesses to it, its views and the arrays made like it."""
 
     left: list[int]
 
@@ -63,21 +63,21 @@ class Counted(np.ndarray):
 
 
 def try_new(problem: Problem) -> None:
-    """`try_problem` at one initial state, when a problem is made."""
+    """`try_problem` at one initial state of a new problem."""
     try:
         states = np.asarray(problem.draw(np.random.default_rng(0), 1), problem.dtype).reshape(1, problem.n_state)
-    except Exception:  # whoever draws states says what is wrong with them
+    except Exception:  # `Problem.sample` reports what is wrong with the states
         return
     try_problem(problem, states, (2,))
 
 
 def try_problem(problem: Problem, states: np.ndarray, cotangents: tuple[int, ...] = (1, 2, 3)) -> None:
-    """Call the user's functions among a problem's at a few states (n, n_state).
+    """Call a problem's user-defined functions at a few states (n, n_state).
 
     Raises
     ------
     ValueError
-        With file and line, if one uses a name or an attribute that is not there, or an index out of bounds.
+        With file and line, if a function uses a missing name or attribute, or an index out of bounds.
     """
     try_system(problem.system, states, problem.n_control, cotangents)
     for x in states:
@@ -89,7 +89,7 @@ def try_problem(problem: Problem, states: np.ndarray, cotangents: tuple[int, ...
 
 
 def try_system(system: Any, states: np.ndarray, n_control: int, cotangents: tuple[int, ...] = (1, 2, 3)) -> None:
-    """`try_problem` for a system alone."""
+    """`try_problem` for a system alone, at states (n, n_state)."""
     for x in states:
         for m in cotangents:
             for call in _system_calls(system, x, n_control, m):
@@ -132,7 +132,7 @@ def _gist(error: Exception) -> str:
 
 
 def method(function: Any, part: Any) -> Any:
-    """The method of a generic function for a struct; None if there is none."""
+    """The method of a generic function for a struct; None if there is no method."""
     return next((function.methods[cls] for cls in type(part).__mro__ if cls in function.methods), None)
 
 
@@ -164,7 +164,7 @@ def _controller_calls(controller: Any, x: np.ndarray, n_control: int) -> Iterato
 
 
 def _try(function: Any, part: Any, *arrays: Any) -> None:
-    """Call the user's method of a generic function; ours are known to be right."""
+    """Call a method of a generic function if it is the user's."""
     own = method(function, part)
     if own is None or _ours(getattr(own, "__module__", None)):
         return
@@ -185,7 +185,7 @@ def _try(function: Any, part: Any, *arrays: Any) -> None:
 
 
 def plain(function: Any, known: dict[Any, Callable]) -> Any:
-    """A copy of a user's function that calls Python where the function calls compiled helpers (`njit`)."""
+    """A copy of a user's function that calls plain Python instead of compiled helpers (`njit`)."""
     function = getattr(function, "py_func", function)
     if not isinstance(function, types.FunctionType) or _ours(function.__module__) or _of_library(function.__code__.co_filename):
         return function
@@ -219,7 +219,7 @@ def _of_library(file: str) -> bool:
 
 
 def _place(error: BaseException) -> str:
-    """File, line and text of the user's line that led to an error."""
+    """File, number and text of the line of the user's code that led to an error."""
     frames = [f for f in traceback.walk_tb(error.__traceback__) if not _ours(f[0].f_globals.get("__name__"))]
     users = [f for f in frames if not _of_library(f[0].f_code.co_filename)] or frames
     frame, line = users[-1]

@@ -1,4 +1,4 @@
-"""A problem is data: a system, a controller and a loss, and how long and how precisely; an engine computes with it."""
+"""A problem is data: system, controller, loss, horizon and precision. An engine computes with it."""
 
 import functools
 import importlib
@@ -18,26 +18,26 @@ from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.settings import LARGEST_SEED
 from stablebptt.tasks.task import OUTPUT_INITS
 
-# Streams of random numbers that one seed opens.
+# Streams of random numbers of one seed.
 WEIGHTS, STATES, TRAINING, TESTING, ORDER = range(5)
-# Activations of all time steps are kept up to this many bytes; beyond, they are computed again, chunk by chunk.
+# The tape holds the activations of all time steps up to this many bytes; beyond, they are recomputed, chunk by chunk.
 TAPE_BYTES = 1 << 28
-# States that are rolled out together where no gradient is asked for.
+# States that are rolled out together without a gradient.
 EVALUATION_BATCH = 64
 ENGINES = {"cpu": "stablebptt.tasks.cpu", "cuda": "stablebptt.tasks.cuda"}
-# Names of the places of an axis: HDF5 keeps 64 KiB in an attribute.
+# Limits for the words of an axis: HDF5 stores at most 64 KiB in an attribute.
 MOST_WORDS, MOST_LETTERS = 4000, 40_000
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Names of one axis of a state or control: files and pictures show them.
+    """Names of one axis of a state or control, for files and pictures.
 
     Attributes
     ----------
     name : of the dimension in files, such as "body"
     long_name : what the axis counts, in a few words
-    places : for every place along the axis a word, or for every place a number; any sequence of them
+    places : one word, or one number, for every index along the axis; any sequence
     units : of the numbers, such as "m"
 
     Examples
@@ -60,7 +60,7 @@ class Axis:
 
 
 def _places(name: str, given: Any) -> tuple[Any, ...]:
-    """Words or finite numbers, as files can keep them."""
+    """Words or finite numbers that files can store."""
     places = tuple(given.tolist() if isinstance(given, np.ndarray) else given) if isinstance(given, Iterable) else ()
     if all(isinstance(place, str) for place in places):
         fits = not isinstance(given, str) and all(place.strip() and place.isprintable() for place in places)
@@ -76,12 +76,12 @@ def _places(name: str, given: Any) -> tuple[Any, ...]:
 
 
 def stream(seed: int, purpose: int, *more: int) -> np.random.Generator:
-    """The random numbers of one seed for one purpose."""
+    """The random generator of one seed for one purpose (`WEIGHTS`, `STATES`, ..)."""
     return np.random.default_rng([arguments.whole("seed", seed, 0, LARGEST_SEED), purpose, *more])
 
 
 def mean_weights(loss: str, steps: int) -> np.ndarray:
-    """Time weights (T+1,) of a loss at the last state, or of its mean over x_1 .. x_T."""
+    """Time weights (T+1,) of a loss at the last state ("final"), or of its mean over x_1 .. x_T ("continuous")."""
     weights = np.zeros(steps + 1)
     weights[-1 if loss == "final" else slice(1, None)] = 1.0 if loss == "final" else 1.0 / steps
     return weights
@@ -89,27 +89,28 @@ def mean_weights(loss: str, steps: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Problem:
-    """What is learned, with the published set-up as default; made by `problem`.
+    """What is learned. `sb.problem` makes it, with the published set-up as default.
 
     Attributes
     ----------
-    task, options : name and keywords that make this problem again
-    title : the problem in a few words, for pictures
+    task, options : name and keywords to make this problem again
+    title : a few words, for pictures
     system, controller, loss_function : structs with methods for the generic functions of `kernels` and `adjoint`
     state_shape, control_shape : shapes of one state and one control
     steps, dt : horizon T and time step [s]
     time_weights (T+1,) : weight of the mean cost at every time step
-    regularization : rho
+    regularization : rho, weight of the mean squared control
     dtype : np.float32 or np.float64
-    output_init : "glorot" or "zero", of the kernel of the last layer
-    draw : function (random, count) that draws initial states
+    output_init : initial kernel of the last layer: "glorot" or "zero"
+    draw : function (random, count) -> initial states (count, *state_shape)
     state_axes, control_axes : names for files and pictures
-    tape_bytes : memory for the activations of a gradient; beyond, they are computed again, chunk by chunk
-    backend : "cpu" or "cuda": which engine computes
+    state_units, control_units : units for files and pictures
+    tape_bytes : memory for the activations of a gradient; beyond, they are recomputed, chunk by chunk
+    backend : the engine, "cpu" or "cuda"
     """
 
     task: str
-    options: dict[str, Any] = field(default_factory=dict, kw_only=True)  # a task's record fills them in
+    options: dict[str, Any] = field(default_factory=dict, kw_only=True)  # the record of the task fills them in
     title: str
     system: System
     controller: Any
@@ -146,7 +147,7 @@ class Problem:
         arguments.memory(self.title, np.dtype(self.dtype).itemsize * (paths + 10.0 * self.n_parameters))
 
     def _check_parts(self) -> None:
-        """Raise an error if system, controller and loss are in another precision, or the network has other sizes."""
+        """Raise an error if the precision of a part, or the sizes of the network, do not fit the problem."""
         if self.dtype not in (np.float32, np.float64):
             raise ArgumentError(f"dtype is {self.dtype!r}; it must be np.float32 or np.float64")
         for name, base in (("system", System), ("controller", Struct), ("loss_function", Struct)):
@@ -164,12 +165,12 @@ class Problem:
 
     @functools.cached_property
     def engine(self) -> Engine:
-        """What computes with this problem."""
-        made: Engine = importlib.import_module(ENGINES[self.backend]).Engine(self)
-        return made
+        """The engine that computes with this problem."""
+        engine: Engine = importlib.import_module(ENGINES[self.backend]).Engine(self)
+        return engine
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has an engine of its own."""
+        """Leave out the engine: a copy makes its own."""
         return {name: value for name, value in vars(self).items() if name != "engine"}
 
     def __repr__(self) -> str:
@@ -179,14 +180,17 @@ class Problem:
 
     @property
     def n_parameters(self) -> int:
+        """Numbers in theta."""
         return parameter_count(self.controller)
 
     @property
     def n_state(self) -> int:
+        """Numbers in a state."""
         return int(np.prod(self.state_shape))
 
     @property
     def n_control(self) -> int:
+        """Numbers in a control."""
         return int(np.prod(self.control_shape))
 
     @property
@@ -195,16 +199,16 @@ class Problem:
         return self.dt * np.arange(self.steps + 1)
 
     def sample(self, count: int, seed: int = 0, purpose: int = STATES) -> np.ndarray:
-        """Random initial states (count, *state_shape); `purpose` tells apart the streams of one seed."""
+        """Random initial states (count, *state_shape); `purpose` selects one of the streams of a seed."""
         count = arguments.whole("count", count, 1)
         arguments.memory(f"{count} states", 16.0 * count * self.n_state)
         return arguments.sampled(self.draw(stream(seed, purpose), count), (count, *self.state_shape), self.dtype)
 
     def init(self, seed: int = 0) -> np.ndarray:
-        """Initial parameters (n_parameters,): Glorot uniform kernels, zero biases; the last kernel as `output_init` says.
+        """Initial parameters (n_parameters,): Glorot uniform kernels and zero biases; `output_init` decides the last kernel.
 
-        A kernel is what has a name that ends in "kernel"; its last two axes are inputs and outputs (of fewer axes, the missing
-        ones have length 1), those before them the field of a convolution.
+        A kernel is a parameter whose name ends in "kernel". Its last two axes are inputs and outputs (a missing axis counts as
+        length 1). Axes before them are the window of a convolution.
         """
         random, layout = stream(seed, WEIGHTS), arguments.layout(self.controller)
         last = next((name for name in reversed(layout) if name.endswith("kernel")), None)
@@ -221,20 +225,20 @@ class Problem:
         return np.concatenate(parts).astype(self.dtype)
 
     def layers(self, theta: np.ndarray) -> dict[str, np.ndarray]:
-        """Named views into theta, in its order."""
+        """Named views into theta (n_parameters,), in its order."""
         arguments.unmasked("theta", theta)
         theta = np.asarray(theta)
         if theta.shape != (self.n_parameters,):
             raise ArgumentError(f"theta has shape {theta.shape}; it must be ({self.n_parameters},)")
-        views, place = {}, 0
+        views, offset = {}, 0
         for name, shape in arguments.layout(self.controller).items():
             size = int(np.prod(shape))
-            views[name] = theta[place : place + size].reshape(shape)
-            place += size
+            views[name] = theta[offset : offset + size].reshape(shape)
+            offset += size
         return views
 
     def rollout(self, theta: np.ndarray, x0: np.ndarray) -> Path:
-        """Roll the controller out from x0 (B, *state_shape).
+        """Roll out the controller with parameters theta (n_parameters,) from x0 (B, *state_shape).
 
         Raises
         ------
@@ -246,21 +250,21 @@ class Problem:
         return path
 
     def follow(self, theta: np.ndarray, x0: np.ndarray) -> Path:
-        """`rollout` without checks."""
+        """`rollout` without checks: theta (n_parameters,), x0 (B, *state_shape)."""
         found = next(self.engine.evaluate([theta], [x0], paths=True))
         return Path(self.time, found.states, found.controls, self.total(found.physics, found.effort)[0], self)
 
     def losses(self, theta: np.ndarray, x0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Losses of every sample, in float64: with and without the regulariser, (B,) each; NaN where it diverged."""
+        """Losses of x0 (B, *state_shape) with and without the regulariser, (B,) each in float64; NaN where a rollout diverged."""
         found = next(self.engine.evaluate([self._parameters(theta)], [self._states(x0)]))
         return self.total(found.physics, found.effort)
 
     def total(self, physics: Any, effort: Any) -> tuple[Any, Any]:
-        """Losses with and without the regulariser from their parts."""
+        """Losses with and without the regulariser, from physics and effort, (B,) each or their means."""
         return physics + self.regularization * effort / (self.steps * self.n_control), physics
 
     def loss(self, theta: np.ndarray, x0: np.ndarray) -> Loss:
-        """Mean loss over x0 (B, *state_shape).
+        """Mean loss of theta (n_parameters,) over x0 (B, *state_shape).
 
         Raises
         ------
@@ -274,7 +278,7 @@ class Problem:
         return Loss(float(total.mean()), float(physics.mean()))
 
     def gradient(self, theta: np.ndarray, x0: np.ndarray, variant: Any = "R") -> Gradient:
-        """Gradient of the mean loss over x0 (B, *state_shape), in a variant.
+        """Gradient (n_parameters,) of the mean loss over x0 (B, *state_shape), in a variant.
 
         Parameters
         ----------

@@ -20,9 +20,10 @@ def make(
     *, points: int, dt: float, steps: int, target: int, weights: list[float], width: int, loss: str, dtype: str,
     output_init: str,
 ) -> Problem:  # fmt: skip
-    """Bring a particle in a box from the two lowest states to eigenstate `target` (counted from 1) by tilting the box.
+    """The problem: tilt a box to bring a particle from the two lowest states to eigenstate `target` (counted from 1).
 
-    points: Nx; weights: of the two states in the initial superposition; width: features of the convolutions.
+    points is Nx, dt the time step, weights (2,) those of the two states in the initial superposition, and width the number of
+    features of the convolutions.
     """
     import numpy as np
 
@@ -63,8 +64,10 @@ def make(
 
 
 def initial_states(random: np.random.Generator, count: int, basis: np.ndarray, weights: list[float]) -> np.ndarray:
-    """States (count, Nx, 2): superpositions of two eigenstates, `basis` (2, Nx), with normal magnitudes times a weight each and
-    uniform phases, normalised."""
+    """States (count, Nx, 2): normalised superpositions of two eigenstates, `basis` (2, Nx).
+
+    Magnitudes are normal times the weights (2,); phases are uniform.
+    """
     import numpy as np
 
     magnitudes = random.standard_normal((count, 2)) * weights
@@ -75,16 +78,17 @@ def initial_states(random: np.random.Generator, count: int, basis: np.ndarray, w
 
 
 def title(target: int, **others: Any) -> str:
+    """A few words for reports."""
     return f"quantum, target {target}"
 
 
 def solved(loss: str, steps: int, **others: Any) -> float:
-    """An overlap of three quarters; losses over time are summed."""
+    """The loss of an overlap of three quarters; a continuous loss is a sum over time."""
     return 0.25 * float(steps if loss == "continuous" else 1)
 
 
 def target_state(rollouts: Rollouts) -> np.ndarray:
-    """The eigenstate (Nx,) that quantum control is to reach."""
+    """The target eigenstate (Nx,)."""
     import numpy as np
 
     loss: Any = rollouts.problem.loss_function
@@ -92,7 +96,7 @@ def target_state(rollouts: Rollouts) -> np.ndarray:
 
 
 def density(states: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places (Nx+2,) with the walls, and the probability density (.., Nx+2) there, of states (.., Nx, 2)."""
+    """Grid points (Nx+2,), walls included, and the probability density (.., Nx+2) there, of states (.., Nx, 2)."""
     import numpy as np
 
     from stablebptt.kernels.quantum import LENGTH
@@ -111,6 +115,7 @@ def overlap(rollouts: Rollouts, states: np.ndarray) -> np.ndarray:
 
 
 def picture(rollouts: Rollouts, sample: int) -> Any:
+    """Density, tilt and overlap with the target over time."""
     import numpy as np
 
     from stablebptt.kernels.quantum import LENGTH
@@ -136,6 +141,7 @@ def picture(rollouts: Rollouts, sample: int) -> Any:
 
 
 def film(panels: Any, rollouts: Rollouts, sample: int) -> list[Callable[[int], None]]:
+    """Density and tilt in motion, with the target density."""
     import numpy as np
 
     from stablebptt.kernels.quantum import LENGTH

@@ -1,4 +1,4 @@
-"""Tasks by name, found by their files; and the backends that compute them. Needs no kernels."""
+"""Tasks by name, found by their files, and the backends. This file needs no kernels."""
 
 import dataclasses
 import importlib
@@ -19,7 +19,7 @@ ROOMS = ("kernels", "adjoint", "tasks")
 
 
 def _found() -> dict[str, Task]:
-    """The tasks of this package: what has a file of one name in all three rooms; the one in tasks/ holds the record `TASK`."""
+    """The tasks of this package. Each has a file of the same name in all three rooms; that in tasks/ holds the record `TASK`."""
     root = Path(__file__).resolve().parent.parent
     names = [{module.name for module in pkgutil.iter_modules([str(root / room)])} for room in ROOMS]
     modules = (importlib.import_module(f"stablebptt.tasks.{name}") for name in sorted(set.intersection(*names)))
@@ -27,7 +27,7 @@ def _found() -> dict[str, Task]:
 
 
 def _custom(**parts: Any) -> Any:
-    """A problem of one's own parts."""
+    """A problem with custom parts."""
     from stablebptt.tasks.custom import custom_problem
 
     try:
@@ -46,7 +46,7 @@ MAKERS: dict[str, Any] = {**TASKS, CUSTOM: _custom}
 
 
 def title(config: dict[str, Any]) -> str:
-    """The title of the problem that a run's configuration describes; a KeyError, TypeError or ValueError if it describes none."""
+    """The title of the problem in a run's configuration; a KeyError, TypeError or ValueError if it describes no problem."""
     if config["task"] == CUSTOM:
         return str(config["options"]["title"])
     named = TASKS[config["task"]].title
@@ -54,30 +54,30 @@ def title(config: dict[str, Any]) -> str:
 
 
 def problem(task: str | Task = CUSTOM, *, backend: str = "cpu", tape_bytes: int | None = None, **options: Any) -> "Problem":
-    """A problem by name, with the published set-up as default; or one made of a system, controller and loss of one's own.
+    """A problem by name, with the published set-up as default, or one with your own system, controller and loss.
 
     Parameters
     ----------
-    task : name of a task of this package, or a record of your own; left out if `system`, `controller` and `loss` are given
+    task : name of a task of this package, or your own `Task`; leave it out to give `system`, `controller` and `loss`
     backend : "cpu", or "cuda" for a CUDA device (with the extra ``stablebptt[cuda]``)
-    tape_bytes : memory for activations; beyond, they are computed again (the same bits, slower). 256 MiB by default
-    **options : those of the task (``stablebptt TASK train --help``), or see `custom_problem`
+    tape_bytes : memory for activations, 256 MiB by default; beyond, they are recomputed (slower, the same bit for bit)
+    **options : options of the task (``stablebptt TASK train --help``), or those of `custom_problem`
 
     Raises
     ------
     ValueError, TypeError
-        With what was given and what is allowed.
+        If an option is wrong; the message says what was given and what is allowed.
     BackendError
-        If the backend is not to be had here.
+        If the backend is not available on this machine.
     """
     if not isinstance(task, Task) and task not in MAKERS:
         raise ArgumentError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
-    made = task(**options) if isinstance(task, Task) else MAKERS[task](**options)
+    problem = task(**options) if isinstance(task, Task) else MAKERS[task](**options)
     if tape_bytes is not None:
         from stablebptt.tasks import arguments
 
-        made = dataclasses.replace(made, tape_bytes=arguments.whole("tape_bytes", tape_bytes, 0, 2**63))
-    return on_backend(made, backend)
+        problem = dataclasses.replace(problem, tape_bytes=arguments.whole("tape_bytes", tape_bytes, 0, 2**63))
+    return on_backend(problem, backend)
 
 
 for _task in TASKS.values():
@@ -85,7 +85,7 @@ for _task in TASKS.values():
 
 
 def on_backend(made: "Problem", backend: str) -> "Problem":
-    """The same problem, computed elsewhere."""
+    """The problem `made` with another backend."""
     from numba.core import config
 
     from stablebptt.tasks import arguments

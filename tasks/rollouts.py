@@ -1,4 +1,4 @@
-"""Rollouts that a file holds, of one or several controllers from the same initial states."""
+"""Rollouts in a file, of one or several controllers from the same initial states."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,14 @@ from stablebptt.tasks.task import Task
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What a run file or a file of `simulate` holds of rollouts.
+    """The rollouts in a run file or a file of `simulate`.
 
     Attributes
     ----------
-    problem, config : what was rolled out
+    problem, config : the problem, and the configuration of the run
     phases : names of the controllers
-    time (T+1,), states (phases, n, T+1, *state), controls (phases, n, T, *control), loss (phases, n)
-    state_axes, control_axes : their names as the file has them, also where the code of the system is not known
+    time (T+1,) [s], states (phases, n, T+1, *state), controls (phases, n, T, *control), loss (phases, n)
+    state_axes, control_axes : axes as stored in the file, even if the code of the system is not known
     """
 
     problem: Problem
@@ -38,28 +38,29 @@ class Rollouts:
 
     @property
     def count(self) -> int:
+        """Number n of initial states."""
         return self.states.shape[1]
 
 
 def load_rollouts(path: str | Path, task: Task | None = None) -> Rollouts:
     """Rollouts of a run file (untrained and trained) or of a file of `simulate` (trained).
 
-    `task`: the record that made the problem, if it is one of the user's; without it, the problem is a description.
+    `task` is the user's `Task` that made the problem. Without it, a custom problem is a description only.
 
     Raises
     ------
     FileFormatError
-        If the file is damaged, not ours, or its rollouts do not fit its configuration.
+        If the file is damaged or foreign, or its rollouts do not fit its configuration.
     """
     config, phases, arrays, axes = run_file.load_trajectories(path)
     problem = problem_of(config, path)
     if task is not None:
-        made = custom.from_file(task, problem)
-        there, here = ({"task": each.task, "options": {**each.options, "code": None}} for each in (problem, made))
+        own = custom.from_file(task, problem)
+        there, here = ({"task": each.task, "options": {**each.options, "code": None}} for each in (problem, own))
         if found := descriptions.differences(there, here):
             what, advice = f"{path} is a run of another problem", "give the task it was made with"
             raise ArgumentError(descriptions.refusal(what, found, advice))
-        problem = made
+        problem = own
     count, steps = arrays["states"].shape[1:2], problem.steps
     wanted = {
         "time": (steps + 1,),

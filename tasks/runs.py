@@ -1,4 +1,4 @@
-"""A run: where it stands, what became of it, and how it is found again in its file."""
+"""A run: its progress, its result, and its way back from a file."""
 
 import math
 from dataclasses import dataclass
@@ -16,13 +16,22 @@ from stablebptt.tasks.pictures import notebook
 from stablebptt.tasks.problems import Problem
 
 HISTORY = tuple(run_file.HISTORY)
-# Rollouts of so many test states are kept.
+# Test states whose rollouts are stored.
 TRAJECTORIES = 4
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Progress:
-    """Where a training stands after a number of whole epochs; never changed, only replaced."""
+    """State of a run after a number of whole epochs. It is immutable.
+
+    Attributes
+    ----------
+    epoch : epochs done
+    theta, best_theta (n_parameters,) : parameters after the last epoch, and those of the lowest test loss
+    optimizer : state of the optimizer
+    best_loss, best_epoch : the lowest test loss and its epoch
+    history : per epoch a row of numbers, in the order of `HISTORY`
+    """
 
     epoch: int
     theta: np.ndarray
@@ -38,15 +47,16 @@ class Progress:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """What was trained, finished or not. In a notebook it is shown as a table with its learning curve.
+    """A run, finished or not. A notebook shows it as a table with its learning curve.
 
     Attributes
     ----------
-    config : dict, words and numbers that describe it
+    config : dict, the configuration in words and numbers
     history : dict of arrays (epochs,), see `HISTORY`
-    theta, best_theta : parameters after the last epoch, and those of the lowest test loss
+    theta, best_theta (n_parameters,) : parameters after the last epoch, and those of the lowest test loss
     problem : Problem
-    trajectories : dict of arrays: time, states, controls, loss of a few test states; phase 0 before, 1 after training
+    trajectories : dict of arrays: time (T+1,) [s], states (2, n, T+1, *state), controls (2, n, T, *control), loss (2, n) of a few
+        test states; phase 0 before, 1 after training
     status : "complete", "interrupted" or "diverged: ..."
     """
 
@@ -59,7 +69,7 @@ class Run:
     status: str
 
     def plot(self, trajectory: int | None = None, **options: Any) -> Any:
-        """A matplotlib figure: the learning curves, or the rollouts from one of the kept test states.
+        """A matplotlib figure: the learning curves, or the rollouts from one of the stored test states.
 
         Parameters
         ----------
@@ -69,7 +79,7 @@ class Run:
         return notebook.plot(self, trajectory, **options)
 
     def animate(self, trajectory: int = 0, **options: Any) -> notebook.Film:
-        """A film of the rollouts from one of the kept test states; a notebook plays it, `save` writes it.
+        """A film of the rollouts from one of the stored test states. A notebook plays it; `save` writes it.
 
         Parameters
         ----------
@@ -88,33 +98,32 @@ class Run:
 def load(path: str | FilePath, problem: Problem | None = None) -> Run:
     """The run in a file.
 
-    A run of a system of one's own needs its `problem` to compute with; without it, it can be looked at. (A file never decides
-    what code is imported.)
+    The run of a custom problem needs its `problem` to compute. Without it, the run can only be inspected and plotted. (A file
+    never decides which code is imported.)
 
     Raises
     ------
     FileFormatError
         If the file is damaged or not a run file.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
     content = run_file.load(path)
-    made = problem_of(content.config, path)
+    stored = problem_of(content.config, path)
     if problem is not None:
-        here = {name: value for name, value in problem.options.items() if name != "code"}  # new code may look at old runs
-        there = {"task": made.task, "options": made.options}
+        here = {name: value for name, value in problem.options.items() if name != "code"}  # new code may read old runs
+        there = {"task": stored.task, "options": stored.options}
         if found := descriptions.differences(there, {"task": problem.task, "options": here}):
             what, advice = f"{path} is a run of another problem", "give the problem it was made with"
             raise ArgumentError(descriptions.refusal(what, found, advice))
-        made = problem
-    problem = made
+    problem = stored if problem is None else problem
     _check_parameters(content, problem, path)
     theta, best = (np.asarray(values, problem.dtype) for values in (content.theta, content.best_theta))
     return Run(content.config, content.history, theta, best, problem, content.trajectories, content.status)
 
 
 def problem_of(config: dict[str, Any], path: Any) -> Problem:
-    """The problem that a file's configuration describes (of a problem of one's own: its description)."""
+    """The problem in a file's configuration; of a custom problem only its description."""
     try:
         if config["task"] == CUSTOM:
             return cast(Problem, Described(config))
@@ -124,7 +133,7 @@ def problem_of(config: dict[str, Any], path: Any) -> Problem:
 
 
 def check_options(problem: Problem) -> None:
-    """Raise an ArgumentError if a problem was changed, so that its options would make another one from a file."""
+    """Raise an ArgumentError if a problem was changed after it was made: its options in a file would make another one."""
     options = problem.options
     promised = custom_facts(options) if problem.task == CUSTOM else descriptions.facts(TASKS[problem.task](**options))
     if found := descriptions.differences(promised, descriptions.facts(problem), ("as it was made", "now")):
@@ -133,12 +142,13 @@ def check_options(problem: Problem) -> None:
 
 
 def start(problem: Problem, settings: Any) -> Progress:
+    """Progress before the first epoch."""
     theta = problem.init(settings.seed)
     return Progress(0, theta, optimizers.begin(settings.optimizer, theta), theta, math.inf, 0, ())
 
 
 def resumed(path: FilePath, problem: Problem, settings: Any) -> Progress:
-    """The checkpoint in a file, if it belongs to this training."""
+    """The checkpoint in a file, if it belongs to this run."""
     content = run_file.load(path)
     known = {**content.config, "options": problem_of(content.config, path).options}
     wanted = {**config_of(problem, settings), "epochs": known.get("epochs")}
@@ -150,7 +160,7 @@ def resumed(path: FilePath, problem: Problem, settings: Any) -> Progress:
 
 
 def _checkpoint(content: run_file.Content, settings: Any, path: FilePath) -> Progress:
-    """Where the training in a file stands."""
+    """Progress of the run in a file."""
     point = content.checkpoint
     epoch, best_epoch, best_loss = int(point["epoch"][0]), int(point["best_epoch"][0]), float(point["best_loss"][0])
     if epoch > settings.epochs:
@@ -168,7 +178,7 @@ def _checkpoint(content: run_file.Content, settings: Any, path: FilePath) -> Pro
 
 
 def _check_parameters(content: run_file.Content, problem: Problem, path: Any) -> None:
-    """Raise an error if a file's parameters have other names, shapes or places than the problem's."""
+    """Raise an error if a file's parameters differ in name, shape or order from the problem's."""
     for values in (content.theta, content.best_theta):
         if values.shape != (problem.n_parameters,):
             raise run_file.FileFormatError(f"{path}: the parameters do not fit the configuration")
@@ -187,12 +197,14 @@ def _check_parameters(content: run_file.Content, problem: Problem, path: Any) ->
 
 
 def config_of(problem: Problem, settings: Any) -> dict[str, Any]:
+    """The configuration of a run, in words and numbers for a file."""
     elsewhere = {} if problem.backend == "cpu" else {"backend": problem.backend}
     config = {"task": problem.task, "options": problem.options, **settings.describe(), **elsewhere}
     return {name: arguments.plain(name, value) for name, value in config.items()}
 
 
 def run_of(problem: Problem, settings: Any, progress: Progress, testing: np.ndarray, status: str) -> Run:
+    """The run at this progress, with rollouts from the first of the test states `testing` (count, *state_shape)."""
     columns = np.array(progress.history, np.float64).reshape(-1, len(HISTORY)).T
     return Run(
         config=config_of(problem, settings),

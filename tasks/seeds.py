@@ -1,4 +1,4 @@
-"""Many runs that differ in nothing but the seed, advanced together; docs/gpu.md, section 4."""
+"""Many runs that differ only in the seed, advanced together; docs/gpu.md, section 4."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIONS, Settings, mak
 from stablebptt.tasks.task import document
 from stablebptt.tasks.training import ActiveRun, advance, check_training, usable
 
-# Writing a file takes about 30 ms: with this pause per run, files take at most 1 % of the time.
+# Writing a file takes about 30 ms. With this pause per run, writing takes at most 1 % of the time.
 SECONDS_PER_FILE = 3.0
 
 
@@ -32,36 +32,36 @@ def train_seeds(
     report: Callable[[int, Progress], None] | None = None,
     **settings: Any,
 ) -> list[Run | DivergedError]:
-    """Train one controller per seed; each becomes what `train` makes of its seed alone, bit by bit.
+    """Train one controller per seed. Each run equals that of `train` with its seed alone, bit for bit.
 
     Parameters
     ----------
     seeds : different whole numbers
-    out : folder for the run files ``seed_0.h5``, ..; made if it is not there
+    out : folder for the run files ``seed_0.h5``, ..; created if missing
     report : called with a seed and its `Progress` after every epoch
-    checkpoint_seconds : with many runs longer, so that files take at most 1 % of the time
+    checkpoint_seconds : time between writes of a run file [s]; longer with many runs, so writing takes at most 1 % of the time
     problem, variant, epochs, resume, force, **settings : as in `train`
 
     Returns
     -------
-    Run or DivergedError of every seed, in their order. A run that diverges does not end the others.
+    Run or DivergedError of every seed, in the order of `seeds`. A run that diverges does not end the others.
     """
     numbers = [arguments.whole("seed", seed, 0, LARGEST_SEED) for seed in seeds]
     if not numbers or len(set(numbers)) < len(numbers):
         raise ArgumentError(f"seeds are {list(seeds)}; give one or more different whole numbers")
-    chosen = {seed: make_settings(variant=variant, epochs=epochs, seed=seed, **settings) for seed in numbers}
-    check_training(problem, chosen[numbers[0]], checkpoint_seconds)
+    by_seed = {seed: make_settings(variant=variant, epochs=epochs, seed=seed, **settings) for seed in numbers}
+    check_training(problem, by_seed[numbers[0]], checkpoint_seconds)
     if out is not None:
         check_options(problem)
     paths = _paths(out, numbers, resume=resume, force=force)
-    for seed, path in paths.items():  # all are looked at before the first is changed
+    for seed, path in paths.items():  # check all files before the first is changed
         if path is not None and resume and path.exists():
-            resumed(path, problem, chosen[seed])
+            resumed(path, problem, by_seed[seed])
     pause = max(checkpoint_seconds, SECONDS_PER_FILE * len(numbers)) if len(numbers) > 1 else checkpoint_seconds
     told = {seed: None if report is None else partial(report, seed) for seed in numbers}
     return advance(
         [
-            ActiveRun(problem, chosen[seed], paths[seed], resume=resume, checkpoint_seconds=pause, report=told[seed])
+            ActiveRun(problem, by_seed[seed], paths[seed], resume=resume, checkpoint_seconds=pause, report=told[seed])
             for seed in numbers
         ]
     )
@@ -83,7 +83,7 @@ def _paths(out: str | Path | None, seeds: list[int], *, resume: bool, force: boo
 
 
 def _allow_files(count: int) -> None:
-    """Every run holds the lock of its file open: ask the system for as many."""
+    """Raise the limit of open files: every run holds the lock of its file open."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 

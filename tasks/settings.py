@@ -1,6 +1,6 @@
-"""How a problem is trained. The defaults, the published ones, stand here and nowhere else.
+"""How a problem is trained. Only this file holds the defaults, which are the published ones.
 
-The command line reads them before anything heavy is there: NumPy and what needs it are imported where settings are checked.
+The command line reads them before any heavy import: NumPy, and whatever needs it, is imported where settings are checked.
 """
 
 from dataclasses import asdict, dataclass, field, fields
@@ -10,10 +10,10 @@ from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.task import Option
 
 CHECKPOINT_SECONDS = 30.0  # a run file is written at least this often
-LARGEST_SEED = 2**63 - 1  # as files keep it
+LARGEST_SEED = 2**63 - 1  # the largest integer in files
 CLIP_MODES = ("none", "value", "norm")
 OPTIMIZER = "adam"
-# Of the optimizer, where it is given in words (in plans, on the command line) and not as a rule.
+# Options of an optimizer that is given by name (in plans, on the command line) and not as a rule.
 RULE_OPTIONS = ("learning_rate", "momentum")
 
 
@@ -24,7 +24,7 @@ def _rule() -> Any:
 
 
 def _setting(kind: str, default: Any, help: str, **bounds: Any) -> Any:
-    """A field that is described as the options of tasks are."""
+    """A field with the description of a task's option."""
     return field(default=default, metadata={"kind": kind, "default": default, "help": help, **bounds})
 
 
@@ -32,7 +32,7 @@ def _setting(kind: str, default: Any, help: str, **bounds: Any) -> Any:
 class Settings:
     """How a problem is trained; the defaults are the published ones."""
 
-    variant: Any = _setting("word", "C", "Gradient: R, M, S, N or C.")  # noqa: RUF009  (it makes a field)
+    variant: Any = _setting("word", "C", "Gradient: R, M, S, N or C.")  # noqa: RUF009  (a call that returns a field)
     epochs: int = _setting("whole", 1000, "Passes over the training states.", least=1)
     seed: int = _setting("whole", 0, "Decides data, weights and order.", most=LARGEST_SEED)
     clip: str = _setting("word", "none", "Clip the gradient: not at all, every component, or the whole.", choices=CLIP_MODES)
@@ -51,9 +51,9 @@ class Settings:
             raise ArgumentError(f"optimizer is {self.optimizer!r}; give a rule such as optimizers.adam(0.001)")
         for name, option in OPTIONS.items():
             value = getattr(self, name)
-            read = value if name == "variant" else option.read(value)  # a variant has as many gates as the problem has steps
-            if name != "clip_at" or type(value) is not int:  # 1 and 1.0 make other names of files in a sweep
-                object.__setattr__(self, name, read)  # NumPy's numbers become Python's: a file keeps these
+            read = value if name == "variant" else option.read(value)  # only the problem knows how many gates a variant has
+            if name != "clip_at" or type(value) is not int:  # in a sweep, 1 and 1.0 give different file names
+                object.__setattr__(self, name, read)  # NumPy numbers become Python numbers, for files
 
     def describe(self) -> dict[str, Any]:
         """The settings as words and numbers, for a file."""
@@ -68,12 +68,12 @@ class Settings:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
-# What a setting is, by name; the optimizer is a rule.
+# Settings by name, without the optimizer, which is a rule.
 OPTIONS = {each.name: Option(each.name, **each.metadata) for each in fields(Settings) if each.metadata}
 
 
 def settings_of(config: dict[str, Any]) -> Settings:
-    """The settings that a configuration describes."""
+    """The settings in a configuration."""
     from stablebptt.tasks import optimizers
 
     given = {name: config[name] for name in Settings.__dataclass_fields__}
@@ -83,7 +83,7 @@ def settings_of(config: dict[str, Any]) -> Settings:
 
 
 def make_settings(**given: Any) -> Settings:
-    """Settings, with a clear message if there is no such option."""
+    """Settings from keywords; an ArgumentError names an unknown one."""
     unknown = set(given) - set(Settings.__dataclass_fields__)
     if unknown:
         allowed = ", ".join(Settings.__dataclass_fields__)
@@ -92,7 +92,7 @@ def make_settings(**given: Any) -> Settings:
 
 
 def settings_in_words(given: dict[str, Any]) -> Settings:
-    """Settings of a plan or of the command line, where the optimizer is a name beside `RULE_OPTIONS`."""
+    """Settings from a plan or the command line, which give the optimizer by name with `RULE_OPTIONS`."""
     from stablebptt.tasks import optimizers
 
     rates = {name: given[name] for name in RULE_OPTIONS if given.get(name) is not None}

@@ -1,7 +1,7 @@
-"""A task is data: a record that says all that the package knows of it; docs/adding_a_system.md, "A task".
+"""A task is data: one record holds everything the package knows about it; docs/adding_a_system.md, "A task".
 
-Commands, their help, checks of options, plans, reports, pictures and tests read it. The command line reads all records before
-anything heavy is there, so a task's module imports kernels, NumPy and Matplotlib in the functions that use them.
+Commands, their help, checks of options, plans, reports, pictures and tests read the record. The command line reads all records
+before any heavy import, so a task's module imports kernels, NumPy and Matplotlib in the functions that use them.
 """
 
 import inspect
@@ -11,7 +11,7 @@ from typing import Any
 
 from stablebptt.tasks.errors import ArgumentError
 
-CUSTOM = "custom"  # the task of problems that are made of one's own parts
+CUSTOM = "custom"  # the task of problems with custom parts
 LOSSES = ("final", "continuous")
 DTYPES = ("float32", "float64")
 OUTPUT_INITS = ("glorot", "zero")
@@ -26,11 +26,11 @@ class Option:
     Attributes
     ----------
     name : keyword; on the command line ``--name``, with - in place of _
-    kind : "size" (how many of something), "whole", "real", "word", "flag", "sizes" (of layers), "point" (two numbers), or "dtype"
+    kind : "size" (a number of objects), "whole", "real", "word", "flag", "sizes" (of layers), "point" (two numbers), or "dtype"
     default : value, if none is given
-    help : what it is, in a few words
-    least, most, above : bounds of a number; a size is at least 1 by default, a whole number 0
-    choices : of a word; any word if there are none
+    help : description in a few words
+    least, most, above : bounds of a number; by default a size is at least 1, and a whole number at least 0
+    choices : allowed words; empty for any word
     """
 
     name: str
@@ -49,7 +49,7 @@ class Option:
             raise ArgumentError(f"option {self.name} is of kind {self.kind!r}; choose from {', '.join(KINDS)}")
 
     def read(self, value: Any) -> Any:
-        """A value as files keep it: words, numbers, lists; an ArgumentError says what is wrong with it."""
+        """A checked value, in the form of files: a word, a number or a list; an ArgumentError says what is wrong."""
         from stablebptt.tasks import arguments
 
         if self.kind in ("size", "whole"):
@@ -69,20 +69,20 @@ class Option:
 
 @dataclass(frozen=True)
 class Task:
-    """What can be learned: a name, options, and functions of the options. Called with options it makes the problem.
+    """What can be learned: a name, options, and functions of the options. A call with options makes the problem.
 
     Attributes
     ----------
     name : of the command, and of the table in a config file
     summary : what is learned, in a sentence
-    options : in the order in which files keep them
+    options : in the order of files
     make : (**options) -> Problem
     title : (**options) -> a few words for reports; needs no kernels
-    solved : (**options) -> a run has solved its task if its best test loss is below this; NaN if nobody knows
+    solved : (**options) -> test loss below which a run has solved its task; NaN if unknown
     picture : (rollouts, sample) -> figure of the rollouts of one initial state
     film : (panels, rollouts, sample) -> functions that move the panels to a time step
-    published : options that the published runs vary, each with its values; None if there are none
-    small : options of a problem that is computed in an instant, for tests
+    published : options that the published runs vary, with their values; None if nothing is published
+    small : options of a small problem, for tests
     """
 
     name: str
@@ -104,7 +104,7 @@ class Task:
             raise ArgumentError(f"task {self.name} has two options of one name among {', '.join(names)}")
 
     def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All options as files keep them, checked."""
+        """All options, checked, in the form of files."""
         names = [option.name for option in self.options]
         for name in given:
             if name not in names:
@@ -112,20 +112,21 @@ class Task:
         return {option.name: option.read(given.get(option.name, option.default)) for option in self.options}
 
     def __call__(self, *values: Any, **given: Any) -> Any:
-        """The problem with these options; what is not given is as by default."""
+        """The problem with these options; missing ones have their defaults."""
         from stablebptt.tasks.problems import Problem
 
         if len(values) > len(self.options):
             raise ArgumentError(f"{self.name} has {len(self.options)} options; {len(values)} are given")
         options = self.read({option.name: value for option, value in zip(self.options, values)} | given)
-        made = self.make(**options)
-        if not isinstance(made, Problem):
-            raise ArgumentError(f"task {self.name} made {type(made).__name__}, not a problem; return sb.problem(system=..., ...)")
-        if not made.options:  # it leaves them to the record
-            return replace(made, options=options)
-        if made.task == CUSTOM:
-            return replace(made, options={**made.options, "arguments": options})
-        return made
+        problem = self.make(**options)
+        if not isinstance(problem, Problem):
+            found = type(problem).__name__
+            raise ArgumentError(f"task {self.name} made {found}, not a problem; return sb.problem(system=..., ...)")
+        if not problem.options:  # the record fills them in
+            return replace(problem, options=options)
+        if problem.task == CUSTOM:
+            return replace(problem, options={**problem.options, "arguments": options})
+        return problem
 
 
 def document(function: Callable, title: str, options: Iterable[Option], *, alone: bool = True) -> None:
@@ -144,18 +145,22 @@ def document(function: Callable, title: str, options: Iterable[Option], *, alone
 
 
 def steps(default: int) -> Option:
+    """The option `steps`: the horizon T."""
     return Option("steps", "whole", default, "Time steps T.", least=1)
 
 
 def duration(default: float, unit: str = "") -> Option:
+    """The option `duration`: the total time, in `unit`."""
     return Option("duration", "real", default, f"Total time{unit}.", above=0)
 
 
 def loss(default: str) -> Option:
+    """The option `loss`: "final" or "continuous"."""
     return Option("loss", "word", default, "Loss of the last state, or of all.", choices=LOSSES)
 
 
 def output_init(default: str) -> Option:
+    """The option `output_init`: "glorot" or "zero"."""
     return Option("output_init", "word", default, "Kernel of the last layer at first.", choices=OUTPUT_INITS)
 
 

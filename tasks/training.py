@@ -21,7 +21,7 @@ from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIONS, Settings, mak
 from stablebptt.tasks.settings import settings_of as settings_of  # also found here
 from stablebptt.tasks.task import document
 
-# While a device works for one half of the runs, the host's optimizers work for the other.
+# The device works for one half of the runs while the optimizers on the host work for the other.
 QUEUES = 2
 
 
@@ -42,9 +42,12 @@ def train(
 
     Parameters
     ----------
-    problem, variant, epochs, seed : what, how, how long; the seed decides data, weights and order
-    out : run file; written at least every `checkpoint_seconds` and at the end, always as a whole
-    resume : go on from the checkpoint in `out`, if there is one, to the same result as without a break
+    problem : the problem
+    variant : of the gradient: "R", "M", "S", "N", "C" or a pair of gate schedules (a, b)
+    epochs : number of passes over the training states
+    seed : decides data, weights and order
+    out : run file; it is replaced as a whole at least every `checkpoint_seconds` [s] and at the end
+    resume : continue from the checkpoint in `out`, if there is one; the result is the same bit for bit as without the break
     force : replace an existing file
     report : called with a `Progress` after every epoch
     **settings : see below; and optimizer, a rule such as ``sb.optimizers.adam(0.001)``
@@ -52,18 +55,18 @@ def train(
     Raises
     ------
     DivergedError
-        With epoch, batch and time step; the file then holds the epochs before. Ctrl-C leaves a complete file, too.
+        With epoch, batch and time step; the file then holds the epochs before. An interrupted run also leaves a complete file.
     BlockingIOError
         If another process writes `out`.
     FileExistsError
         If `out` exists and neither `force` nor `resume` is given.
     """
-    chosen = make_settings(variant=variant, epochs=epochs, seed=seed, **settings)
-    check_training(problem, chosen, checkpoint_seconds)
+    run_settings = make_settings(variant=variant, epochs=epochs, seed=seed, **settings)
+    check_training(problem, run_settings, checkpoint_seconds)
     path = None if out is None else usable(atomic.expanded(out), resume=resume, force=force)
     if path is not None:
         check_options(problem)
-    active = ActiveRun(problem, chosen, path, resume=resume, checkpoint_seconds=checkpoint_seconds, report=report)
+    active = ActiveRun(problem, run_settings, path, resume=resume, checkpoint_seconds=checkpoint_seconds, report=report)
     [result] = advance([active])
     if isinstance(result, DivergedError):
         raise result
@@ -74,7 +77,7 @@ document(train, "Settings", OPTIONS.values())
 
 
 def check_training(problem: Problem, settings: Settings, checkpoint_seconds: float) -> None:
-    """Raise an error, before anything is begun, if this cannot be done."""
+    """Raise an error, before a run begins, if the settings do not fit the problem or the memory."""
     if not isinstance(problem, Problem):
         raise ArgumentError(f"problem is {problem!r:.60}; give what sb.problem makes, such as sb.problem('cartpole')")
     variants.gates(settings.variant, problem.steps, problem.dtype)
@@ -86,10 +89,10 @@ def check_training(problem: Problem, settings: Settings, checkpoint_seconds: flo
 
 
 class ActiveRun:
-    """A run under way. As a context it holds the lock of its file; whatever ends it, it leaves a complete one.
+    """A run under way. As a context it holds the lock of its file, and it always leaves a complete file.
 
-    The file is written before the first epoch, too, so that what can fail in it fails then. An old file that it replaces stays
-    until an epoch is done, or the run has diverged.
+    The file is also written before the first epoch, so that errors in writing appear early. An old file that it replaces stays
+    until one epoch is done or the run has diverged.
     """
 
     def __init__(
@@ -135,7 +138,7 @@ class ActiveRun:
         return self.result is None and self.progress.epoch < self.settings.epochs
 
     def begin_epoch(self) -> None:
-        """Stand where the last whole epoch ended."""
+        """Begin an epoch from the end of the last whole one."""
         self.started, self.epoch, self.batches = time.perf_counter(), self.progress.epoch + 1, 0
         self.theta, self.optimizer = self.progress.theta, self.progress.optimizer
         self.order = _order(self.settings, self.epoch)
@@ -146,13 +149,13 @@ class ActiveRun:
         self.skipped = 0
 
     def batch(self) -> np.ndarray:
-        """The next mini-batch of states."""
+        """The next mini-batch of states (B, *state_shape)."""
         first = self.batches * self.settings.batch_size
         part = slice(first, first + self.settings.batch_size)
         return self.states["training"][self.order[part] if self.settings.shuffle else part]
 
     def update(self, result: Gradient, x0: np.ndarray) -> None:
-        """Let the optimizer use the gradient of a mini-batch; an update that is not finite ends the run, or is left out."""
+        """Update theta with the gradient on x0 (B, *state_shape). An update that is not finite ends the run or is skipped."""
         self.batches += 1
         settings, skip = self.settings, self.settings.on_divergence == "skip"
         try:
@@ -164,9 +167,9 @@ class ActiveRun:
                 self._diverge(error, f"batch {self.batches}", self.batches)
             return
         update = optimizers.clip(result.value, settings.clip, settings.clip_at)
-        with np.errstate(over="ignore", invalid="ignore"):  # seen below
+        with np.errstate(over="ignore", invalid="ignore"):  # checked below
             theta, state = settings.optimizer.apply(self.theta, update, self.optimizer)
-            theta = theta.astype(self.theta.dtype, copy=False)  # a rule of one's own may compute in double
+            theta = theta.astype(self.theta.dtype, copy=False)  # a custom rule may compute in double precision
         if skip and not np.all(np.isfinite(theta)):
             self.skipped += 1
             return
@@ -176,7 +179,7 @@ class ActiveRun:
         self.cosines.append(result.cosine)
 
     def evaluate(self, name: str, found: Evaluation) -> None:
-        """Note the mean losses on the training or test states."""
+        """Record the mean losses on the training or test states."""
         total, physics = self.problem.total(found.physics, found.effort)
         if self.settings.on_divergence != "skip" and not np.all(np.isfinite(total)):
             where, step = _first_bad_step(self.problem, self.theta, self.states[name][~np.isfinite(total)][:1])
@@ -190,7 +193,7 @@ class ActiveRun:
             self._diverge(DivergedError("a parameter is not finite"))
 
     def end_epoch(self) -> None:
-        """Note the epoch, tell of it, and save the run if it is time or was the last."""
+        """Record and report the epoch. Save the run if it is time, or if this was the last epoch."""
         (train_loss, train_physics), (test_loss, test_physics) = self.means["training"], self.means["test"]
         row = [self.epoch, _mean(self.losses), train_loss, test_loss, train_physics, test_physics, _mean(self.norms)]
         row += [_mean(self.cosines), self.skipped, time.perf_counter() - self.started]
@@ -208,7 +211,7 @@ class ActiveRun:
             self.saved = time.monotonic()
 
     def end(self, status: str, error: DivergedError | None = None) -> None:
-        """Save the run as it stands after its last whole epoch, once."""
+        """Save the run after its last whole epoch, once."""
         if self.result is not None:
             return
         with self.lock:
@@ -229,9 +232,9 @@ class ActiveRun:
 
 
 def advance(active: Sequence[ActiveRun]) -> list[Run | DivergedError]:
-    """Bring runs that differ in nothing but the seed to their ends, together; what became of each.
+    """Advance runs that differ only in the seed together to their ends; returns the result of each.
 
-    While the engine works for one half of them, the optimizers work for the other.
+    The engine works for one half of them while the optimizers work for the other.
     """
     with contextlib.ExitStack() as stack:
         for run in active:
@@ -243,7 +246,7 @@ def advance(active: Sequence[ActiveRun]) -> list[Run | DivergedError]:
 
 
 def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
-    """All epochs of some runs; pauses whenever the engine has been given work for them."""
+    """Compute all epochs of some runs; yield whenever the engine has received work for them."""
     engine, settings, gates = active[0].problem.engine, active[0].settings, active[0].gates
     while active := _going(active):
         for run in active:
@@ -274,7 +277,7 @@ def _going(active: Sequence[ActiveRun]) -> list[ActiveRun]:
 
 
 def usable(path: FilePath, *, resume: bool, force: bool) -> FilePath:
-    """Find out before the work, not after it, that a file cannot be written."""
+    """The file to write for `path`; raises an error before the run begins if it cannot be written."""
     atomic.check_folder(path)
     if path.exists() and not (resume or force):
         raise FileExistsError(f"{path} exists; choose another name, replace it with force, or go on with resume")
@@ -282,12 +285,12 @@ def usable(path: FilePath, *, resume: bool, force: bool) -> FilePath:
 
 
 def _mean(values: list[float]) -> float:
-    """Mean over the updates that were made; NaN if there was none."""
+    """Mean over the updates; NaN if there were none."""
     return float(np.mean(values)) if values else math.nan
 
 
 def _order(settings: Settings, epoch: int) -> np.ndarray:
-    """Order of the training states: as published always the same; shuffled it depends on seed and epoch alone."""
+    """Order of the training states (train_count,): fixed, as published; if shuffled, seed and epoch alone decide it."""
     if not settings.shuffle:
         return np.arange(settings.train_count)
     return stream(settings.seed, ORDER, epoch).permutation(settings.train_count)

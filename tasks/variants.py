@@ -8,13 +8,13 @@ from stablebptt.adjoint.rollout import Gates
 from stablebptt.tasks import arguments
 from stablebptt.tasks.errors import ArgumentError
 
-# Open (1) or closed (0): the path through the physics, the path through the network's input.
+# Gates of the physics path and of the network path (through the network's input): open (1) or closed (0).
 GATES = {"R": (1.0, 1.0), "M": (1.0, 0.0), "S": (0.0, 0.0), "N": (0.0, 1.0)}
 NAMES = ("R", "M", "S", "N", "C")
 
 
 def gates(variant: Any, steps: int, dtype: Any = np.float64) -> Gates:
-    """The gates of a variant.
+    """The gates of a variant, physics and network (m, T): m = 2 for C, otherwise 1.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def gates(variant: Any, steps: int, dtype: Any = np.float64) -> Gates:
 
 
 def truncated(steps: int, window: int, variant: str = "R") -> tuple[np.ndarray, np.ndarray]:
-    """The schedule of truncated backpropagation: the variant's gates, closed at every `window`-th step."""
+    """Schedules (a, b), (T,) each, of truncated backpropagation: the variant's gates, closed at every `window`-th step."""
     if window < 1:
         raise ArgumentError(f"window is {window}; it must be at least 1")
     if variant not in GATES:

@@ -1,1 +1,1 @@
-"""The language of the kernels, which has no mirror in `adjoint`: structs, dispatch, compiled code on disk, registers, views."""
+"""The language of the kernels: structs, dispatch, compiled code on disk, registers, views. It has no mirror in `adjoint`."""

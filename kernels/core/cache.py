@@ -1,9 +1,9 @@
-"""Compiled kernels on disk: one checked file per function and signature, in a folder of the user's own.
+"""Compiled kernels on disk: one checked file per function and signature, in a private folder of the user.
 
-Numba's own cache keeps its files beside the sources, does not see edits in other files and stops at a
-damaged one. Here the folder name carries the version and a hash of the package's sources, each file carries a
-checksum, whatever cannot be read is compiled again, and a folder that cannot be written costs one warning.
-The files are pickles: the folder must belong to the user alone, and is refused otherwise.
+Numba's own cache stores its files beside the sources, misses edits in other files and fails on a damaged file. Here the name of
+the folder carries the version and a hash of the package's sources, and each file carries a checksum. A file that cannot be read
+is compiled again. A folder that cannot be written causes one warning. The files are pickles, so a folder is refused unless it
+belongs to the user alone.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from stablebptt.version import __version__
 
 DIGEST_BYTES = 32
 ROOT = Path(__file__).parents[2]
-# Variables that change what Numba, or this package, makes of the same source.
+# Variables that change the machine code of the same source.
 NUMBA_SETTINGS = (
     "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "DISABLE_INTEL_SVML",
     "EXTEND_VARIABLE_LIFETIMES", "LLVM_REFPRUNE_PASS", "LLVM_REFPRUNE_FLAGS",
@@ -39,7 +39,7 @@ NUMBA_SETTINGS = (
 
 @functools.cache
 def source_hash() -> str:
-    """Hash of the rooms whose sources decide, as a whole, what a kernel compiles to (12 hex digits)."""
+    """Hash of all sources in the rooms that decide what a kernel compiles to (12 hex digits)."""
     digest = hashlib.sha256()
     for path in sorted(path for room in fingerprints.ROOMS for path in (ROOT / room).rglob("*.py")):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -47,14 +47,14 @@ def source_hash() -> str:
 
 
 def environment() -> str:
-    """What else decides the machine code of a source: versions, settings, the width of vectors."""
+    """What decides the machine code besides the sources: versions, settings, the width of vectors."""
     settings = [f"{name}={getattr(config, name, None)}" for name in NUMBA_SETTINGS]
     versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.version_info[:3])
     return repr((versions, settings, VECTOR_BYTES))
 
 
 def cache_root() -> Path:
-    """The per-user folder: ``STABLEBPTT_CACHE_DIR``, or where this system keeps caches; a RuntimeError if there is no home."""
+    """The folder ``STABLEBPTT_CACHE_DIR``, or this system's folder for caches; a RuntimeError if there is no home folder."""
     if given := os.environ.get("STABLEBPTT_CACHE_DIR"):
         return Path(given).expanduser()
     if sys.platform == "win32":
@@ -70,7 +70,7 @@ def cache_folder() -> Path:
 
 
 def _private(folder: Path) -> bool:
-    """Whether only this user can put files (pickles!) into `folder`."""
+    """Whether only this user can write files (pickles!) to `folder`."""
     if not hasattr(os, "getuid"):
         return True
     status = folder.stat()
@@ -84,7 +84,7 @@ def _warn_once(message: str) -> None:
 
 @functools.cache
 def usable_folder() -> Path | None:
-    """The cache folder, made if need be; None (after one warning) if it cannot be used."""
+    """The cache folder, created if missing; None (after one warning) if it cannot be used."""
     try:
         folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def usable_folder() -> Path | None:
 
 
 class KernelCache(_Cache):
-    """The cache of one function, in the form Numba's dispatcher asks for."""
+    """The cache of one function, with the interface of Numba's dispatcher."""
 
     def __init__(self, function: Any) -> None:
         self._function = function
@@ -110,16 +110,19 @@ class KernelCache(_Cache):
 
     @property
     def cache_path(self) -> str:
+        """The folder of the files."""
         return str(cache_folder())
 
     def enable(self) -> None:
+        """Read and write files from now on."""
         self._enabled = True
 
     def disable(self) -> None:
+        """Neither read nor write files from now on."""
         self._enabled = False
 
     def flush(self) -> None:
-        """Nothing is held in memory."""
+        """Do nothing: memory holds no entries."""
 
     def _path(self, signature: Any, codegen: Any) -> Path | None:
         decides = (fingerprints.of_function(self._function).text, str(signature))
@@ -131,7 +134,7 @@ class KernelCache(_Cache):
         return folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.bin"
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled function of this signature, or None where there is no undamaged one."""
+        """The compiled function of this signature; None if there is no intact file."""
         target_context.refresh()
         path = self._path(sig, target_context.codegen())
         if path is None:
@@ -145,11 +148,11 @@ class KernelCache(_Cache):
             return None
         try:
             return compiler.CompileResult._rebuild(target_context, *pickle.loads(payload))
-        except Exception:  # a file of another Numba build, or of a class that is gone: compile again
+        except Exception:  # a file of another Numba build, or of a class that no longer exists: compile again
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep a compiled function, whole or not at all."""
+        """Store a compiled function, completely or not at all."""
         path = self._path(sig, data.codegen)
         if path is None or data.library.has_dynamic_globals:
             return

@@ -1,4 +1,4 @@
-"""How kernels are compiled, and generic functions that dispatch on the type of a struct at compile time."""
+"""Compilation of kernels, and generic functions that dispatch on the type of a struct at compile time."""
 
 import functools
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from stablebptt.kernels.core.cache import KernelCache
 from stablebptt.kernels.core.linking import NO_WRAPPERS, optimise_once
 from stablebptt.kernels.core.structs import Struct, StructType
 
-# Reassociation and contraction make loops vectorise; `nnan` and `ninf` are left out, so NaN and Inf stay visible.
+# Reassociation and contraction let loops vectorise. Without `nnan` and `ninf`, NaN and Inf stay visible.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp", "afn"}
 OPTIONS: Any = {"fastmath": FASTMATH, "error_model": "numpy"}
 
 
 def kernel(function: Callable) -> Any:
-    """Compile an entry point: its machine code, with all it calls, is kept on disk."""
+    """Compile an entry point. Its machine code, with everything it calls, is stored on disk."""
     if vars(config)["DISABLE_JIT"]:
         return _uncompiled(function)
     dispatcher = njit(nogil=True, **OPTIONS)(function)
@@ -40,44 +40,44 @@ def _uncompiled(function: Callable) -> Callable:
 
 
 def inline(function: Callable) -> Callable:
-    """Let compiled code call a small function, which is compiled into whatever calls it. In Python it stays what it is."""
+    """Let compiled code call a small function, which is compiled into its callers. In Python the function is unchanged."""
     return compiled_as(function, lambda *arguments: function, forceinline=True)
 
 
 def block(function: Callable) -> Callable:
-    """`inline` for larger functions, which are compiled once and called."""
+    """`inline` for larger functions: they are compiled once and called."""
     return compiled_as(function, lambda *arguments: function, forceinline=False)
 
 
 def compiled_as(function: Callable, resolve: Callable, *, forceinline: bool) -> Callable:
-    """Let compiled code call `function`; `resolve` gets the types and says what is compiled.
+    """Let compiled code call `function`; `resolve` takes the types and returns the function to compile.
 
-    For a CUDA device without flags: it takes any of them for leave to use approximate sines, and contracts anyway.
-    `function.templates` keep what was compiled; see `fingerprints`.
+    CUDA devices get no fast-math flags: any flag lets them use approximate sines, and they contract anyway.
+    `function.templates` hold what was compiled; see `fingerprints`.
     """
     targets: dict[str, Any] = {"cpu": {**OPTIONS, **NO_WRAPPERS}, "cuda": {}}
     templates = []
     for target, options in targets.items():
 
-        def chosen(*arguments: Any, target: str = target) -> Any:
+        def resolve_on(*arguments: Any, target: str = target) -> Any:
             return resolve(*arguments) if current_target() == target else None
 
-        overload(function, jit_options={"forceinline": forceinline, **options}, strict=False)(chosen)
+        overload(function, jit_options={"forceinline": forceinline, **options}, strict=False)(resolve_on)
         templates.append(builtin_registry.globals[-1][1].templates[0])
     function.compiled, function.templates = True, templates  # type: ignore[attr-defined]
     return function
 
 
 def generic(declaration: Callable) -> Any:
-    """Declare a generic function: its first argument's struct type chooses the method, when compiled and in Python.
+    """Declare a generic function. The struct type of its first argument selects the method, in compiled code and in Python.
 
-    The body of the declaration is never run; `implements` adds the methods, which are compiled into their callers.
+    The body of the declaration never runs. `implements` adds the methods, which are compiled into their callers.
     """
     return _generic(declaration, forceinline=True)
 
 
 def generic_block(declaration: Callable) -> Any:
-    """`generic` for larger methods, which are compiled once and called."""
+    """`generic` for larger methods: they are compiled once and called."""
     return _generic(declaration, forceinline=False)
 
 

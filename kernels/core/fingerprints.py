@@ -1,9 +1,9 @@
-"""What decides the machine code of a function, as a digest: its bytecode and, by content, all that it reads.
+"""Digests of what decides the machine code of a function: its bytecode and the content of everything it reads.
 
-Numba compiles the bytecode of a function and of all it calls, and takes globals and closure cells for constants. The digest does
-the same: comments and docstrings do not count; a helper or a number in another module, in a closure or in a notebook cell does.
-The rooms `kernels` and `adjoint` are hashed as a whole (`cache.source_hash`), so their functions count by name. What cannot be
-fingerprinted is named, and its code must not be kept on disk.
+Numba compiles the bytecode of a function and of everything it calls, and treats globals and closure cells as constants. The
+digest does the same. Comments and docstrings do not count. A helper or a number in another module, a closure or a notebook cell
+does. The rooms `kernels` and `adjoint` are hashed as a whole (`cache.source_hash`), so their functions count by name. The digest
+names whatever it cannot cover; such code must not be stored on disk.
 """
 
 import dis
@@ -31,14 +31,14 @@ DIGITS = 12
 # Rooms whose sources are hashed as a whole.
 ROOMS = ("kernels", "adjoint")
 HASHED = tuple(f"stablebptt.{room}" for room in ROOMS)
-# Packages whose functions count by name; their versions are in the key of every cache file.
+# Packages whose functions count by name. Every cache file's key holds their versions.
 LIBRARIES = {"numba", "numpy", *sys.stdlib_module_names} - {"__main__"}
 LIBRARY_KINDS = (types.FunctionType, types.BuiltinFunctionType, type, np.ufunc, type(np.sum))
 LIBRARY_FOLDERS = tuple(
     {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     | {Path(np.__file__).resolve().parent, Path(numba.__file__).resolve().parent}
 )
-# Begins the fingerprint of what is compiled afresh in every process.
+# Prefix of the fingerprint of code that every process compiles anew.
 UNKEPT = "unkept" + secrets.token_hex(6)
 
 _seen: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
@@ -46,7 +46,7 @@ _seen: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Digest of some functions; the constants they read, by name; what could not be fingerprinted."""
+    """Digest of some functions, the constants they read (by name), and what could not be fingerprinted."""
 
     digest: str
     constants: dict[str, Any]
@@ -54,7 +54,7 @@ class Fingerprint:
 
     @property
     def text(self) -> str:
-        """The digest; of what cannot be kept, another one in every process."""
+        """The digest; it differs between processes if the code must not be stored."""
         return (UNKEPT if self.unknown else "") + self.digest
 
 
@@ -71,7 +71,7 @@ def of_struct(cls: type) -> Fingerprint:
 
 
 def describe(value: Any) -> Any:
-    """A value by content, fit for JSON: numbers and words as they are, arrays by type, shape and hash."""
+    """A value by content, ready for JSON: numbers and words as they are, arrays by type, shape and hash."""
     if isinstance(value, np.ndarray):
         content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
         return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": content}
@@ -89,11 +89,11 @@ def _hash(*parts: str) -> str:
 
 
 class _Walk:
-    """One walk over all that some functions reach."""
+    """One walk over everything that some functions reach."""
 
     def __init__(self) -> None:
         self.done: dict[int, str] = {}
-        self.kept: list[Any] = []  # so that no id is used twice
+        self.alive: list[Any] = []  # an id stays unique while its item lives
         self.constants: dict[str, Any] = {}
         self.unknown: dict[str, None] = {}
 
@@ -103,7 +103,7 @@ class _Walk:
     def once(self, item: Any, name: str, digest: Callable[[], str]) -> str:
         """The digest of an item, computed once; inside itself (recursion) it counts by name."""
         if id(item) not in self.done:
-            self.kept.append(item)
+            self.alive.append(item)
             self.done[id(item)] = name
             self.done[id(item)] = digest()
             _renew(item, self.done[id(item)])
@@ -119,7 +119,7 @@ class _Walk:
         return self.once(function, _name(function), lambda: _hash(_name(function), *self.parts(function)))
 
     def parts(self, function: Any) -> Iterator[str]:
-        """What a function is made of."""
+        """The code, closure cells and defaults of a function."""
         code, where = function.__code__, function.__name__
         yield from self.code(code, function.__globals__)
         for name, cell in zip(code.co_freevars, function.__closure__ or ()):
@@ -132,7 +132,7 @@ class _Walk:
             yield self.value(default, f"{where}, default")
 
     def code(self, code: types.CodeType, names: dict[str, Any]) -> Iterator[str]:
-        """Instructions and the globals they read; line numbers and docstrings are none of them."""
+        """Instructions and the globals they read, without line numbers and docstrings."""
         yield repr((code.co_argcount, code.co_varnames, code.co_flags & 0xF))
         instructions = list(dis.get_instructions(code))
         for place, instruction in enumerate(instructions):
@@ -144,12 +144,12 @@ class _Walk:
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and operand in names:
                 found = names[operand]
                 if isinstance(found, types.ModuleType) and _of_library(found.__name__):
-                    yield found.__name__  # what is loaded from it is named by the next instructions
+                    yield found.__name__  # the next instructions name what is loaded from it
                 else:
                     yield self.value(*_attribute(found, operand, instructions[place + 1 :]))
 
     def struct(self, cls: Any) -> str:
-        """A struct type, with the methods that count for it."""
+        """A struct type with its methods, inherited ones included."""
         methods: dict[Any, Any] = {}
         for base in reversed(cls.__mro__):
             methods |= base.__dict__.get("_methods", {})
@@ -203,7 +203,7 @@ class _Walk:
         return self.cannot(value, name)
 
     def note(self, name: str, value: Any) -> None:
-        """Keep a constant for descriptions."""
+        """Note a constant, for descriptions."""
         described = describe(value)
         while self.constants.setdefault(name, described) != described:
             name = f"{name}'"  # the same name in another module
@@ -214,7 +214,7 @@ class _Walk:
 
 
 def _renew(item: Any, digest: str) -> None:
-    """Forget what was compiled of a helper that has changed since: Numba reads its globals only once."""
+    """Discard the compiled code of a helper that has changed: Numba reads its globals only once."""
     try:
         before = _seen.get(item)
         _seen[item] = digest
@@ -231,7 +231,7 @@ def _renew(item: Any, digest: str) -> None:
 
 
 def _attribute(value: Any, name: str, following: Iterable[dis.Instruction]) -> tuple[Any, str]:
-    """What a global is used for: of a module, the attribute that the next instructions load."""
+    """What the code uses of a global: if it is a module, the attribute that the next instructions load."""
     for instruction in following:
         if not isinstance(value, types.ModuleType) or instruction.opname not in ("LOAD_ATTR", "LOAD_METHOD", "CACHE"):
             break
@@ -245,7 +245,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _literal(value: Any) -> str:
-    """A constant in letters, with its type."""
+    """A constant as text, with its type."""
     if isinstance(value, frozenset | set):
         return f"{type(value).__name__}({sorted(map(_literal, value))})"
     if isinstance(value, tuple):
@@ -254,19 +254,19 @@ def _literal(value: Any) -> str:
 
 
 def _name(item: Any) -> str:
-    """What an item is called; with its module where only the name counts."""
+    """The name of an item, with its module where only the name counts."""
     name = str(getattr(item, "__qualname__", None) or getattr(item, "__name__", None) or repr(item))
     return f"{item.__module__}.{name}" if hasattr(item, "__module__") and (is_hashed(item) or _is_library(item)) else name
 
 
 def _is_library(item: Any) -> bool:
-    """Whether an item is a function or class of a library (an object that a library made is none)."""
+    """Whether an item is a function or class of a library, not an object that a library made."""
     return isinstance(item, LIBRARY_KINDS) and _of_library(getattr(item, "__module__", None) or type(item).__module__)
 
 
 @functools.cache
 def _of_library(module: str) -> bool:
-    """Whether a module is one of the libraries, and not one of the user's under the same name."""
+    """Whether a module belongs to one of the libraries, and is not the user's module of the same name."""
     top = module.partition(".")[0]
     file = getattr(sys.modules.get(top), "__file__", None)
     return top in LIBRARIES and (file is None or any(folder in Path(file).resolve().parents for folder in LIBRARY_FOLDERS))

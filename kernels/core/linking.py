@@ -1,8 +1,8 @@
 """One optimisation per entry point.
 
-Numba optimises every function that it compiles, and makes machine code of it, together with all that this function calls. What an
-entry point calls five levels deep goes through that five times. Here a function without a wrapper, which nothing but
-compiled code can call, is only linked into its callers: the entry point is then optimised once, as a whole.
+Numba optimises every function that it compiles, and generates machine code for it and for everything it calls. Code five levels
+below an entry point goes through that five times. Here a function without a wrapper, which only compiled code can call, is
+merely linked into its callers. The entry point is then optimised once, as a whole.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from numba.core.registry import cpu_target
 NO_WRAPPERS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 WRAPPERS = ("_ZN7cpython", "cfunc")
 ENVIRONMENT = "_ZN08NumbaEnv"
-SMALL = 40_000  # characters of LLVM's text; a cart-pole's step has 15,000
+SMALL = 40_000  # characters of LLVM text; a step of the cart-pole has 15,000
 
 
 class LinkedLibrary(JITCodeLibrary):
-    """Code of one function; made ready to run only if it has a wrapper.
+    """Code of one function. It is made executable only if it has a wrapper.
 
-    What is small is optimised by itself, too: it costs nothing, and its last bits do not depend on what it is built into.
+    Small functions are optimised separately as well. That costs nothing, and their last bits do not depend on their callers.
     """
 
     def _optimize_final_module(self) -> None:
@@ -44,12 +44,12 @@ class LinkedLibrary(JITCodeLibrary):
 
 
 def _declared(module: Any) -> Any:
-    """A module with nothing but the places of `module` that Numba writes to: pointers to Python's side of its functions."""
+    """A module that declares only the globals Numba writes to: pointers to the Python side of the functions in `module`."""
     word = f"i{8 * ctypes.sizeof(ctypes.c_void_p)}"
-    names = [place.name for place in module.global_variables if place.name.startswith(ENVIRONMENT)]
-    places = llvm.parse_assembly("\n".join(f'@"{name}" = common global {word} 0' for name in names))
-    places.triple, places.data_layout = module.triple, module.data_layout
-    return places
+    names = [variable.name for variable in module.global_variables if variable.name.startswith(ENVIRONMENT)]
+    declared = llvm.parse_assembly("\n".join(f'@"{name}" = common global {word} 0' for name in names))
+    declared.triple, declared.data_layout = module.triple, module.data_layout
+    return declared
 
 
 @contextlib.contextmanager
@@ -64,7 +64,7 @@ def _linked_libraries() -> Iterator[None]:
 
 
 def optimise_once(dispatcher: Any) -> None:
-    """Let Numba compile this entry point so. It calls the compiler with its lock held."""
+    """Make Numba compile this entry point that way. Numba holds its compiler lock during the call."""
     compile_one: Callable = dispatcher._compiler.compile
 
     def compile_linked(arguments: Any, return_type: Any) -> Any:

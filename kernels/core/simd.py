@@ -1,6 +1,6 @@
 """Raw addresses, vectors of the processor's width, and one register tile of a matrix product.
 
-The only place where instructions are chosen by hand: everything dense is built from it (`kernels/dense.py`).
+This is the only file that selects instructions by hand; `kernels/dense.py` builds on it.
 The width follows the processor, or ``STABLEBPTT_VECTOR_BYTES`` (64, 32 or 16).
 """
 
@@ -34,17 +34,17 @@ def _vector_bytes() -> int:
 
 
 VECTOR_BYTES = _vector_bytes()
-WIDE = VECTOR_BYTES == 64  # AVX-512: 32 registers; else 16
-# Columns of every matrix that a tile writes are padded to this many elements (one line of float32).
+WIDE = VECTOR_BYTES == 64  # AVX-512 has 32 registers, the others 16
+# Matrices that a tile writes have their columns padded to a multiple of this (one cache line of float32).
 PAD = 16
 
 
-# Distances between elements as typed numbers: for bare literals `matmul` would be compiled once more.
+# Strides as typed numbers: `matmul` would be compiled once more for bare literals.
 ONE, NONE = np.int64(1), np.int64(0)
 
 
 def padded(columns: int) -> int:
-    """Smallest multiple of `PAD` that holds `columns`."""
+    """The smallest multiple of `PAD` that is at least `columns`."""
     return -(-columns // PAD) * PAD
 
 
@@ -60,7 +60,7 @@ def pointer(typing_context, array):
 
 @intrinsic
 def offset(typing_context, base, elements):
-    """Address `elements` further on."""
+    """The address `elements` after `base`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.gep(arguments[0], [arguments[1]])
@@ -70,7 +70,7 @@ def offset(typing_context, base, elements):
 
 @intrinsic
 def lanes(typing_context, base):
-    """Elements per vector of what `base` points to."""
+    """Elements of the type at `base` per vector."""
     count = VECTOR_BYTES * 8 // base.dtype.bitwidth
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -89,6 +89,8 @@ class Vector(types.Type):
 
 @register_model(Vector)
 class VectorModel(models.PrimitiveModel):
+    """LLVM vector of `VECTOR_BYTES` bytes."""
+
     def __init__(self, manager: Any, kind: Vector) -> None:
         element = manager.lookup(kind.dtype).get_value_type()
         super().__init__(manager, kind, ir.VectorType(element, VECTOR_BYTES * 8 // kind.dtype.bitwidth))
@@ -96,7 +98,7 @@ class VectorModel(models.PrimitiveModel):
 
 @intrinsic
 def load(typing_context, base, element):
-    """The vector that starts at an element of `base`."""
+    """Load the vector that starts at an element of `base`."""
     kind = Vector(base.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -109,7 +111,7 @@ def load(typing_context, base, element):
 
 @intrinsic
 def store(typing_context, base, element, vector):
-    """Write a vector to where an element of `base` starts."""
+    """Store a vector, starting at an element of `base`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         address = builder.gep(arguments[0], [arguments[1]])
@@ -122,7 +124,7 @@ def store(typing_context, base, element, vector):
 
 @intrinsic
 def fill(typing_context, base, number):
-    """A vector of one number, of the type that `base` points to."""
+    """A vector filled with one number of the type at `base`."""
     kind = Vector(base.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -133,7 +135,7 @@ def fill(typing_context, base, number):
 
 @intrinsic
 def total(typing_context, vector):
-    """Sum of the elements of a vector, in a fixed tree."""
+    """Sum of the elements of a vector, as a fixed tree."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         value, element = arguments[0], context.get_value_type(vector.dtype)
@@ -153,7 +155,7 @@ def _spread(context: Any, builder: Any, kind: Vector, scalar: Any) -> Any:
 
 
 def _register_arithmetic(symbol: Any, instruction: str) -> None:
-    """Let compiled code combine vectors with vectors and numbers; products and sums may contract."""
+    """Let compiled code combine vectors with vectors and numbers. Products and sums may contract."""
 
     @intrinsic
     def combine(typing_context, a, b):
@@ -222,10 +224,10 @@ def _clamp(x, limit):
 
 
 def make_tile(rows: int, vectors: int) -> Any:
-    """Emit ``out = init + a @ b`` for `rows` rows and `vectors` vectors of columns, all sums in registers.
+    """Emit ``out = init + a @ b`` for `rows` rows and `vectors` vectors of columns, with all sums in registers.
 
-    The sum of every element runs over the inner index in order, whatever the tile's shape, so results
-    do not depend on how a matrix is cut into tiles.
+    Every element is summed over the inner index in order, for every shape of tile. Results therefore do not depend on how a
+    matrix is divided into tiles.
     """
 
     @intrinsic

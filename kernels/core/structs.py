@@ -1,13 +1,13 @@
-"""Immutable typed structs that Numba knows, as Julia has them: data with a type to dispatch on.
+"""Immutable typed structs for Numba, as in Julia: data with a type to dispatch on.
 
     class Spring(Struct):
         stiffness: float
         dt: float
 
-An instance holds NumPy scalars, integers or arrays. Its Numba type is (name, fingerprint, types of the fields), so
-that two definitions of one name never share compiled code, and only strings and Numba types go into the cache.
+An instance holds NumPy scalars, integers or arrays. Its Numba type is (name, fingerprint, types of the fields). Two definitions
+of one name therefore never share compiled code, and the cache holds only strings and Numba types.
 
-A field may have any name: what the package asks of a struct it asks of the class (``type(part).fields``), where no field lies.
+A field may have any name, because the package asks the class (``type(part).fields``) and never the instance.
 """
 
 import dataclasses
@@ -47,24 +47,31 @@ class StructType(types.Type):
 
     @property
     def key(self) -> tuple:
+        """What makes two types equal."""
         return self.struct, self.fingerprint, self.fields
 
     @property
     def mangling_args(self) -> tuple[str, tuple]:
+        """Name and types for the symbols in machine code."""
         return f"{self.struct}_{self.fingerprint}", tuple(kind for _, kind in self.fields)
 
 
 @register_model(StructType)
 class StructModel(models.StructModel):
+    """The fields of a struct, in order."""
+
     def __init__(self, manager: Any, struct: StructType) -> None:
         super().__init__(manager, struct, list(struct.fields))
 
 
 @infer_getattr
 class StructAttribute(AttributeTemplate):
+    """Type of an attribute: that of the field."""
+
     key = StructType
 
     def generic_resolve(self, struct: Any, name: Any) -> Any:  # type: ignore[override]
+        """The type of a field; None if there is none of this name."""
         return dict(struct.fields).get(name)
 
 
@@ -130,7 +137,7 @@ def _enable_construction(cls: type["Struct"]) -> None:
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 class Struct:
-    """Base of all systems, controllers, losses and workspaces; subclasses list their fields with annotations."""
+    """Base of all systems, controllers, losses and work spaces. Subclasses list their fields with annotations."""
 
     fields: ClassVar[tuple[str, ...]] = ()
     classes: ClassVar[dict[tuple[str, str], type["Struct"]]] = {}
@@ -141,14 +148,14 @@ class Struct:
         super().__init_subclass__(**keywords)
         hiding = [name for name in inspect.get_annotations(cls) if _is_asked_for(cls, name)]
         for name in hiding:
-            if name not in cls.__dict__:  # else what the base has under this name would be its default
+            if name not in cls.__dict__:  # otherwise the base's attribute of this name would be its default
                 setattr(cls, name, dataclasses.field())
         dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
         fields = tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
         if hidden := next((name for name in fields if name.startswith("_")), None):
             raise TypeError(f"{cls.__qualname__}.{hidden} cannot be a field; give it a name that begins with a letter")
         for name in hiding:
-            if name in cls.__dict__:  # a default, which the constructor knows
+            if name in cls.__dict__:  # a default, which the constructor already has
                 delattr(cls, name)
         cls.fields, cls._methods, cls._print = fields, {}, None
         _enable_construction(cls)
@@ -158,12 +165,12 @@ class Struct:
 
     @classmethod
     def add_method(cls, generic: Any, method: Any) -> None:
-        """Note the method of a generic function, so that an edit of it changes the fingerprint."""
+        """Note a method of a generic function; an edit of the method changes the fingerprint."""
         cls._methods[generic] = method
 
     @classmethod
     def fingerprint(cls, *, renew: bool = False) -> str:
-        """Hash of all that decides the machine code of the methods; `renew`: look again at what they read."""
+        """Hash of everything that decides the machine code of the methods; `renew` reads it again."""
         if cls._print is None or renew:
             before, cls._print = cls._print, fingerprints.of_struct(cls)
             if before is None or before.text != cls._print.text:
@@ -175,21 +182,21 @@ class Struct:
 
     @classmethod
     def forget_fingerprint(cls) -> None:
-        """A method has changed, here or in a base."""
+        """Discard the fingerprint: a method has changed, here or in a base."""
         cls._print = None
         _forget_types()
 
     @classmethod
     def constants(cls) -> dict[str, Any]:
-        """Numbers and arrays that the methods take from globals and closures, described by content."""
+        """Numbers and arrays that the methods read from globals and closures, described by content."""
         cls.fingerprint()
         assert cls._print is not None
         return cls._print.constants
 
     def __getattr__(self, name: str) -> Any:
-        """The Numba type, once; afterwards it lies in the instance, where Numba finds it without running Python.
+        """Compute the Numba type once and store it in the instance, where Numba reads it without running Python.
 
-        (It reads it in every call of a kernel, and would take an interrupt that strikes in Python there for a missing type.)
+        Numba reads the type in every call of a kernel. It would mistake an interrupt in Python code there for a missing type.
         """
         if name != "_numba_type_":
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -203,18 +210,18 @@ class Struct:
         return {name: value for name, value in vars(self).items() if name != "_numba_type_"}
 
 
-# Instances that keep their type.
+# Instances that store their type.
 _typed: "weakref.WeakSet[Struct]" = weakref.WeakSet()
 
 
 def _forget_types() -> None:
-    """Structs may hold structs, so a new type of one may be a new type of others."""
+    """Discard all stored types: structs may hold structs, so a new type of one may change others."""
     while _typed:
         vars(_typed.pop()).pop("_numba_type_", None)
 
 
 def _is_asked_for(cls: type[Struct], name: str) -> bool:
-    """Whether a base has something under this name that is no field: the class must keep it."""
+    """Whether a base has an attribute of this name that is not a field. The class must keep it."""
     return any(name in vars(base) and name not in getattr(base, "fields", ()) for base in cls.__mro__[1:])
 
 

@@ -1,8 +1,8 @@
 """One formula for one sample or for a register full of samples.
 
 A simulator written with `get`, `put` and `row` runs on `One` (a flat array of one sample) and on `Lanes` (samples side by side:
-number k of all samples, padded, then number k + 1), where every value is a vector. `to_lanes` and `from_lanes` go between the
-batch's rows and lanes.
+number k of all samples, padded, then number k + 1). On `Lanes` every value is a vector. `to_lanes` and `from_lanes` convert
+between the rows of a batch and lanes.
 """
 
 import math
@@ -20,13 +20,13 @@ from stablebptt.kernels.core.structs import Struct
 
 
 class One(Struct):
-    """The numbers of one sample: an array (n,), or (m, n) for m cotangents."""
+    """The numbers of one sample: values (n,), or (m, n) for m cotangents."""
 
     values: np.ndarray
 
 
 class Lanes(Struct):
-    """Number k of a register full of samples lies at ``base + k * stride``; `length` numbers make one row."""
+    """A register full of samples: number k lies at ``base + k * stride``; a row has `length` numbers."""
 
     base: Any
     stride: int
@@ -34,7 +34,7 @@ class Lanes(Struct):
 
 
 class Bars(Struct):
-    """Views of m cotangents of a step: lam of the next state; of state and control, to which is added."""
+    """Views of m = `count` cotangents of a step: lam of the next state; lam_x and lam_c of state and control, added to."""
 
     count: int
     lam: Struct
@@ -44,12 +44,12 @@ class Bars(Struct):
 
 @generic
 def get(view, k):
-    """Number k: a number of one sample, or a vector over samples."""
+    """Number k of a view: a number of one sample, or a vector over samples."""
 
 
 @generic
 def put(view, k, value):
-    """Set number k."""
+    """Set number k of a view."""
 
 
 @generic
@@ -59,7 +59,7 @@ def row(view, v):
 
 @generic
 def constant(view, number):
-    """A number in the form in which the view keeps its numbers."""
+    """A constant of the view's type: a number, or a vector."""
 
 
 @implements(get, One)
@@ -104,35 +104,35 @@ def _constant_lanes(view, number):
 
 @inline
 def padded_batch(batch):
-    """Samples per number in lanes."""
+    """Samples per number in lanes, padding included."""
     return (batch + PAD - 1) // PAD * PAD
 
 
 @inline
-def to_lanes(n, length, rows, row_length, lanes, stride):
-    """Copy n samples of `length` numbers each, at distance row_length, into lanes (length, stride)."""
+def to_lanes(n, length, rows, row_length, base, stride):
+    """Copy n samples of `length` numbers each, `row_length` apart, to the lanes at `base` (length, stride)."""
     for b in range(n):
         source = offset(rows, b * row_length)
         for k in range(length):
-            lanes[k * stride + b] = source[k]
+            base[k * stride + b] = source[k]
 
 
 @inline
-def from_lanes(n, length, rows, row_length, lanes, stride):
-    """Copy lanes (length, stride) back into n samples."""
+def from_lanes(n, length, rows, row_length, base, stride):
+    """Copy the lanes at `base` (length, stride) back to n samples."""
     for b in range(n):
         target = offset(rows, b * row_length)
         for k in range(length):
-            target[k] = lanes[k * stride + b]
+            target[k] = base[k * stride + b]
 
 
 @inline
-def add_from_lanes(n, length, rows, row_length, lanes, stride):
-    """Add lanes (length, stride) to n samples."""
+def add_from_lanes(n, length, rows, row_length, base, stride):
+    """Add the lanes at `base` (length, stride) to n samples."""
     for b in range(n):
         target = offset(rows, b * row_length)
         for k in range(length):
-            target[k] += lanes[k * stride + b]
+            target[k] += base[k * stride + b]
 
 
 def sqrt(x):
@@ -159,7 +159,7 @@ def _sqrt(x):
 
 
 def inverse_or_zero(x):
-    """``1 / x``, and 0 where x is 0; NaN stays NaN."""
+    """``1 / x`` of a number or a vector, and 0 where x is 0; NaN stays NaN."""
     return like(x, 0.0) if x == 0 else like(x, 1.0) / x
 
 
