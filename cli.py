@@ -7,13 +7,14 @@ or foreign file, 5 cannot read or write, 130 interrupted.
 import functools
 import json
 import os
+import re
 import signal
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from stablebptt.console.options import (
 )
 from stablebptt.console.output import show
 from stablebptt.console.parameters import FILE, PREFIX, read_settings
+from stablebptt.console.resuming import completed
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.registry import TASKS
 from stablebptt.tasks.task import CUSTOM, Task
@@ -127,6 +129,7 @@ def _add_verbs(
     @options([*named, *TRAINING, *FILES])
     def train(**given: Any) -> None:
         """Train a controller and write a run file."""
+        given = completed(given, group.name if group.name in TASKS else CUSTOM)
         _train(make(**chosen(given)), **given)
 
     @command(group, "simulate")
@@ -140,7 +143,8 @@ def _add_verbs(
     def check(as_json: bool, quiet: bool, **given: Any) -> None:
         """Test the adjoints against finite differences, in float64."""
         told = chosen(given)
-        _check(make(**told | ({"dtype": "float64"} if "dtype" in told else {})), given, as_json=as_json)
+        with output.compiling(quiet=quiet):
+            _check(make(**told | ({"dtype": "float64"} if "dtype" in told else {})), given, as_json=as_json)
 
 
 def _published(task: Task) -> click.Group:
@@ -224,9 +228,22 @@ def _train(
         _train_seeds(problem, numbers, out, how, quiet=quiet, as_json=as_json)
         return
     begin = time.monotonic()
-    with output.progress(chosen.epochs, quiet=quiet, as_json=as_json) as report:
+    with _advice(), output.progress(chosen.epochs, quiet=quiet, as_json=as_json) as report:
         run = training.train(problem, out=out, report=report, **how)
-    show({"file": str(out), **output.learned(run), "seconds": round(time.monotonic() - begin, 3)}, as_json=as_json)
+    record = {"file": str(out), **output.learned(run), "seconds": round(time.monotonic() - begin, 3)}
+    show(output.finished(record) if as_json else record, as_json=as_json)
+
+
+@contextmanager
+def _advice() -> Iterator[None]:
+    """Say how to go on after a divergence."""
+    from stablebptt.tasks.errors import DivergedError
+
+    try:
+        yield
+    except DivergedError as error:
+        error.add_note("train anew (--force) with a smaller --learning-rate, --clip norm or --on-divergence skip")
+        raise
 
 
 def _train_seeds(problem: Any, seeds: list[int], out: Path, how: dict[str, Any], *, quiet: bool, as_json: bool) -> None:
@@ -236,26 +253,27 @@ def _train_seeds(problem: Any, seeds: list[int], out: Path, how: dict[str, Any],
 
     del how["seed"]
     epochs = dict.fromkeys(seeds, 0)
-    with output.progress(how["epochs"], quiet=quiet, as_json=False) as shown:
+    with output.progress(how["epochs"], quiet=quiet or as_json, as_json=False) as shown:
 
         def report(seed: int, progress: Any) -> None:
             epochs[seed] = progress.epoch
             if seed == seeds[-1]:
                 shown(progress)
             if as_json:
-                show({"seed": seed} | output.epoch_record(progress), as_json=True)
+                show({"event": "epoch", "seed": seed} | output.epoch_record(progress), as_json=True)
 
         results = train_seeds(problem, seeds, out=out, report=report, **how)
     for seed, result in zip(seeds, results):
         diverged = isinstance(result, DivergedError)
         record = {"epochs": epochs[seed], "status": str(result)} if diverged else {**output.learned(result), "status": "complete"}
         if as_json:
-            show({"seed": seed, "file": str(out / f"seed_{seed}.h5")} | record, as_json=True)
+            show(output.finished({"seed": seed, "file": str(out / f"seed_{seed}.h5")} | record), as_json=True)
         else:
-            click.echo(f"seed {seed:>4}  " + "  ".join(f"{k.replace('_', ' ')} {output.short(v)}" for k, v in record.items()))
+            output.say(f"seed {seed:>4}  " + "  ".join(f"{k.replace('_', ' ')} {output.short(v)}" for k, v in record.items()))
     lost = [seed for seed, result in zip(seeds, results) if isinstance(result, DivergedError)]
     if lost:
-        raise DivergedError(f"{len(lost)} of {len(seeds)} trainings diverged: seeds {', '.join(map(str, lost))}")
+        named = f"{len(lost)} of {len(seeds)} trainings diverged: seeds {', '.join(map(str, lost))}"
+        raise DivergedError(f"{named}; their files in {out} hold the epochs before")
 
 
 def _simulate(
@@ -267,7 +285,8 @@ def _simulate(
 
     _free(out, force=force)
     x0 = run.problem.sample(count, seed)
-    paths = trajectories(on_backend(run.problem, backend), [run.best_theta if best else run.theta], x0)
+    with output.compiling(quiet=quiet):
+        paths = trajectories(on_backend(run.problem, backend), [run.best_theta if best else run.theta], x0)
     run_file.save_paths(out, run, paths, seed)
     loss = paths["loss"][0]
     show({"file": str(out), "count": count, "mean_loss": float(loss.mean()), "worst_loss": float(loss.max())}, as_json=as_json)
@@ -298,10 +317,11 @@ def check(source: str, as_json: bool, quiet: bool, **how: Any) -> None:
     found = find(source)
     if isinstance(found, type) and issubclass(found, System):
         found = found()
-    if isinstance(found, System):
-        output.findings(checking.check_system(found, **how), as_json=as_json)
-    else:
-        _check(from_source(source), how, as_json=as_json)
+    with output.compiling(quiet=quiet):
+        if isinstance(found, System):
+            output.findings(checking.check_system(found, **how), as_json=as_json)
+        else:
+            _check(from_source(source), how, as_json=as_json)
 
 
 # --- pictures and files -------------------------------------------------------------------------------------------
@@ -370,7 +390,7 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
         with own_code(task):
             pictures = films.save_film(rollouts, trajectory, out, fps, task=task, **look)
         if not quiet:
-            click.echo(f"{out}: {pictures} pictures, {pictures / fps:.1f} s", err=True)
+            output.say(f"{out}: {pictures} pictures, {pictures / fps:.1f} s", err=True)
 
 
 _add_pictures(stablebptt)
@@ -386,7 +406,7 @@ def inspect(file: Path, trajectory: int | None, as_json: bool, quiet: bool) -> N
     from stablebptt.data import summary
 
     found = summary.summarize(file, trajectory)
-    click.echo(json.dumps(found) if as_json else summary.text(found))
+    output.say(json.dumps(found) if as_json else summary.text(found))
 
 
 @command(stablebptt, "sweep")
@@ -516,11 +536,11 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
     if isinstance(error, DivergedError):
-        return str(error), DIVERGED
+        return "; ".join([str(error), *_notes(error)]), DIVERGED
     if isinstance(error, FileFormatError):
         return str(error), BAD_FILE
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        return "interrupted", INTERRUPTED
+        return "; ".join(["interrupted", *_notes(error)]), INTERRUPTED
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{reason}: {error.filename}" if error.filename else reason, NO_ACCESS
@@ -531,6 +551,17 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ValueError):
         return str(error), WRONG_USAGE
     return f"{type(error).__name__}: {error}", 1
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What is saved, and how to go on."""
+    raised = error.__cause__ if isinstance(error, click.Abort) else error  # click makes an Abort of an interrupt
+    return list(getattr(raised, "__notes__", ()))
+
+
+def _as_options(message: str) -> str:
+    """A message of the library's in the words of the command line: --resume where it says resume=True."""
+    return re.sub(r"\b(resume|force)=True\b", r"--\1", message)
 
 
 def _terminated(number: int, frame: Any) -> None:
@@ -550,12 +581,9 @@ def main(arguments: list[str] | None = None) -> None:
         stablebptt.main(arguments, prog_name="stablebptt", standalone_mode=False, obj=given)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(NO_ACCESS)
     except (Exception, KeyboardInterrupt) as error:
         if given["debug"]:
             traceback.print_exc()
         message, code = _explain(error)
-        click.echo(f"stablebptt: {' '.join(message.split())}", err=True)
+        output.say(f"stablebptt: {' '.join(_as_options(message).split())}", err=True)
         sys.exit(code)

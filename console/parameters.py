@@ -27,7 +27,7 @@ class Place(click.Path):
             self.fail(str(error), param, ctx)
 
 
-FILE = Place(path_type=Path)
+FILE = Place(path_type=Path, readable=False)  # who reads it says that it may not be read, with exit code 5
 
 
 class Numbers(click.ParamType):

@@ -92,9 +92,10 @@ def make_settings(**given: Any) -> Settings:
 
 
 def settings_in_words(given: dict[str, Any]) -> Settings:
-    """Settings of a plan or of the command line, where the optimizer is a name beside `RULE_OPTIONS`."""
+    """Settings of a plan or of the command line, where the optimizer is a name (or a file's table) beside `RULE_OPTIONS`."""
     from stablebptt.tasks import optimizers
 
     rates = {name: given[name] for name in RULE_OPTIONS if given.get(name) is not None}
-    rule = optimizers.from_description({"name": given.get("optimizer", OPTIMIZER), **rates})
+    named = given.get("optimizer", OPTIMIZER)
+    rule = optimizers.from_description({**(named if isinstance(named, dict) else {"name": named}), **rates})
     return make_settings(**{name: value for name, value in given.items() if name not in RULE_OPTIONS} | {"optimizer": rule})

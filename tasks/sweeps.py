@@ -190,7 +190,8 @@ def sweep(
     known = {planned.name: outcome_of(folder / planned.name) for planned in runs}
     started = [name for name, outcome in known.items() if outcome.status != ABSENT]
     if started and not resume:
-        raise FileExistsError(f"{folder} holds {len(started)} runs of this plan; go on with resume, or choose another folder")
+        advice = "go on with resume=True, or choose another folder"
+        raise FileExistsError(f"{folder} holds {len(started)} runs of this plan; {advice}")
     skipped = (COMPLETE,) if retry_failed else (COMPLETE, DIVERGED, FAILED)
     todo = [planned for planned in runs if known[planned.name].status not in skipped]
     ended = {name: outcome for name, outcome in known.items() if outcome.status in skipped}

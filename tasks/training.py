@@ -14,7 +14,7 @@ from stablebptt.data import atomic, run_file
 from stablebptt.kernels.generics import tape_width
 from stablebptt.tasks import arguments, divergence, optimizers, runs, variants
 from stablebptt.tasks.engine import Evaluation, Gradient
-from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.problems import ORDER, TESTING, TRAINING, Problem, stream
 from stablebptt.tasks.runs import Progress, Run, check_options
 from stablebptt.tasks.settings import CHECKPOINT_SECONDS, Settings, make_settings, settings_of  # noqa: F401  (also found here)
@@ -51,7 +51,8 @@ def train(
     Raises
     ------
     DivergedError
-        With epoch, batch and time step; the file then holds the epochs before. Ctrl-C leaves a complete file, too.
+        With epoch, batch and time step; the file then holds the epochs before. Ctrl-C leaves a complete file, too. So does a
+        run that ends without a finite test loss.
     BlockingIOError
         If another process writes `out`.
     FileExistsError
@@ -100,6 +101,7 @@ class ActiveRun:
         self.checkpoint_seconds, self.report = checkpoint_seconds, report
         self.gates = variants.gates(settings.variant, problem.steps, problem.dtype)
         self.result: Run | DivergedError | None = None
+        self.kept: int | None = None  # epochs in the file, once it is this run's
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -109,6 +111,7 @@ class ActiveRun:
                 exists = path.exists()
             self.replaces = exists and not self.resume
             resumed = runs.resumed(path, self.problem, self.settings) if path is not None and exists and self.resume else None
+            self.kept = resumed.epoch if resumed else None
             self.progress = resumed or runs.start(self.problem, self.settings)
             self.states = {
                 "training": self.problem.sample(self.settings.train_count, self.settings.seed, TRAINING),
@@ -121,7 +124,7 @@ class ActiveRun:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.end("interrupted" if self.goes_on else "complete")
+        self._finish()
 
     @property
     def goes_on(self) -> bool:
@@ -196,7 +199,7 @@ class ActiveRun:
         if self.report is not None:
             self.report(progress)
         if not self.goes_on:
-            self.end("complete")
+            self._finish()
         elif time.monotonic() - self.saved > self.checkpoint_seconds:
             self._save("running")
             self.saved = time.monotonic()
@@ -209,7 +212,18 @@ class ActiveRun:
             run = runs.run_of(self.problem, self.settings, self.progress, self.states["test"], status)
             self.result = error or run
             if self.path is not None and not (self.replaces and self.progress.epoch == 0 and status == "interrupted"):
-                run_file.save(self.path, run, self.progress)
+                self._write(run)
+        if error is not None and (saved := kept([self])):
+            error.add_note(saved)
+
+    def _finish(self) -> None:
+        """End the run where it stands. If all epochs are done and none had a finite test loss, it is no success."""
+        if self.goes_on or self.progress.best_epoch:
+            self.end("interrupted" if self.goes_on else "complete")
+            return
+        epochs = self.progress.epoch
+        lost = DivergedError(f"{self.problem.task} diverged: no test loss of {epochs} epochs is finite", epoch=epochs)
+        self.end(f"diverged: {lost}", lost)
 
     def _diverge(self, error: DivergedError, place: str = "after its last batch", batch: int | None = None) -> None:
         place = f"epoch {self.epoch}, {place}"
@@ -219,21 +233,47 @@ class ActiveRun:
     def _save(self, status: str, *, rehearsal: bool = False) -> None:
         if self.path is not None:
             run = runs.run_of(self.problem, self.settings, self.progress, self.states["test"], status)
-            run_file.save(self.path, run, self.progress, rehearsal=rehearsal)
+            self._write(run, rehearsal=rehearsal)
+
+    def _write(self, run: Run, *, rehearsal: bool = False) -> None:
+        assert self.path is not None
+        run_file.save(self.path, run, self.progress, rehearsal=rehearsal)
+        if not rehearsal:
+            self.kept = self.progress.epoch
 
 
 def advance(active: Sequence[ActiveRun]) -> list[Run | DivergedError]:
     """Bring runs that differ in nothing but the seed to their ends, together; what became of each.
 
-    While the engine works for one half of them, the optimizers work for the other.
+    While the engine works for one half of them, the optimizers work for the other. An error carries a note of what is saved.
     """
-    with contextlib.ExitStack() as stack:
-        for run in active:
-            stack.enter_context(run)
-        turns = [_epochs(active[queue::QUEUES], queue) for queue in range(min(QUEUES, len(active)))]
-        while turns:
-            turns = [turn for turn in turns if next(turn, "over") != "over"]
+    try:
+        with contextlib.ExitStack() as stack:
+            for run in active:
+                stack.enter_context(run)
+            turns = [_epochs(active[queue::QUEUES], queue) for queue in range(min(QUEUES, len(active)))]
+            while turns:
+                turns = [turn for turn in turns if next(turn, "over") != "over"]
+    except KeyboardInterrupt as stop:
+        if saved := kept(active):
+            stop.add_note(f"{saved}; go on with resume=True" if any(run.kept is not None for run in active) else saved)
+        raise
     return [run.result for run in active if run.result is not None]
+
+
+def kept(active: Sequence[ActiveRun]) -> str:
+    """What the files of some runs hold, in a few words."""
+    files = [(run.path, run.kept) for run in active if run.path is not None]
+    epochs = [done for _, done in files if done is not None]
+    if not files:
+        return ""
+    if not epochs:
+        return "no epoch was done, and nothing is changed"
+    least, most = min(epochs), max(epochs)
+    count = f"{most} epoch{'s' * (most != 1)}" if least == most else f"{least} to {most} epochs"
+    if len(files) == 1:
+        return f"{files[0][0]} holds {count}"
+    return f"{len(epochs)} of {len(files)} files in {files[0][0].parent} hold {count}"
 
 
 def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
@@ -269,9 +309,11 @@ def _going(active: Sequence[ActiveRun]) -> list[ActiveRun]:
 
 def usable(path: FilePath, *, resume: bool, force: bool) -> FilePath:
     """Find out before the work, not after it, that a file cannot be written."""
+    if resume and force:
+        raise ArgumentError("force=True replaces a file, resume=True goes on with it; give one of them")
     atomic.check_folder(path)
     if path.exists() and not (resume or force):
-        raise FileExistsError(f"{path} exists; choose another name, replace it with force, or go on with resume")
+        raise FileExistsError(f"{path} exists; choose another name, replace it with force=True, or go on with resume=True")
     return atomic.target(path)
 
 
