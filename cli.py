@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from stablebptt.console import output
+from stablebptt.console.commands import Command, Group
 from stablebptt.console.options import (
     CHECKS,
     FILES,
@@ -28,16 +29,19 @@ from stablebptt.console.options import (
     OWN,
     PICTURE,
     PLOT,
+    QUIET,
     ROLLOUTS,
     SWEEP,
+    TRAIN_NOTES,
     TRAINING,
     Option,
     names_of,
     of_task,
     options,
+    section,
 )
 from stablebptt.console.output import show
-from stablebptt.console.parameters import FILE, PREFIX, read_settings
+from stablebptt.console.parameters import FILE, PREFIX, RUN, read_settings
 from stablebptt.console.resuming import completed
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.registry import TASKS
@@ -51,7 +55,7 @@ def _note_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None
     ctx.ensure_object(dict)["debug"] = value
 
 
-def command(group: click.Group, name: str) -> Callable[[Callable], click.Command]:
+def command(group: click.Group, name: str, epilog: str | None = None) -> Callable[[Callable], click.Command]:
     """A command with the options that all commands share."""
     words = [PREFIX, *([] if group is stablebptt else [str(group.name)]), name, "config"]
 
@@ -73,7 +77,8 @@ def command(group: click.Group, name: str) -> Callable[[Callable], click.Command
             envvar="_".join(words).upper(),
             help="TOML file with defaults, in tables named like the commands ([cartpole.train]).",
         )(function)
-        return group.command(name, context_settings={"show_default": True})(_usage(function))
+        settings = {"show_default": True}
+        return group.command(name, cls=Command, epilog=epilog, context_settings=settings)(_usage(function))
 
     return decorate
 
@@ -84,14 +89,17 @@ def _usage(function: Callable) -> Callable:
     @functools.wraps(function)
     def command(*values: Any, **given: Any) -> None:
         try:
-            function(*values, **given)
+            with warnings.catch_warnings():
+                if given.get("quiet"):
+                    warnings.simplefilter("ignore")
+                function(*values, **given)
         except ArgumentError as error:
             raise click.UsageError(str(error)) from error
 
     return command
 
 
-class Commands(click.Group):
+class Commands(Group):
     """The commands of this package; and those of a task of the user's, by the name of its record, such as my_spring:TASK."""
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
@@ -99,7 +107,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="stablebptt")
+@click.version_option(__version__, "-V", "--version", prog_name="stablebptt")
 def stablebptt() -> None:
     """Train neural controllers through physics simulators with stabilised backpropagation through time.
 
@@ -125,8 +133,8 @@ def _add_verbs(
     def chosen(given: dict[str, Any]) -> dict[str, Any]:
         return {name: given.pop(name) for name in names if name in given}
 
-    @command(group, "train")
-    @options([*named, *TRAINING, *FILES])
+    @command(group, "train", TRAIN_NOTES)
+    @options([*section("Files and output", FILES), *section("Task", named), *section("Training", TRAINING)])
     def train(**given: Any) -> None:
         """Train a controller and write a run file."""
         given = completed(given, group.name if group.name in TASKS else CUSTOM)
@@ -163,7 +171,7 @@ def _published(task: Task) -> click.Group:
             raise click.UsageError(f"{file} is a run of {run.problem.task}; use 'stablebptt {run.problem.task} simulate'")
         return run
 
-    group = click.Group(task.name, help=f"{task.summary} What is not given is as published.")
+    group = Group(task.name, help=f"{task.summary} What is not given is as published.")
     _add_verbs(group, [of_task(option) for option in task.options], make, load, again=False)
     return group
 
@@ -187,7 +195,7 @@ def _own_task(source: str) -> click.Group:
     def load(file: Path) -> Any:
         return runs.load(file, custom.from_file(task, runs.load(file).problem))
 
-    group = click.Group(task.name, help=task.summary)
+    group = Group(task.name, help=task.summary)
     _add_verbs(group, named, functools.partial(custom.from_source, source), load, again=False)
     _add_pictures(group, task)
     return group
@@ -206,7 +214,7 @@ def _custom() -> click.Group:
 
         return runs.load(file, make(**given))
 
-    group = click.Group(CUSTOM, help="Train and try controllers for a system of your own; MODULE:FUNCTION makes the problem.")
+    group = Group(CUSTOM, help="Train and try controllers for a system of your own; MODULE:FUNCTION makes the problem.")
     _add_verbs(group, OWN, make, load, again=True)
     return group
 
@@ -397,10 +405,10 @@ _add_pictures(stablebptt)
 
 
 @command(stablebptt, "inspect")
-@click.argument("file", type=FILE)
+@click.argument("file", type=RUN)
 @click.option("--trajectory", type=int, metavar="K", help="Show the numbers of trajectory K, counted from 0.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@click.option("--quiet", is_flag=True, help="No messages.")
+@QUIET
 def inspect(file: Path, trajectory: int | None, as_json: bool, quiet: bool) -> None:
     """Say what is in a file."""
     from stablebptt.data import summary
@@ -412,8 +420,9 @@ def inspect(file: Path, trajectory: int | None, as_json: bool, quiet: bool) -> N
 @command(stablebptt, "sweep")
 @options(SWEEP)
 def sweep(
-    plan: Path | None, out: Path, paper: str | None, *, seeds: str | None, epochs: int | None, jobs: int | None, resume: bool,
-    retry_failed: bool, dry_run: bool, task_index: int | None, dask: str | None, gather: bool, as_json: bool, quiet: bool,
+    plan: Path | None, out: Path | None, paper: str | None, *, seeds: str | None, epochs: int | None, jobs: int | None,
+    resume: bool, retry_failed: bool, dry_run: bool, task_index: int | None, dask: str | None, gather: bool, as_json: bool,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Train all runs of a plan, each into a file of its own.
 
@@ -425,6 +434,8 @@ def sweep(
         raise click.UsageError("give either a plan or --paper")
     if gather and dask is None:
         raise click.UsageError("--gather goes with --dask")
+    if out is None and (resume or not dry_run):
+        raise click.UsageError("Missing option '--out', the folder for the run files; only --dry-run goes without")
     chosen: Any = int(seeds) if seeds is not None and seeds.isdecimal() else seeds
     runs = sweeps.read_plan(plan, chosen, epochs) if plan is not None else sweeps.paper_plan(str(paper), chosen, epochs)
     if jobs is not None:
@@ -432,8 +443,11 @@ def sweep(
     if task_index is not None:
         arguments.index("task index", task_index, len(runs))
     if dry_run:
-        output.dry_run(sweeps.estimate(runs), jobs or sweeps.cores(), as_json=as_json)
+        with output.compiling(quiet=quiet):
+            left = sweeps.estimate(runs, out, resume=resume, retry_failed=retry_failed)
+        output.dry_run(left, jobs or sweeps.cores(), as_json=as_json)
         return
+    assert out is not None
     if task_index is not None:
         outcomes = [sweeps.run_one(runs[task_index], out, retry_failed=retry_failed)]
         show(output.event(outcomes[0]), as_json=as_json)
@@ -450,7 +464,7 @@ def sweep(
 @command(stablebptt, "report")
 @click.argument("folder", type=FILE, metavar="FOLDER")
 @click.option("--json", "as_json", is_flag=True, help="The counts as a JSON object.")
-@click.option("--quiet", is_flag=True, help="No messages.")
+@QUIET
 def report(folder: Path, as_json: bool, quiet: bool) -> None:
     """Collect the runs of a sweep in FOLDER/report: a table, a page (Markdown and HTML) and the published figures with bands."""
     from stablebptt.tasks import reports
@@ -458,7 +472,7 @@ def report(folder: Path, as_json: bool, quiet: bool) -> None:
     show(reports.write(folder), as_json=as_json)
 
 
-@stablebptt.group("landscape")
+@stablebptt.group("landscape", cls=Group)
 def landscape() -> None:
     """Two pictures that explain the method."""
 
@@ -488,7 +502,7 @@ def rotation(out: Path, force: bool, quiet: bool, as_json: bool) -> None:
 @command(stablebptt, "info")
 @click.option("--versions", "only_versions", is_flag=True, help="Versions only.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@click.option("--quiet", is_flag=True, help="No messages.")
+@QUIET
 def info(only_versions: bool, as_json: bool, quiet: bool) -> None:
     """Versions, processor, GPU and cache folder."""
     from stablebptt.data.run_file import versions
@@ -527,20 +541,25 @@ def _gpu() -> str:
 
 def _explain(error: BaseException) -> tuple[str, int]:
     """One line and an exit code for an error."""
+    if isinstance(error, click.UsageError):
+        where = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
+        return error.format_message().rstrip(".") + where, WRONG_USAGE
+    if isinstance(error, click.ClickException):
+        return error.format_message(), error.exit_code
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "; ".join(["interrupted", *_notes(error)]), INTERRUPTED
+    return _explain_failure(error)
+
+
+def _explain_failure(error: BaseException) -> tuple[str, int]:
+    """The same for an error of the library's."""
     from stablebptt.data.storage import FileFormatError
     from stablebptt.tasks.errors import BackendError, DivergedError, OwnCodeError
 
-    if isinstance(error, click.UsageError):
-        where = f"; see '{error.ctx.command_path} --help'" if error.ctx is not None else ""
-        return error.format_message() + where, WRONG_USAGE
-    if isinstance(error, click.ClickException):
-        return error.format_message(), error.exit_code
     if isinstance(error, DivergedError):
         return "; ".join([str(error), *_notes(error)]), DIVERGED
     if isinstance(error, FileFormatError):
         return str(error), BAD_FILE
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return "; ".join(["interrupted", *_notes(error)]), INTERRUPTED
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{reason}: {error.filename}" if error.filename else reason, NO_ACCESS
@@ -578,12 +597,11 @@ def main(arguments: list[str] | None = None) -> None:
     given = {"debug": "--debug" in (sys.argv[1:] if arguments is None else arguments)}
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        stablebptt.main(arguments, prog_name="stablebptt", standalone_mode=False, obj=given)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
+        code = stablebptt.main(arguments, prog_name="stablebptt", standalone_mode=False, obj=given)
     except (Exception, KeyboardInterrupt) as error:
         if given["debug"]:
             traceback.print_exc()
         message, code = _explain(error)
         output.say(f"stablebptt: {' '.join(_as_options(message).split())}", err=True)
+    if code:
         sys.exit(code)

@@ -154,18 +154,22 @@ def findings(found: list[Any], *, as_json: bool) -> None:
             raise click.ClickException(f"{words}: {', '.join(named)}{hint}")
 
 
-def dry_run(seconds: dict[str, float], jobs: int, *, as_json: bool) -> None:
-    for name, estimate in seconds.items():
+def dry_run(estimate: Any, jobs: int, *, as_json: bool) -> None:
+    """The runs that are left, and what they and compiling their code take."""
+    runs = estimate.runs
+    for name, seconds in runs.items():
         if as_json:
-            show({"event": "planned", "run": name, "seconds": estimate}, as_json=True)
+            show({"event": "planned", "run": name, "seconds": seconds}, as_json=True)
         else:
-            say(f"{name:<70} {_duration(estimate)}")
-    total = sum(seconds.values())
-    summary = {"runs": len(seconds), "core_seconds": total, "jobs": jobs, "seconds": total / min(jobs, max(len(seconds), 1))}
+            say(f"{name:<70} {_duration(seconds)}")
+    work, compiling = sum(runs.values()), estimate.compiling
+    facts = {"runs": len(runs), "core_seconds": work + compiling, "jobs": jobs, "compile_seconds": compiling}
+    total = work / min(jobs, max(len(runs), 1)) + compiling
     if as_json:
-        show({"event": "estimated"} | summary, as_json=True)
-    else:
-        say(f"{len(seconds)} runs, about {_duration(total)} on one core, {_duration(summary['seconds'])} with {jobs} jobs")
+        show({"event": "estimated"} | facts | {"seconds": total}, as_json=True)
+        return
+    times = f"about {_duration(work + compiling)} on one core, {_duration(total)} with {jobs} jobs"
+    say(f"{len(runs)} runs, {times}, {_duration(compiling)} of it for compiling")
 
 
 def event(outcome: Any) -> dict[str, Any]:

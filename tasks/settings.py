@@ -12,6 +12,14 @@ from stablebptt.tasks.task import Option
 CHECKPOINT_SECONDS = 30.0  # a run file is written at least this often
 LARGEST_SEED = 2**63 - 1  # as files keep it
 CLIP_MODES = ("none", "value", "norm")
+VARIANTS = {
+    "R": "regular: full backpropagation through time",
+    "M": "modified: stopped at the network's input",
+    "S": "one step: both paths are closed",
+    "N": "network: only the path through the network",
+    "C": "combined: M where its sign agrees with that of R, else 0",
+}
+OPTIMIZERS = ("adam", "sgd", "adagrad", "adadelta", "rmsprop")
 OPTIMIZER = "adam"
 # Of the optimizer, where it is given in words (in plans, on the command line) and not as a rule.
 RULE_OPTIONS = ("learning_rate", "momentum")

@@ -1,15 +1,23 @@
 """What a person sees at the terminal, and what a script reads: going on, closed pipes, help, bars."""
 
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import click
+import commands
 import numpy as np
 import pytest
 
 import stablebptt as sb
-from stablebptt.tasks import sweeps, training
+from stablebptt import cli
+from stablebptt.tasks import settings, sweeps, training, variants
+
+HERE = Path(__file__).resolve().parent.parent
 
 SMALL = "--steps 4 --hidden 4 --train-count 8 --test-count 5 --variant R".split()
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals and pipes are those of POSIX")
@@ -213,3 +221,156 @@ def test_events_of_many_seeds_and_of_checks(run):
     assert all(type(record["best_epoch"]) is int for record in records[2:]) and result.err.count("epoch") == 0
     found = run("cartpole", "check", "--steps", 4, "--hidden", 4, "--json", "--quiet")
     assert {json.loads(line)["event"] for line in found.out.splitlines()} == {"finding"} and found.err == ""
+
+
+# --- first contact ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [[], ["cartpole"], ["custom"], ["landscape"]])
+def test_a_group_without_a_command_shows_its_help(run, words):
+    """On stdout, as --help does; with the exit code of wrong usage, as click has it since 8.2."""
+    alone, asked = run(*words), run(*words, "--help")
+    assert alone.out == asked.out and "Commands:" in alone.out
+    assert (alone.code, asked.code, alone.err) == (2, 0, "")
+
+
+def test_the_help_of_train(run):
+    text = run("cartpole", "train", "--help").out
+    sections = [line[:-1] for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert sections == ["Files and output", "Task", "Training", "Options", "Variants", "Examples"]
+    assert text.split("Files and output:\n")[1].startswith("  -o, --out ")
+    words = " ".join(text.split())
+    for option in stablebptt_train().params:
+        if isinstance(option, click.Option) and option.default not in (None, False) and not option.flag_value:
+            assert f"[default: {option.default}" in words.split(f" {option.opts[-1]} ", 1)[1], option.name
+    for letter, line in zip("RMSNC", text.split("Variants:\n")[1].splitlines()):
+        assert line.startswith(f"  {letter}  ") and len(line) < 80
+    assert text.count("  stablebptt cartpole train --") == 2
+    assert "stablebptt custom train MODULE:FUNCTION --" in run("custom", "train", "-h").out
+
+
+def stablebptt_train():
+    return cli.stablebptt.commands["cartpole"].commands["train"]
+
+
+def test_the_help_says_what_the_library_does(run):
+    words = " ".join(run("cartpole", "train", "--help").out.split())
+    rates = {name: inspect.signature(rule).parameters["learning_rate"].default for name, rule in sb.optimizers.RULES.items()}
+    assert set(rates.values()) == {0.001, 0.01} and [name for name in rates if rates[name] == 0.01] == ["sgd"]
+    assert "[default: 0.001; sgd: 0.01]" in words and sb.optimizers.sgd().momentum == 0
+    assert tuple(sb.optimizers.RULES) == settings.OPTIMIZERS and set(settings.VARIANTS) == set(variants.NAMES)
+
+
+def test_help_needs_no_numpy():
+    call = "import sys; from stablebptt import cli\ntry: cli.main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code = call + "assert 'numpy' not in sys.modules"
+    for words in ([], ["--help"], ["cartpole"], ["cartpole", "train", "--help"], ["sweep", "-h"], ["train"], ["-V"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_short_options(run):
+    assert run("-V").out == run("--version").out
+    assert run("cartpole", "train", *SMALL, "--epochs", 1, "-q", "--learning-rate", 0.5, "-o", "run.h5").err == ""
+    assert sb.load("run.h5").config["optimizer"]["learning_rate"] == 0.5
+
+
+def test_short_options_have_no_other_names(run, monkeypatch, tmp_path):
+    (tmp_path / "some.toml").write_text("[cartpole.train]\no = 'run.h5'\n")
+    result = run("cartpole", "train", "--config", "some.toml")
+    assert result.code == 2 and "has no option 'o'" in result.err
+
+
+@pytest.mark.parametrize("words, way", [
+    (["train"], "stablebptt cartpole train"), (["simulate", "run.h5"], "stablebptt cartpole simulate"),
+    (["fields"], "stablebptt landscape fields"), (["cartpole", "inspect"], "stablebptt inspect"),
+])  # fmt: skip
+def test_a_command_of_another_place_is_shown_the_way(run, words, way):
+    result = run(*words)
+    assert result.code == 2 and f"; try '{way}'" in result.err and result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [
+    ["cartpool"], ["cartpole", "trian"], ["cartpole", "train"], ["cartpole", "train", "--pole", "3", "-o", "x.h5"],
+    ["cartpole", "train", "--momentum", "0.9", "-o", "x.h5"], ["cartpole", "train", "--epochs", "x", "-o", "x.h5"],
+    ["sweep"], ["check"], ["custom", "train", "json:loads", "--set", "a=1", "-o", "x.h5"], ["inspect"], ["plot", "a.h5"],
+    ["cartpole", "train", "--seeds", "3", "-o", "x.h5"], ["cartpole", "train", "--clip", "all", "-o", "x.h5"],
+])  # fmt: skip
+def test_errors_are_written_for_people(run, words):
+    result = run(*words)
+    assert result.code == 2 and result.err.count("\n") == 1 and not result.out
+    for wrong in (".;", "..", "()", "keyword", "positional", "with force", "=True", "None", "Error"):
+        assert wrong not in result.err, result.err
+
+
+def test_files_that_exist_are_replaced_with_an_option(run, tmp_path):
+    for name in ("run.h5", "paths.h5", "a.png", "seed_0.h5"):
+        (tmp_path / name).touch()
+    for words in (
+        ["cartpole", "train", "-o", "run.h5"], ["cartpole", "train", "--seeds", "0:1", "-o", "."],
+        ["landscape", "rotation", "-o", "a.png"],
+    ):  # fmt: skip
+        result = run(*words)
+        assert result.code == 5 and "--force" in result.err and "force=" not in result.err, result.err
+
+
+@pytest.mark.parametrize("line, words", [
+    ("stablebptt cartpole train --variant ", {"R", "M", "S", "N", "C"}),
+    ("stablebptt cartpole train --optimizer a", {"adam", "adagrad", "adadelta"}),
+    ("stablebptt qua", {"quantum"}), ("stablebptt inspect r", {"run.h5"}), ("stablebptt plot run.h5 ", {"run.h5", "other.h5"}),
+    ("stablebptt cartpole train --out ", {"run.h5", "other.h5"}), ("stablebptt sweep ", {"plan.toml"}),
+    ("stablebptt sweep --paper g", {"guidance"}), ("stablebptt cartpole train --learn", {"--learning-rate"}),
+])  # fmt: skip
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(tmp_path, monkeypatch, capsys, shell, line, words):
+    monkeypatch.chdir(tmp_path)
+    for name in ("run.h5", "other.h5", "plan.toml", "rest.txt"):
+        (tmp_path / name).touch()
+    count, last = len(line.split(" ")) - 1, line.split(" ")[-1]
+    place = {"COMP_WORDS": line, "COMP_CWORD": last if shell == "fish" else str(count)}
+    for name, value in (place | {"_STABLEBPTT_COMPLETE": f"{shell}_complete"}).items():
+        monkeypatch.setenv(name, value)
+    assert commands.call() == 0
+    told = capsys.readouterr().out
+    if shell == "zsh":  # kind, word and help
+        assert set(told.splitlines()[1::3]) == words
+    else:
+        assert {line.partition(",")[2].partition("\t")[0] for line in told.splitlines()} == words
+
+
+def test_the_completion_of_the_readme():
+    lines = re.findall(r"_STABLEBPTT_COMPLETE=(\w+)_source stablebptt", (HERE / "README.md").read_text("utf-8"))
+    assert sorted(lines) == ["bash", "fish", "zsh"]
+
+
+# --- sweeps -------------------------------------------------------------------------------------------------------
+
+PLAN = "task = 'cartpole'\n[options]\nsteps = 4\nhidden = [4]\n"
+PLAN += "[train]\nvariant = 'R'\ntrain_count = 8\ntest_count = 5\nepochs = 4\n"
+
+
+def test_a_dry_run_counts_what_is_left(run, monkeypatch, tmp_path):
+    (tmp_path / "plan.toml").write_text(PLAN)
+    monkeypatch.setattr(sweeps, "_update_seconds", lambda config, chosen: 1.0)
+    sweep = ["sweep", "plan.toml", "--seeds", "0:3", "--json"]
+    records = [json.loads(line) for line in run(*sweep, "--dry-run").out.splitlines()]
+    assert [record["event"] for record in records] == ["planned"] * 3 + ["estimated"]
+    whole = records[0]["seconds"]
+    assert records[-1]["core_seconds"] == pytest.approx(3 * whole + records[-1]["compile_seconds"])
+    assert records[-1]["compile_seconds"] > 0 and list(tmp_path.iterdir()) == [tmp_path / "plan.toml"]
+    runs = sweeps.read_plan("plan.toml", "0:3")
+    sweeps.run_one(runs[0], "folder")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert sweeps.run_one(runs[1], "folder").epochs == 3
+    left = [json.loads(line) for line in run(*sweep, "--dry-run", "--resume", "--out", "folder").out.splitlines()]
+    assert {record["run"]: record["seconds"] / whole for record in left[:-1]} == {
+        runs[1].name: pytest.approx(0.25), runs[2].name: pytest.approx(1.0)
+    }  # fmt: skip
+
+
+def test_only_a_dry_run_goes_without_a_folder(run, tmp_path):
+    (tmp_path / "plan.toml").write_text(PLAN)
+    for more in ([], ["--dry-run", "--resume"], ["--task-index", 0]):
+        result = run("sweep", "plan.toml", *more)
+        assert result.code == 2 and "Missing option '--out'" in result.err
