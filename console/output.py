@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]"
 LINE_SECONDS = 10.0  # between lines, where there is no bar
 WHOLE = ("epoch", "skipped")  # columns of the history that count
 
@@ -70,34 +69,37 @@ def _is_live(*, as_json: bool) -> bool:
 
 
 @contextmanager
-def _counter(unit: str, *, quiet: bool, as_json: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """Something to tell how many of how many are done: a bar on a terminal, now and then a line elsewhere."""
-    live, begin, shown = _is_live(as_json=as_json) and not quiet, time.time(), -math.inf
-    bar: Any = None
+def _counter(line: str, *, quiet: bool, as_json: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """Something to tell how many of how many are done: a bar on a terminal, now and then a `line` elsewhere."""
+    if not quiet and _is_live(as_json=as_json):
+        from stablebptt.tasks import bars
+
+        with bars.bar() as tell:
+            yield tell
+    else:
+        yield _nothing if quiet or as_json else _lines(line)
+
+
+def _nothing(done: int, total: int, words: str) -> None:
+    """Records are shown instead, or it was not asked for."""
+
+
+def _lines(line: str) -> Callable[[int, int, str], None]:
+    shown = -math.inf
     first: tuple[int, float] | None = None
 
     def tell(done: int, total: int, words: str) -> None:
-        nonlocal shown, bar, first
-        first = first or (done, time.monotonic())  # before it, code may have been compiled, or a file read
-        if live and bar is None:
-            from tqdm.auto import tqdm
+        nonlocal shown, first
+        now = time.monotonic()
+        first = first or (done, now)  # before it, code may have been compiled, or a file read
+        if now - shown < LINE_SECONDS and done < total:
+            return
+        shown = now
+        pace = (now - first[1]) / (done - first[0]) if done > first[0] else math.nan
+        rest = f"  {_duration(pace * (total - done))} left" if done < total and math.isfinite(pace) else ""
+        say(f"{line.format(done, total)}  {words}{rest}", err=True)
 
-            bar = tqdm(total=total, initial=done, file=sys.stderr, dynamic_ncols=True, bar_format=BAR)
-            bar.start_t = begin
-        if bar is not None:
-            bar.set_postfix_str(words, refresh=False)
-            bar.update(done - bar.n)
-        elif not (quiet or as_json) and (time.monotonic() - shown >= LINE_SECONDS or done == total):
-            shown = time.monotonic()
-            pace = (shown - first[1]) / (done - first[0]) if done > first[0] else math.nan
-            rest = f"  {_duration(pace * (total - done))} left" if done < total and math.isfinite(pace) else ""
-            say(f"{unit} {done}/{total}  {words}{rest}", err=True)
-
-    try:
-        yield tell
-    finally:
-        if bar is not None:
-            bar.close()
+    return tell
 
 
 @contextmanager
@@ -123,7 +125,7 @@ def compiling(*, quiet: bool) -> Iterator[None]:
 @contextmanager
 def progress(epochs: int, *, quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]]:
     """Something to report epochs to."""
-    with compiling(quiet=quiet), _counter("epoch", quiet=quiet, as_json=as_json) as tell:
+    with compiling(quiet=quiet), _counter("epoch {}/{}", quiet=quiet, as_json=as_json) as tell:
 
         def report(progress: Any) -> None:
             row = epoch_record(progress)
@@ -180,7 +182,7 @@ def event(outcome: Any) -> dict[str, Any]:
 def sweep_progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]]:
     """Something to report a sweep to; an interrupt carries a note of what is done."""
     done = total = 0
-    with compiling(quiet=quiet), _counter("run", quiet=quiet, as_json=as_json) as tell:
+    with compiling(quiet=quiet), _counter("{} of {} runs done", quiet=quiet, as_json=as_json) as tell:
 
         def report(progress: Any) -> None:
             nonlocal done, total

@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any, Self
@@ -12,7 +13,7 @@ import numpy as np
 
 from stablebptt.data import atomic, run_file
 from stablebptt.kernels.generics import tape_width
-from stablebptt.tasks import arguments, divergence, optimizers, runs, variants
+from stablebptt.tasks import arguments, bars, divergence, optimizers, runs, variants
 from stablebptt.tasks.engine import Evaluation, Gradient
 from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.problems import ORDER, TESTING, TRAINING, Problem, stream
@@ -34,6 +35,7 @@ def train(
     force: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: Callable[[Progress], None] | None = None,
+    progress: bool | None = None,
     **settings: Any,
 ) -> Run:
     """Train a controller.
@@ -45,6 +47,7 @@ def train(
     resume : go on from the checkpoint in `out`, if there is one, to the same result as without a break
     force : replace an existing file
     report : called with a `Progress` after every epoch
+    progress : show a bar; by default in a notebook
     **settings : clip ("none", "value", "norm"), clip_at, optimizer, batch_size, train_count, test_count, shuffle, on_divergence
         ("stop", or "skip": leave out updates that are not finite, and count them in the history)
 
@@ -63,11 +66,27 @@ def train(
     path = None if out is None else usable(atomic.expanded(out), resume=resume, force=force)
     if path is not None:
         check_options(problem)
-    active = ActiveRun(problem, chosen, path, resume=resume, checkpoint_seconds=checkpoint_seconds, report=report)
-    [result] = advance([active])
+    wanted = bars.in_notebook() and report is None if progress is None else arguments.flag("progress", progress)
+    with bars.bar() if wanted else nullcontext() as tell:
+        told = _told(report, tell, chosen.epochs)
+        active = ActiveRun(problem, chosen, path, resume=resume, checkpoint_seconds=checkpoint_seconds, report=told)
+        [result] = advance([active])
     if isinstance(result, DivergedError):
         raise result
     return result
+
+
+def _told(report: Callable[[Progress], None] | None, tell: Callable[[int, int, str], None] | None, epochs: int) -> Any:
+    """What is called after every epoch: the user's function, and a bar."""
+    if tell is None:
+        return report
+
+    def both(progress: Progress) -> None:
+        tell(progress.epoch, epochs, f"test loss {progress.history[-1][runs.HISTORY.index('test_loss')]:.5g}")
+        if report is not None:
+            report(progress)
+
+    return both
 
 
 def check_training(problem: Problem, settings: Settings, checkpoint_seconds: float) -> None:

@@ -6,16 +6,19 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import commands
+import numba
 import numpy as np
 import pytest
 
 import stablebptt as sb
 from stablebptt import cli
-from stablebptt.tasks import settings, sweeps, training, variants
+from stablebptt.tasks import bars, settings, sweeps, training, variants
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -374,3 +377,131 @@ def test_only_a_dry_run_goes_without_a_folder(run, tmp_path):
     for more in ([], ["--dry-run", "--resume"], ["--task-index", 0]):
         result = run("sweep", "plan.toml", *more)
         assert result.code == 2 and "Missing option '--out'" in result.err
+
+
+# --- bars and messages --------------------------------------------------------------------------------------------
+
+
+def on_terminal(folder, words, columns=50, **environment):
+    """What a terminal of some columns is sent."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    command, variables = [sys.executable, "-m", "stablebptt", *words], {**os.environ, "TERM": "xterm", **environment}
+    with subprocess.Popen(command, cwd=folder, env=variables, **streams) as process:
+        os.close(theirs)
+        content = b""
+        while part := _read(ours):
+            content += part
+    os.close(ours)
+    assert process.returncode == 0, content
+    return content.decode().replace("\r\n", "\n")
+
+
+def _read(handle):
+    try:
+        return os.read(handle, 65536)
+    except OSError:  # the other side is closed
+        return b""
+
+
+LONG = ["cartpole", "train", *SMALL, "--epochs", "1500", "--out", "run.h5"]
+
+
+@POSIX
+@pytest.mark.parametrize("columns", [40, 50, 100])
+def test_a_bar_fits_the_terminal(tmp_path, columns):
+    drawn = on_terminal(tmp_path, LONG, columns).partition("\nfile: run.h5\n")[0].split("\r")
+    assert len(drawn) > 2 and all(len(line) <= columns for line in drawn)
+    assert drawn[-1].startswith("100%|") and re.search(r" 1500/1500 \[\d\d:\d\d\], test ", drawn[-1])
+
+
+@POSIX
+@pytest.mark.parametrize("more, environment", [
+    (["--json"], {}), (["--quiet"], {}), (["--json", "--quiet"], {}), ([], {"TERM": "dumb"}),
+])  # fmt: skip
+def test_no_bar_where_it_has_no_place(tmp_path, more, environment):
+    shown = on_terminal(tmp_path, ["cartpole", "train", *SMALL, "--epochs", "2", "--out", "run.h5", *more], **environment)
+    assert "\r" not in shown and "|" not in shown
+    if "--json" in more:
+        assert [json.loads(line)["event"] for line in shown.splitlines()] == ["epoch", "epoch", "finished"]
+    else:
+        assert shown.count("epoch ") == (0 if more else 2) + shown.count("best epoch ")
+
+
+@POSIX
+def test_a_bar_of_a_sweep(tmp_path):
+    (tmp_path / "plan.toml").write_text(PLAN)
+    drawn = on_terminal(tmp_path, ["sweep", "plan.toml", "--jobs", "1", "--out", "folder"]).partition("\nrun ")[0].split("\r")
+    assert all(len(line) <= 50 for line in drawn) and re.search(r"^100%\|.*\| 1/1 \[\d\d:\d\d\]", drawn[-1])
+
+
+def compile_something():
+    numba.njit(lambda x: x + 1)(1)
+
+
+def test_compiling_is_said_once(run, monkeypatch, capsys):
+    def train(problem, report, **how):
+        compile_something()
+        compile_something()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", train)
+    words = ["cartpole", "train", *SMALL, "--out", "run.h5"]
+    first, last = run(*words).err.splitlines()[::2]
+    assert first.startswith("compiling, once for this kind of problem") and last == "stablebptt: interrupted"
+    assert "compiling" not in run(*words, "--quiet").err + run(*words, "--json").out
+    compile_something()  # nobody listens any more
+    assert capsys.readouterr().err == ""
+
+
+def test_quiet_silences_warnings(run, monkeypatch):
+    from stablebptt.data import run_file
+
+    def versions():
+        warnings.warn("the clock is slow", stacklevel=2)
+        return {}
+
+    monkeypatch.setattr(run_file, "versions", versions)
+    with pytest.warns(UserWarning, match="the clock is slow"):
+        run("info", "--versions")
+    with warnings.catch_warnings(record=True) as seen:
+        assert run("info", "--versions", "--quiet").code == 0
+    assert seen == []
+
+
+def test_quiet_is_an_option_of_every_command():
+    def commands_of(group):
+        for command in group.commands.values():
+            yield from commands_of(command) if isinstance(command, click.Group) else [command]
+
+    for command in commands_of(cli.stablebptt):
+        assert next(option for option in command.params if option.name == "quiet").opts == ["-q", "--quiet"], command.name
+
+
+def test_a_bar_for_python(capsys, monkeypatch):
+    problem, sizes = sb.problem("cartpole", steps=4, hidden=(4,)), {"epochs": 2, "train_count": 8, "test_count": 5}
+    seen = []
+    sb.train(problem, "R", progress=True, report=seen.append, **sizes)
+    assert "2/2 [" in capsys.readouterr().err and [progress.epoch for progress in seen] == [1, 2]
+    sb.train(problem, "R", **sizes)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(bars, "in_notebook", lambda: True)
+    sb.train(problem, "R", **sizes)
+    assert "2/2 [" in capsys.readouterr().err
+    sb.train(problem, "R", progress=False, **sizes)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ValueError, match="progress is 'no'; it must be True or False"):
+        sb.train(problem, "R", progress="no", **sizes)
+
+
+def test_a_notebook_is_known_by_its_kernel(monkeypatch):
+    assert not bars.in_notebook()
+    for shell, found in ((None, False), (object(), False), (SimpleNamespace(kernel=1), True)):
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
+        assert bars.in_notebook() == found
