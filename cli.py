@@ -7,19 +7,21 @@ or foreign file, 5 cannot read or write, 130 interrupted.
 import functools
 import json
 import os
+import re
 import signal
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
 from stablebptt.console import output
+from stablebptt.console.commands import Command, Group
 from stablebptt.console.options import (
     CHECKS,
     FILES,
@@ -27,16 +29,20 @@ from stablebptt.console.options import (
     OWN,
     PICTURE,
     PLOT,
+    QUIET,
     ROLLOUTS,
     SWEEP,
+    TRAIN_NOTES,
     TRAINING,
     Option,
     names_of,
     of_task,
     options,
+    section,
 )
 from stablebptt.console.output import show
-from stablebptt.console.parameters import FILE, PREFIX, read_settings
+from stablebptt.console.parameters import FILE, PREFIX, RUN, read_settings
+from stablebptt.console.resuming import completed
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.registry import TASKS
 from stablebptt.tasks.task import CUSTOM, Task
@@ -49,7 +55,7 @@ def _note_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None
     ctx.ensure_object(dict)["debug"] = value
 
 
-def command(group: click.Group, name: str) -> Callable[[Callable], click.Command]:
+def command(group: click.Group, name: str, epilog: str | None = None) -> Callable[[Callable], click.Command]:
     """A command with the options that all commands share."""
     words = [PREFIX, *([] if group is stablebptt else [str(group.name)]), name, "config"]
 
@@ -71,7 +77,8 @@ def command(group: click.Group, name: str) -> Callable[[Callable], click.Command
             envvar="_".join(words).upper(),
             help="TOML file with defaults, in tables named like the commands ([cartpole.train]).",
         )(function)
-        return group.command(name, context_settings={"show_default": True})(_usage(function))
+        settings = {"show_default": True}
+        return group.command(name, cls=Command, epilog=epilog, context_settings=settings)(_usage(function))
 
     return decorate
 
@@ -82,14 +89,17 @@ def _usage(function: Callable) -> Callable:
     @functools.wraps(function)
     def command(*values: Any, **given: Any) -> None:
         try:
-            function(*values, **given)
+            with warnings.catch_warnings():
+                if given.get("quiet"):
+                    warnings.simplefilter("ignore")
+                function(*values, **given)
         except ArgumentError as error:
             raise click.UsageError(str(error)) from error
 
     return command
 
 
-class Commands(click.Group):
+class Commands(Group):
     """The commands of this package; and those of a task of the user's, by the name of its record, such as my_spring:TASK."""
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
@@ -97,7 +107,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="stablebptt")
+@click.version_option(__version__, "-V", "--version", prog_name="stablebptt")
 def stablebptt() -> None:
     """Train neural controllers through physics simulators with stabilised backpropagation through time.
 
@@ -123,10 +133,11 @@ def _add_verbs(
     def chosen(given: dict[str, Any]) -> dict[str, Any]:
         return {name: given.pop(name) for name in names if name in given}
 
-    @command(group, "train")
-    @options([*named, *TRAINING, *FILES])
+    @command(group, "train", TRAIN_NOTES)
+    @options([*section("Files and output", FILES), *section("Task", named), *section("Training", TRAINING)])
     def train(**given: Any) -> None:
         """Train a controller and write a run file."""
+        given = completed(given, group.name if group.name in TASKS else CUSTOM)
         _train(make(**chosen(given)), **given)
 
     @command(group, "simulate")
@@ -140,7 +151,8 @@ def _add_verbs(
     def check(as_json: bool, quiet: bool, **given: Any) -> None:
         """Test the adjoints against finite differences, in float64."""
         told = chosen(given)
-        _check(make(**told | ({"dtype": "float64"} if "dtype" in told else {})), given, as_json=as_json)
+        with output.compiling(quiet=quiet):
+            _check(make(**told | ({"dtype": "float64"} if "dtype" in told else {})), given, as_json=as_json)
 
 
 def _published(task: Task) -> click.Group:
@@ -159,7 +171,7 @@ def _published(task: Task) -> click.Group:
             raise click.UsageError(f"{file} is a run of {run.problem.task}; use 'stablebptt {run.problem.task} simulate'")
         return run
 
-    group = click.Group(task.name, help=f"{task.summary} What is not given is as published.")
+    group = Group(task.name, help=f"{task.summary} What is not given is as published.")
     _add_verbs(group, [of_task(option) for option in task.options], make, load, again=False)
     return group
 
@@ -183,7 +195,7 @@ def _own_task(source: str) -> click.Group:
     def load(file: Path) -> Any:
         return runs.load(file, custom.from_file(task, runs.load(file).problem))
 
-    group = click.Group(task.name, help=task.summary)
+    group = Group(task.name, help=task.summary)
     _add_verbs(group, named, functools.partial(custom.from_source, source), load, again=False)
     _add_pictures(group, task)
     return group
@@ -202,7 +214,7 @@ def _custom() -> click.Group:
 
         return runs.load(file, make(**given))
 
-    group = click.Group(CUSTOM, help="Train and try controllers for a system of your own; MODULE:FUNCTION makes the problem.")
+    group = Group(CUSTOM, help="Train and try controllers for a system of your own; MODULE:FUNCTION makes the problem.")
     _add_verbs(group, OWN, make, load, again=True)
     return group
 
@@ -224,9 +236,22 @@ def _train(
         _train_seeds(problem, numbers, out, how, quiet=quiet, as_json=as_json)
         return
     begin = time.monotonic()
-    with output.progress(chosen.epochs, quiet=quiet, as_json=as_json) as report:
+    with _advice(), output.progress(chosen.epochs, quiet=quiet, as_json=as_json) as report:
         run = training.train(problem, out=out, report=report, **how)
-    show({"file": str(out), **output.learned(run), "seconds": round(time.monotonic() - begin, 3)}, as_json=as_json)
+    record = {"file": str(out), **output.learned(run), "seconds": round(time.monotonic() - begin, 3)}
+    show(output.finished(record) if as_json else record, as_json=as_json)
+
+
+@contextmanager
+def _advice() -> Iterator[None]:
+    """Say how to go on after a divergence."""
+    from stablebptt.tasks.errors import DivergedError
+
+    try:
+        yield
+    except DivergedError as error:
+        error.add_note("train anew (--force) with a smaller --learning-rate, --clip norm or --on-divergence skip")
+        raise
 
 
 def _train_seeds(problem: Any, seeds: list[int], out: Path, how: dict[str, Any], *, quiet: bool, as_json: bool) -> None:
@@ -236,26 +261,27 @@ def _train_seeds(problem: Any, seeds: list[int], out: Path, how: dict[str, Any],
 
     del how["seed"]
     epochs = dict.fromkeys(seeds, 0)
-    with output.progress(how["epochs"], quiet=quiet, as_json=False) as shown:
+    with output.progress(how["epochs"], quiet=quiet or as_json, as_json=False) as shown:
 
         def report(seed: int, progress: Any) -> None:
             epochs[seed] = progress.epoch
             if seed == seeds[-1]:
                 shown(progress)
             if as_json:
-                show({"seed": seed} | output.epoch_record(progress), as_json=True)
+                show({"event": "epoch", "seed": seed} | output.epoch_record(progress), as_json=True)
 
         results = train_seeds(problem, seeds, out=out, report=report, **how)
     for seed, result in zip(seeds, results):
         diverged = isinstance(result, DivergedError)
         record = {"epochs": epochs[seed], "status": str(result)} if diverged else {**output.learned(result), "status": "complete"}
         if as_json:
-            show({"seed": seed, "file": str(out / f"seed_{seed}.h5")} | record, as_json=True)
+            show(output.finished({"seed": seed, "file": str(out / f"seed_{seed}.h5")} | record), as_json=True)
         else:
-            click.echo(f"seed {seed:>4}  " + "  ".join(f"{k.replace('_', ' ')} {output.short(v)}" for k, v in record.items()))
+            output.say(f"seed {seed:>4}  " + "  ".join(f"{k.replace('_', ' ')} {output.short(v)}" for k, v in record.items()))
     lost = [seed for seed, result in zip(seeds, results) if isinstance(result, DivergedError)]
     if lost:
-        raise DivergedError(f"{len(lost)} of {len(seeds)} trainings diverged: seeds {', '.join(map(str, lost))}")
+        named = f"{len(lost)} of {len(seeds)} trainings diverged: seeds {', '.join(map(str, lost))}"
+        raise DivergedError(f"{named}; their files in {out} hold the epochs before")
 
 
 def _simulate(
@@ -267,7 +293,8 @@ def _simulate(
 
     _free(out, force=force)
     x0 = run.problem.sample(count, seed)
-    paths = trajectories(on_backend(run.problem, backend), [run.best_theta if best else run.theta], x0)
+    with output.compiling(quiet=quiet):
+        paths = trajectories(on_backend(run.problem, backend), [run.best_theta if best else run.theta], x0)
     run_file.save_paths(out, run, paths, seed)
     loss = paths["loss"][0]
     show({"file": str(out), "count": count, "mean_loss": float(loss.mean()), "worst_loss": float(loss.max())}, as_json=as_json)
@@ -298,10 +325,11 @@ def check(source: str, as_json: bool, quiet: bool, **how: Any) -> None:
     found = find(source)
     if isinstance(found, type) and issubclass(found, System):
         found = found()
-    if isinstance(found, System):
-        output.findings(checking.check_system(found, **how), as_json=as_json)
-    else:
-        _check(from_source(source), how, as_json=as_json)
+    with output.compiling(quiet=quiet):
+        if isinstance(found, System):
+            output.findings(checking.check_system(found, **how), as_json=as_json)
+        else:
+            _check(from_source(source), how, as_json=as_json)
 
 
 # --- pictures and files -------------------------------------------------------------------------------------------
@@ -370,30 +398,31 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
         with own_code(task):
             pictures = films.save_film(rollouts, trajectory, out, fps, task=task, **look)
         if not quiet:
-            click.echo(f"{out}: {pictures} pictures, {pictures / fps:.1f} s", err=True)
+            output.say(f"{out}: {pictures} pictures, {pictures / fps:.1f} s", err=True)
 
 
 _add_pictures(stablebptt)
 
 
 @command(stablebptt, "inspect")
-@click.argument("file", type=FILE)
+@click.argument("file", type=RUN)
 @click.option("--trajectory", type=int, metavar="K", help="Show the numbers of trajectory K, counted from 0.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@click.option("--quiet", is_flag=True, help="No messages.")
+@QUIET
 def inspect(file: Path, trajectory: int | None, as_json: bool, quiet: bool) -> None:
     """Say what is in a file."""
     from stablebptt.data import summary
 
     found = summary.summarize(file, trajectory)
-    click.echo(json.dumps(found) if as_json else summary.text(found))
+    output.say(json.dumps(found) if as_json else summary.text(found))
 
 
 @command(stablebptt, "sweep")
 @options(SWEEP)
 def sweep(
-    plan: Path | None, out: Path, paper: str | None, *, seeds: str | None, epochs: int | None, jobs: int | None, resume: bool,
-    retry_failed: bool, dry_run: bool, task_index: int | None, dask: str | None, gather: bool, as_json: bool, quiet: bool,
+    plan: Path | None, out: Path | None, paper: str | None, *, seeds: str | None, epochs: int | None, jobs: int | None,
+    resume: bool, retry_failed: bool, dry_run: bool, task_index: int | None, dask: str | None, gather: bool, as_json: bool,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Train all runs of a plan, each into a file of its own.
 
@@ -405,6 +434,8 @@ def sweep(
         raise click.UsageError("give either a plan or --paper")
     if gather and dask is None:
         raise click.UsageError("--gather goes with --dask")
+    if out is None and (resume or not dry_run):
+        raise click.UsageError("Missing option '--out', the folder for the run files; only --dry-run goes without")
     chosen: Any = int(seeds) if seeds is not None and seeds.isdecimal() else seeds
     runs = sweeps.read_plan(plan, chosen, epochs) if plan is not None else sweeps.paper_plan(str(paper), chosen, epochs)
     if jobs is not None:
@@ -412,8 +443,11 @@ def sweep(
     if task_index is not None:
         arguments.index("task index", task_index, len(runs))
     if dry_run:
-        output.dry_run(sweeps.estimate(runs), jobs or sweeps.cores(), as_json=as_json)
+        with output.compiling(quiet=quiet):
+            left = sweeps.estimate(runs, out, resume=resume, retry_failed=retry_failed)
+        output.dry_run(left, jobs or sweeps.cores(), as_json=as_json)
         return
+    assert out is not None
     if task_index is not None:
         outcomes = [sweeps.run_one(runs[task_index], out, retry_failed=retry_failed)]
         show(output.event(outcomes[0]), as_json=as_json)
@@ -430,7 +464,7 @@ def sweep(
 @command(stablebptt, "report")
 @click.argument("folder", type=FILE, metavar="FOLDER")
 @click.option("--json", "as_json", is_flag=True, help="The counts as a JSON object.")
-@click.option("--quiet", is_flag=True, help="No messages.")
+@QUIET
 def report(folder: Path, as_json: bool, quiet: bool) -> None:
     """Collect the runs of a sweep in FOLDER/report: a table, a page (Markdown and HTML) and the published figures with bands."""
     from stablebptt.tasks import reports
@@ -438,7 +472,7 @@ def report(folder: Path, as_json: bool, quiet: bool) -> None:
     show(reports.write(folder), as_json=as_json)
 
 
-@stablebptt.group("landscape")
+@stablebptt.group("landscape", cls=Group)
 def landscape() -> None:
     """Two pictures that explain the method."""
 
@@ -468,7 +502,7 @@ def rotation(out: Path, force: bool, quiet: bool, as_json: bool) -> None:
 @command(stablebptt, "info")
 @click.option("--versions", "only_versions", is_flag=True, help="Versions only.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@click.option("--quiet", is_flag=True, help="No messages.")
+@QUIET
 def info(only_versions: bool, as_json: bool, quiet: bool) -> None:
     """Versions, processor, GPU and cache folder."""
     from stablebptt.data.run_file import versions
@@ -507,21 +541,26 @@ def _gpu() -> str:
 
 def _explain(error: BaseException) -> tuple[str, int]:
     """One line and an exit code for an error."""
+    if isinstance(error, click.UsageError):
+        clear = isinstance(error.__cause__, ArgumentError)  # it says itself what is allowed
+        where = "" if clear or error.ctx is None else f" (see '{error.ctx.command_path} --help')"
+        return error.format_message().rstrip(".") + where, WRONG_USAGE
+    if isinstance(error, click.ClickException):
+        return error.format_message(), error.exit_code
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "; ".join(["interrupted", *_notes(error)]), INTERRUPTED
+    return _explain_failure(error)
+
+
+def _explain_failure(error: BaseException) -> tuple[str, int]:
+    """The same for an error of the library's."""
     from stablebptt.data.storage import FileFormatError
     from stablebptt.tasks.errors import BackendError, DivergedError, OwnCodeError
 
-    if isinstance(error, click.UsageError):
-        clear = isinstance(error.__cause__, ArgumentError)  # it says itself what is allowed
-        where = "" if clear or error.ctx is None else f"; see '{error.ctx.command_path} --help'"
-        return error.format_message() + where, WRONG_USAGE
-    if isinstance(error, click.ClickException):
-        return error.format_message(), error.exit_code
     if isinstance(error, DivergedError):
-        return str(error), DIVERGED
+        return "; ".join([str(error), *_notes(error)]), DIVERGED
     if isinstance(error, FileFormatError):
         return str(error), BAD_FILE
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return "interrupted", INTERRUPTED
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{reason}: {error.filename}" if error.filename else reason, NO_ACCESS
@@ -532,6 +571,17 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ValueError):
         return str(error), WRONG_USAGE
     return f"{type(error).__name__}: {error}", 1
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What is saved, and how to go on."""
+    raised = error.__cause__ if isinstance(error, click.Abort) else error  # click makes an Abort of an interrupt
+    return list(getattr(raised, "__notes__", ()))
+
+
+def _as_options(message: str) -> str:
+    """A message of the library's in the words of the command line: --resume where it says resume=True."""
+    return re.sub(r"\b(resume|force)=True\b", r"--\1", message)
 
 
 def _terminated(number: int, frame: Any) -> None:
@@ -548,15 +598,11 @@ def main(arguments: list[str] | None = None) -> None:
     given = {"debug": "--debug" in (sys.argv[1:] if arguments is None else arguments)}
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        stablebptt.main(arguments, prog_name="stablebptt", standalone_mode=False, obj=given)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(NO_ACCESS)
+        code = stablebptt.main(arguments, prog_name="stablebptt", standalone_mode=False, obj=given)
     except (Exception, KeyboardInterrupt) as error:
         if given["debug"]:
             traceback.print_exc()
         message, code = _explain(error)
-        click.echo(f"stablebptt: {' '.join(message.split())}", err=True)
+        output.say(f"stablebptt: {' '.join(_as_options(message).split())}", err=True)
+    if code:
         sys.exit(code)

@@ -5,13 +5,15 @@ from typing import Any
 
 import click
 
-from stablebptt.console.parameters import FILE, Numbers, Setting, once
-from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIMIZER, OPTIONS, Settings
+from stablebptt.console.parameters import FILE, PLAN, RUN, Numbers, Setting, Word, once
+from stablebptt.tasks.registry import BACKENDS, TASKS
+from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIMIZER, OPTIMIZERS, OPTIONS, VARIANTS, Settings
 from stablebptt.tasks.task import LISTS
 from stablebptt.tasks.task import Option as TaskOption
 
 Option = Callable[[Callable], Callable]
 KINDS: dict[str, Any] = {"size": int, "whole": int, "real": float, "word": str, "dtype": str}  # of options of tasks
+VARIANT = Word(list(VARIANTS))
 KINDS |= {"sizes": Numbers(int, "100,100"), "point": Numbers(float, "0,0")}
 
 
@@ -21,37 +23,55 @@ def of_task(option: TaskOption) -> Option:
     if option.kind == "flag":
         return click.option(f"--{words}/--no-{words}", option.name, default=option.default, help=option.help)
     default = ",".join(f"{number:g}" for number in option.default) if option.kind in LISTS else option.default
-    shown = f"[{'|'.join(option.choices)}]" if option.choices else None
-    return click.option(f"--{words}", option.name, type=KINDS[option.kind], default=default, metavar=shown, help=option.help)
+    kind = Word(option.choices) if option.choices else VARIANT if option.name == "variant" else KINDS[option.kind]
+    return click.option(f"--{words}", option.name, type=kind, default=default, help=option.help)
+
+
+def _out(help: str, kind: Any = FILE) -> Option:
+    return click.option("-o", "--out", type=kind, required=True, help=help)
+
+
+FORCE = click.option("--force", is_flag=True, help="Replace an existing file.")
+QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress and no messages, except for errors.")
+BACKEND = click.option("--backend", type=Word(BACKENDS), default="cpu", help="What computes: cuda is a CUDA device.")
 
 
 TRAINING: list[Option] = [
     *(of_task(option) for option in OPTIONS.values() if option.kind != "flag"),
     click.option("--shuffle/--fixed-order", default=Settings.shuffle, help=OPTIONS["shuffle"].help),
-    click.option("--optimizer", default=OPTIMIZER, help="adam, sgd, adagrad, adadelta or rmsprop."),
-    click.option("--lr", "learning_rate", type=float, help="Learning rate.  [default: the optimizer's]"),
-    click.option("--momentum", type=float, help="Momentum (sgd only)."),
+    click.option("--optimizer", type=Word(OPTIMIZERS), default=OPTIMIZER, help="Rule of the updates."),
+    click.option("--learning-rate", "--lr", "learning_rate", type=float, help="Of the optimizer.  [default: 0.001; sgd: 0.01]"),
+    click.option("--momentum", type=float, help="Of sgd.  [default: 0]"),
     click.option("--seeds", help="Many trainings together, such as 0:132; --out is then a folder."),
-    click.option("--backend", default="cpu", help="cpu, or cuda: on a CUDA device."),
+    BACKEND,
 ]
+TRAIN_NOTES = "\n".join([
+    "Variants:",
+    *(f"  {letter}  {meaning}" for letter, meaning in VARIANTS.items()),
+    "",
+    "Examples:",
+    "  {command} --variant C --clip norm --out run.h5",
+    "  {command} --out run.h5 --resume --epochs 2000",
+    "",
+])  # fmt: skip
 FILES: list[Option] = [
-    click.option("--out", type=FILE, required=True, help="Run file to write."),
+    _out("Run file to write.", RUN),
     click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run file, if there is one."),
-    click.option("--force", is_flag=True, help="Replace an existing file."),
+    FORCE,
     click.option("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS, help="Write the file at least this often [s]."),
-    click.option("--quiet", is_flag=True, help="No progress."),
+    QUIET,
     click.option("--json", "as_json", is_flag=True, help="One JSON object per epoch on stdout."),
 ]
 ROLLOUTS: list[Option] = [
-    click.argument("run_file", type=FILE, metavar="RUN.h5"),
+    click.argument("run_file", type=RUN, metavar="RUN.h5"),
+    _out("File to write."),
     click.option("--count", type=int, default=16, help="Initial states to draw."),
     click.option("--seed", type=int, default=1, help="Decides the initial states."),
-    click.option("--out", type=FILE, required=True, help="File to write."),
-    click.option("--backend", default="cpu", help="cpu, or cuda: on a CUDA device."),
+    BACKEND,
     click.option("--best", is_flag=True, help="The weights of the lowest test loss, not the last ones."),
-    click.option("--force", is_flag=True, help="Replace an existing file."),
+    FORCE,
     click.option("--json", "as_json", is_flag=True, help="A JSON object on stdout."),
-    click.option("--quiet", is_flag=True, help="No messages."),
+    QUIET,
 ]
 CHECKS: list[Option] = [
     click.option("--seed", type=int, default=0, help="Decides where the derivatives are taken."),
@@ -59,7 +79,7 @@ CHECKS: list[Option] = [
     click.option("--tolerance", type=float, default=1e-7, help="Relative error that is none."),
     click.option("--states", type=FILE, help="States to take derivatives at: an array (.npy), or a run file."),
     click.option("--json", "as_json", is_flag=True, help="One JSON object per line."),
-    click.option("--quiet", is_flag=True, help="No messages."),
+    QUIET,
 ]
 OWN: list[Option] = [
     click.argument("source", metavar="MODULE:FUNCTION"),
@@ -73,12 +93,12 @@ OWN: list[Option] = [
     ),
 ]
 PICTURE: list[Option] = [
-    click.option("--out", type=FILE, required=True, help="Picture to write: .png, .pdf or .svg."),
-    click.option("--force", is_flag=True, help="Replace an existing file."),
-    click.option("--quiet", is_flag=True, help="No messages."),
+    _out("Picture to write: .png, .pdf or .svg."),
+    FORCE,
+    QUIET,
 ]
 PLOT: list[Option] = [
-    click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE.h5..."),
+    click.argument("files", type=RUN, nargs=-1, required=True, metavar="FILE.h5..."),
     *PICTURE,
     click.option(
         "--curve",
@@ -92,19 +112,20 @@ PLOT: list[Option] = [
     click.option("--trajectory", type=int, metavar="K", help="Draw trajectory K of one file, counted from 0, not the curves."),
 ]
 FILM: list[Option] = [
-    click.argument("file", type=FILE, metavar="FILE.h5"),
-    click.option("--out", type=FILE, required=True, help="Film to write: .gif, or .mp4 if ffmpeg is installed."),
+    click.argument("file", type=RUN, metavar="FILE.h5"),
+    _out("Film to write: .gif, or .mp4 if ffmpeg is installed."),
     click.option("--trajectory", type=int, default=0, metavar="K", help="Initial state to show, counted from 0."),
     click.option("--fps", type=int, default=25, help="Pictures per second."),
     click.option("--every", type=int, default=1, metavar="N", help="Show every N-th time step."),
     click.option("--dpi", type=int, default=80, help="Points per inch; a panel has 3.6 inches."),
-    click.option("--force", is_flag=True, help="Replace an existing file."),
-    click.option("--quiet", is_flag=True, help="No messages."),
+    FORCE,
+    QUIET,
 ]
+PAPER = Word([*(name for name, task in TASKS.items() if task.published is not None), "all"])
 SWEEP: list[Option] = [
-    click.argument("plan", type=FILE, required=False, metavar="[PLAN.toml]"),
-    click.option("--out", type=FILE, required=True, help="Folder for the run files."),
-    click.option("--paper", help="The published runs of a task, or all, instead of a plan."),
+    click.argument("plan", type=PLAN, required=False, metavar="[PLAN.toml]"),
+    click.option("-o", "--out", type=FILE, help="Folder for the run files.  [required, except for a dry run]"),
+    click.option("--paper", type=PAPER, help="The published runs of a task, or all, instead of a plan."),
     click.option("--seeds", help="Seeds instead of the plan's: one, or a range such as 0:10."),
     click.option("--epochs", type=int, help="Epochs instead of the plan's."),
     click.option("--jobs", type=int, help="Processes on this machine.  [default: all cores]"),
@@ -115,7 +136,7 @@ SWEEP: list[Option] = [
     click.option("--dask", metavar="ADDRESS", help="Send the runs to a Dask cluster: scheduler address or scheduler file."),
     click.option("--gather", is_flag=True, help="With --dask: workers send the files back (no shared folder)."),
     click.option("--json", "as_json", is_flag=True, help="One JSON object per event on stdout."),
-    click.option("--quiet", is_flag=True, help="No progress."),
+    QUIET,
 ]
 
 
@@ -128,6 +149,20 @@ def options(given: list[Option]) -> Option:
         return function
 
     return decorate
+
+
+def section(title: str, given: list[Option]) -> list[Option]:
+    """The same options, under a title in the help."""
+
+    def titled(option: Option) -> Option:
+        def decorate(function: Callable) -> Callable:
+            function = option(function)
+            getattr(function, "__click_params__")[-1].section = title  # noqa: B009
+            return function
+
+        return decorate
+
+    return [titled(option) for option in given]
 
 
 def names_of(given: list[Option]) -> list[str]:

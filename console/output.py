@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,19 +12,31 @@ from typing import Any
 
 import click
 
+LINE_SECONDS = 10.0  # between lines, where there is no bar
+WHOLE = ("epoch", "skipped")  # columns of the history that count
+
 
 def short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Write a line. Where nobody reads on (| head), what is left is not shown; a training is not ended by that."""
+    try:
+        click.echo(text, err=err)
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), (sys.stderr if err else sys.stdout).fileno())
 
 
 def show(data: dict[str, Any], *, as_json: bool) -> None:
     """A record on stdout: as JSON, or one "key: value" per line."""
     if as_json:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in data.items()}
-        click.echo(json.dumps(clean))
+        say(json.dumps(clean))
         return
     for key, value in data.items():
-        click.echo(f"{key.replace('_', ' ')}: {short(value)}")
+        say(f"{key.replace('_', ' ')}: {short(value)}")
 
 
 def _duration(seconds: float) -> str:
@@ -39,61 +52,103 @@ def learned(run: Any) -> dict[str, Any]:
     return {"epochs": len(losses), "test_loss": float(losses[-1]), "best_test_loss": lowest, "best_epoch": epoch}
 
 
+def finished(record: dict[str, Any]) -> dict[str, Any]:
+    return {"event": "finished", **record}
+
+
 def epoch_record(progress: Any) -> dict[str, Any]:
     from stablebptt.tasks.runs import HISTORY
 
-    return dict(zip(HISTORY, progress.history[-1]))
+    row = dict(zip(HISTORY, progress.history[-1]))
+    return row | {name: int(row[name]) for name in WHOLE}
+
+
+def _is_live(*, as_json: bool) -> bool:
+    """Whether a bar has a place: a terminal that can redraw a line and shows no records."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not (as_json and sys.stdout.isatty())
+
+
+@contextmanager
+def _counter(line: str, *, quiet: bool, as_json: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """Something to tell how many of how many are done: a bar on a terminal, now and then a `line` elsewhere."""
+    if not quiet and _is_live(as_json=as_json):
+        from stablebptt.tasks import bars
+
+        with bars.bar() as tell:
+            yield tell
+    else:
+        yield _nothing if quiet or as_json else _lines(line)
+
+
+def _nothing(done: int, total: int, words: str) -> None:
+    """Records are shown instead, or it was not asked for."""
+
+
+def _lines(line: str) -> Callable[[int, int, str], None]:
+    shown = -math.inf
+    first: tuple[int, float] | None = None
+
+    def tell(done: int, total: int, words: str) -> None:
+        nonlocal shown, first
+        now = time.monotonic()
+        first = first or (done, now)  # before it, code may have been compiled, or a file read
+        if now - shown < LINE_SECONDS and done < total:
+            return
+        shown = now
+        pace = (now - first[1]) / (done - first[0]) if done > first[0] else math.nan
+        rest = f"  {_duration(pace * (total - done))} left" if done < total and math.isfinite(pace) else ""
+        say(f"{line.format(done, total)}  {words}{rest}", err=True)
+
+    return tell
+
+
+@contextmanager
+def compiling(*, quiet: bool) -> Iterator[None]:
+    """Say so, once, if code has to be compiled."""
+    from numba.core import event
+
+    class Told(event.Listener):
+        told = quiet
+
+        def on_start(self, event: Any) -> None:
+            if not self.told:
+                say("compiling, once for this kind of problem: 10 to 60 s ...", err=True)
+            self.told = True
+
+        def on_end(self, event: Any) -> None:
+            """The next thing that is said shows it."""
+
+    with event.install_listener("numba:compile", Told()):
+        yield
 
 
 @contextmanager
 def progress(epochs: int, *, quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]]:
-    """Something to report epochs to: a bar on a terminal, now and then a line elsewhere."""
-    from stablebptt.tasks.runs import HISTORY
+    """Something to report epochs to."""
+    with compiling(quiet=quiet), _counter("epoch {}/{}", quiet=quiet, as_json=as_json) as tell:
 
-    if quiet and not as_json:
-        yield lambda progress: None
-        return
-    bar = sys.stderr.isatty() and not quiet
-    shown = 0.0
+        def report(progress: Any) -> None:
+            row = epoch_record(progress)
+            if as_json:
+                show({"event": "epoch"} | row, as_json=True)
+            tell(progress.epoch, epochs, f"test loss {row['test_loss']:.5g}")
 
-    def line(progress: Any) -> None:
-        nonlocal shown
-        row = epoch_record(progress)
-        if as_json:
-            show(row, as_json=True)
-        ended, now = progress.epoch == epochs, time.monotonic()
-        if quiet or (now - shown < (0.1 if bar else 10.0) and not ended):
-            return
-        shown = now
-        text = f"epoch {progress.epoch}/{epochs}  test loss {row['test_loss']:.5g}"
-        recent = [entry[HISTORY.index("seconds")] for entry in progress.history[1:][-50:]]
-        if recent:  # the first epoch may have compiled
-            text += f"  {_duration(sum(recent) / len(recent) * (epochs - progress.epoch))} left"
-        if bar:
-            filled = progress.epoch * 30 // epochs
-            click.echo(f"\r[{'#' * filled}{'-' * (30 - filled)}] {text}\x1b[K", nl=ended, err=True)
-        else:
-            click.echo(text, err=True)
-
-    try:
-        yield line
-    finally:
-        if bar and shown:
-            click.echo("", err=True)
+        yield report
 
 
 def findings(found: list[Any], *, as_json: bool) -> None:
     """A table of findings, and an error if one is wrong."""
     if not as_json:
-        click.echo(f"{'function':<26}{'argument':<12}{'step':>8}{'sure to':>9}{'error':>10}")
+        say(f"{'function':<26}{'argument':<12}{'step':>8}{'sure to':>9}{'error':>10}")
     for finding in found:
         if as_json:
-            record = {"function": finding.rule, "argument": finding.argument, "error": finding.error, "step": finding.step}
+            record: dict[str, Any] = {"event": "finding", "function": finding.rule, "argument": finding.argument}
+            record |= {"error": finding.error, "step": finding.step}
             record |= {"certainty": finding.certainty, "verdict": finding.verdict, "note": finding.note}
             show(record | {"passed": finding.passed}, as_json=True)
         else:
             numbers = f"{finding.step:>8.0e}{finding.certainty:>9.0e}{finding.error:>10.1e}"
-            click.echo(f"{finding.rule:<26}{finding.argument:<12}{numbers}  {finding.verdict}")
+            say(f"{finding.rule:<26}{finding.argument:<12}{numbers}  {finding.verdict}")
     for verdict, words in (("WRONG", "these derivatives disagree"), ("unsure", "no differences are good enough to judge")):
         named = [f"{f.rule} ({f.argument}{': ' * bool(f.note)}{f.note})" for f in found if f.verdict == verdict]
         if named:
@@ -101,15 +156,22 @@ def findings(found: list[Any], *, as_json: bool) -> None:
             raise click.ClickException(f"{words}: {', '.join(named)}{hint}")
 
 
-def dry_run(seconds: dict[str, float], jobs: int, *, as_json: bool) -> None:
-    for name, estimate in seconds.items():
-        show({"run": name, "seconds": estimate}, as_json=True) if as_json else click.echo(f"{name:<70} {_duration(estimate)}")
-    total = sum(seconds.values())
-    summary = {"runs": len(seconds), "core_seconds": total, "jobs": jobs, "seconds": total / min(jobs, max(len(seconds), 1))}
+def dry_run(estimate: Any, jobs: int, *, as_json: bool) -> None:
+    """The runs that are left, and what they and compiling their code take."""
+    runs = estimate.runs
+    for name, seconds in runs.items():
+        if as_json:
+            show({"event": "planned", "run": name, "seconds": seconds}, as_json=True)
+        else:
+            say(f"{name:<70} {_duration(seconds)}")
+    work, compiling = sum(runs.values()), estimate.compiling
+    facts = {"runs": len(runs), "core_seconds": work + compiling, "jobs": jobs, "compile_seconds": compiling}
+    total = work / min(jobs, max(len(runs), 1)) + compiling
     if as_json:
-        show(summary, as_json=True)
-    else:
-        click.echo(f"{len(seconds)} runs, about {_duration(total)} on one core, {_duration(summary['seconds'])} with {jobs} jobs")
+        show({"event": "estimated"} | facts | {"seconds": total}, as_json=True)
+        return
+    times = f"about {_duration(work + compiling)} on one core, {_duration(total)} with {jobs} jobs"
+    say(f"{len(runs)} runs, {times}, {_duration(compiling)} of it for compiling")
 
 
 def event(outcome: Any) -> dict[str, Any]:
@@ -118,29 +180,27 @@ def event(outcome: Any) -> dict[str, Any]:
 
 @contextmanager
 def sweep_progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]]:
-    """Something to report a sweep to: a line on a terminal, now and then one elsewhere."""
-    live = sys.stderr.isatty() and not quiet
-    shown = -math.inf
+    """Something to report a sweep to; an interrupt carries a note of what is done."""
+    done = total = 0
+    with compiling(quiet=quiet), _counter("{} of {} runs done", quiet=quiet, as_json=as_json) as tell:
 
-    def line(progress: Any) -> None:
-        nonlocal shown
-        done, bad = progress.count("complete"), progress.count("failed", "diverged")
-        facts = {"done": done, "running": progress.running, "failed": bad, "total": progress.total}
-        if as_json and progress.ended is not None:
-            show(event(progress.ended) | facts | {"seconds_left": progress.seconds_left}, as_json=True)
-        now = time.monotonic()
-        if quiet or (now - shown < (0.2 if live else 10.0) and done + bad < progress.total):
-            return
-        shown = now
-        left = f", {_duration(progress.seconds_left)} left" if math.isfinite(progress.seconds_left) else ""
-        text = f"{done} of {progress.total} runs done, {progress.running} running, {bad} failed or diverged{left}"
-        click.echo(f"\r{text}\x1b[K" if live else text, nl=not live, err=True)
+        def report(progress: Any) -> None:
+            nonlocal done, total
+            done, total, bad = progress.count("complete"), progress.total, progress.count("failed", "diverged")
+            facts = {"done": done, "running": progress.running, "failed": bad, "total": total}
+            if as_json and progress.ended is not None:
+                show(event(progress.ended) | facts | {"seconds_left": progress.seconds_left}, as_json=True)
+            tell(done + bad, total, f"{progress.running} running, {bad} failed or diverged")
 
-    try:
-        yield line
-    finally:
-        if live and shown > 0:
-            click.echo("", err=True)
+        try:
+            yield report
+        except KeyboardInterrupt as stop:
+            stop.add_note(_saved(done, total))
+            raise
+
+
+def _saved(complete: int, total: int) -> str:
+    return f"{complete} of {total} runs complete, all epochs saved; go on with resume=True"
 
 
 def sweep_table(outcomes: list[Any], *, as_json: bool) -> None:
@@ -149,10 +209,10 @@ def sweep_table(outcomes: list[Any], *, as_json: bool) -> None:
         show({"event": "finished"} | {s: sum(o.status == s for o in outcomes) for s in statuses}, as_json=True)
         return
     width = max(len(outcome.name) for outcome in outcomes)
-    click.echo(f"{'run':<{width}}  {'status':<11} {'epochs':>6} {'test loss':>10} {'best':>10} {'seconds':>8}")
+    say(f"{'run':<{width}}  {'status':<11} {'epochs':>6} {'test loss':>10} {'best':>10} {'seconds':>8}")
     for o in outcomes:
         numbers = f"{o.epochs:>6} {o.test_loss:>10.4g} {o.best_test_loss:>10.4g} {o.seconds:>8.1f}"
-        click.echo(f"{o.name:<{width}}  {o.status:<11} {numbers}  {o.message}".rstrip())
+        say(f"{o.name:<{width}}  {o.status:<11} {numbers}  {o.message}".rstrip())
 
 
 def sweep_verdict(outcomes: list[Any]) -> None:
@@ -164,6 +224,8 @@ def sweep_verdict(outcomes: list[Any]) -> None:
         others = counts["failed"] + counts["busy"]
         raise click.ClickException(f"{others} of {len(outcomes)} runs failed; the first: {first.name}: {first.message}")
     if counts["interrupted"]:
-        raise KeyboardInterrupt
+        stop = KeyboardInterrupt()
+        stop.add_note(_saved(sum(o.status == "complete" for o in outcomes), len(outcomes)))
+        raise stop
     if counts["diverged"]:
         raise DivergedError(f"{counts['diverged']} of {len(outcomes)} runs diverged")

@@ -1,6 +1,7 @@
 """Types of options, and where else than on the command line they are set: in the environment and in a TOML file."""
 
 import ast
+import glob
 import math
 import os
 import re
@@ -11,12 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 PREFIX = "STABLEBPTT"
 
 
 class Place(click.Path):
-    """A file or folder; a ~ at its beginning is the home folder, also where no shell reads it."""
+    """A file or folder; a ~ at its beginning is the home folder, also where no shell reads it.
+
+    Completion offers files that end in `suffix`, and where there are none, what the shell offers.
+    """
+
+    def __init__(self, suffix: str | None = None) -> None:
+        super().__init__(path_type=Path, readable=False)  # who reads it says that it may not be read, with exit code 5
+        self.suffix = suffix
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        found = sorted(glob.glob(f"{glob.escape(incomplete)}*{self.suffix}")) if self.suffix else []
+        return [CompletionItem(name) for name in found] or super().shell_complete(ctx, param, incomplete)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
         from stablebptt.data.atomic import expanded
@@ -27,7 +40,14 @@ class Place(click.Path):
             self.fail(str(error), param, ctx)
 
 
-FILE = Place(path_type=Path)
+FILE, RUN, PLAN = Place(), Place(".h5"), Place(".toml")
+
+
+class Word(click.Choice):
+    """One of a few words, for help and completion. The library checks it, in the words that plans and Python get, too."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return value
 
 
 class Numbers(click.ParamType):
@@ -112,7 +132,7 @@ def _names(command: click.Command) -> dict[str, tuple[click.Parameter, bool]]:
         if isinstance(parameter, click.Argument):
             found[str(parameter.name)] = parameter, True
         else:
-            found |= {_key(name): (parameter, True) for name in parameter.opts}
+            found |= {_key(name): (parameter, True) for name in parameter.opts if name.startswith("--")}
             found |= {_key(name): (parameter, False) for name in parameter.secondary_opts}
     return found
 

@@ -12,6 +12,14 @@ from stablebptt.tasks.task import Option
 CHECKPOINT_SECONDS = 30.0  # a run file is written at least this often
 LARGEST_SEED = 2**63 - 1  # the largest integer in files
 CLIP_MODES = ("none", "value", "norm")
+VARIANTS = {
+    "R": "regular: full backpropagation through time",
+    "M": "modified: stopped at the network's input",
+    "S": "one step: both paths are closed",
+    "N": "network: only the path through the network",
+    "C": "combined: M where its sign agrees with that of R, else 0",
+}
+OPTIMIZERS = ("adam", "sgd", "adagrad", "adadelta", "rmsprop")
 OPTIMIZER = "adam"
 # Options of an optimizer that is given by name (in plans, on the command line) and not as a rule.
 RULE_OPTIONS = ("learning_rate", "momentum")
@@ -92,9 +100,10 @@ def make_settings(**given: Any) -> Settings:
 
 
 def settings_in_words(given: dict[str, Any]) -> Settings:
-    """Settings from a plan or the command line, which give the optimizer by name with `RULE_OPTIONS`."""
+    """Settings from a plan or the command line, which give the optimizer by name (or a file's table) with `RULE_OPTIONS`."""
     from stablebptt.tasks import optimizers
 
     rates = {name: given[name] for name in RULE_OPTIONS if given.get(name) is not None}
-    rule = optimizers.from_description({"name": given.get("optimizer", OPTIMIZER), **rates})
+    named = given.get("optimizer", OPTIMIZER)
+    rule = optimizers.from_description({**(named if isinstance(named, dict) else {"name": named}), **rates})
     return make_settings(**{name: value for name, value in given.items() if name not in RULE_OPTIONS} | {"optimizer": rule})

@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any, Self
@@ -12,7 +13,7 @@ import numpy as np
 
 from stablebptt.data import atomic, run_file
 from stablebptt.kernels.generics import tape_width
-from stablebptt.tasks import arguments, divergence, optimizers, runs, variants
+from stablebptt.tasks import arguments, bars, divergence, optimizers, runs, variants
 from stablebptt.tasks.engine import Evaluation, Gradient
 from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.problems import ORDER, TESTING, TRAINING, Problem, stream
@@ -36,6 +37,7 @@ def train(
     force: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: Callable[[Progress], None] | None = None,
+    progress: bool | None = None,
     **settings: Any,
 ) -> Run:
     """Train a controller.
@@ -50,12 +52,14 @@ def train(
     resume : continue from the checkpoint in `out`, if there is one; the result is the same bit for bit as without the break
     force : replace an existing file
     report : called with a `Progress` after every epoch
+    progress : show a bar; by default in a notebook
     **settings : see below; and optimizer, a rule such as ``sb.optimizers.adam(0.001)``
 
     Raises
     ------
     DivergedError
         With epoch, batch and time step; the file then holds the epochs before. An interrupted run also leaves a complete file.
+        So does a run that ends without a finite test loss.
     BlockingIOError
         If another process writes `out`.
     FileExistsError
@@ -66,14 +70,30 @@ def train(
     path = None if out is None else usable(atomic.expanded(out), resume=resume, force=force)
     if path is not None:
         check_options(problem)
-    active = ActiveRun(problem, run_settings, path, resume=resume, checkpoint_seconds=checkpoint_seconds, report=report)
-    [result] = advance([active])
+    wanted = bars.in_notebook() and report is None if progress is None else arguments.flag("progress", progress)
+    with bars.bar() if wanted else nullcontext() as tell:
+        told = _told(report, tell, run_settings.epochs)
+        active = ActiveRun(problem, run_settings, path, resume=resume, checkpoint_seconds=checkpoint_seconds, report=told)
+        [result] = advance([active])
     if isinstance(result, DivergedError):
         raise result
     return result
 
 
 document(train, "Settings", OPTIONS.values())
+
+
+def _told(report: Callable[[Progress], None] | None, tell: Callable[[int, int, str], None] | None, epochs: int) -> Any:
+    """What is called after every epoch: the user's function, and a bar."""
+    if tell is None:
+        return report
+
+    def both(progress: Progress) -> None:
+        tell(progress.epoch, epochs, f"test loss {progress.history[-1][runs.HISTORY.index('test_loss')]:.5g}")
+        if report is not None:
+            report(progress)
+
+    return both
 
 
 def check_training(problem: Problem, settings: Settings, checkpoint_seconds: float) -> None:
@@ -109,6 +129,7 @@ class ActiveRun:
         self.checkpoint_seconds, self.report = checkpoint_seconds, report
         self.gates = variants.gates(settings.variant, problem.steps, problem.dtype)
         self.result: Run | DivergedError | None = None
+        self.kept: int | None = None  # epochs in the file, once it is this run's
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -118,6 +139,7 @@ class ActiveRun:
                 exists = path.exists()
             self.replaces = exists and not self.resume
             resumed = runs.resumed(path, self.problem, self.settings) if path is not None and exists and self.resume else None
+            self.kept = resumed.epoch if resumed else None
             self.progress = resumed or runs.start(self.problem, self.settings)
             self.states = {
                 "training": self.problem.sample(self.settings.train_count, self.settings.seed, TRAINING),
@@ -130,7 +152,7 @@ class ActiveRun:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.end("interrupted" if self.goes_on else "complete")
+        self._finish()
 
     @property
     def goes_on(self) -> bool:
@@ -205,7 +227,7 @@ class ActiveRun:
         if self.report is not None:
             self.report(progress)
         if not self.goes_on:
-            self.end("complete")
+            self._finish()
         elif time.monotonic() - self.saved > self.checkpoint_seconds:
             self._save("running")
             self.saved = time.monotonic()
@@ -218,7 +240,18 @@ class ActiveRun:
             run = runs.run_of(self.problem, self.settings, self.progress, self.states["test"], status)
             self.result = error or run
             if self.path is not None and not (self.replaces and self.progress.epoch == 0 and status == "interrupted"):
-                run_file.save(self.path, run, self.progress)
+                self._write(run)
+        if error is not None and (saved := kept([self])):
+            error.add_note(saved)
+
+    def _finish(self) -> None:
+        """End the run where it stands. If all epochs are done and none had a finite test loss, it is no success."""
+        if self.goes_on or self.progress.best_epoch:
+            self.end("interrupted" if self.goes_on else "complete")
+            return
+        epochs = self.progress.epoch
+        lost = DivergedError(f"{self.problem.task} diverged: no test loss of {epochs} epochs is finite", epoch=epochs)
+        self.end(f"diverged: {lost}", lost)
 
     def _diverge(self, error: DivergedError, place: str = "after its last batch", batch: int | None = None) -> None:
         place = f"epoch {self.epoch}, {place}"
@@ -228,21 +261,47 @@ class ActiveRun:
     def _save(self, status: str, *, rehearsal: bool = False) -> None:
         if self.path is not None:
             run = runs.run_of(self.problem, self.settings, self.progress, self.states["test"], status)
-            run_file.save(self.path, run, self.progress, rehearsal=rehearsal)
+            self._write(run, rehearsal=rehearsal)
+
+    def _write(self, run: Run, *, rehearsal: bool = False) -> None:
+        assert self.path is not None
+        run_file.save(self.path, run, self.progress, rehearsal=rehearsal)
+        if not rehearsal:
+            self.kept = self.progress.epoch
 
 
 def advance(active: Sequence[ActiveRun]) -> list[Run | DivergedError]:
     """Advance runs that differ only in the seed together to their ends; returns the result of each.
 
-    The engine works for one half of them while the optimizers work for the other.
+    The engine works for one half of them while the optimizers work for the other. An error carries a note of what is saved.
     """
-    with contextlib.ExitStack() as stack:
-        for run in active:
-            stack.enter_context(run)
-        turns = [_epochs(active[queue::QUEUES], queue) for queue in range(min(QUEUES, len(active)))]
-        while turns:
-            turns = [turn for turn in turns if next(turn, "over") != "over"]
+    try:
+        with contextlib.ExitStack() as stack:
+            for run in active:
+                stack.enter_context(run)
+            turns = [_epochs(active[queue::QUEUES], queue) for queue in range(min(QUEUES, len(active)))]
+            while turns:
+                turns = [turn for turn in turns if next(turn, "over") != "over"]
+    except KeyboardInterrupt as stop:
+        if saved := kept(active):
+            stop.add_note(f"{saved}; go on with resume=True" if any(run.kept is not None for run in active) else saved)
+        raise
     return [run.result for run in active if run.result is not None]
+
+
+def kept(active: Sequence[ActiveRun]) -> str:
+    """What the files of some runs hold, in a few words."""
+    files = [(run.path, run.kept) for run in active if run.path is not None]
+    epochs = [done for _, done in files if done is not None]
+    if not files:
+        return ""
+    if not epochs:
+        return "no epoch was done, and nothing is changed"
+    least, most = min(epochs), max(epochs)
+    count = f"{most} epoch{'s' * (most != 1)}" if least == most else f"{least} to {most} epochs"
+    if len(files) == 1:
+        return f"{files[0][0]} holds {count}"
+    return f"{len(epochs)} of {len(files)} files in {files[0][0].parent} hold {count}"
 
 
 def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
@@ -278,9 +337,11 @@ def _going(active: Sequence[ActiveRun]) -> list[ActiveRun]:
 
 def usable(path: FilePath, *, resume: bool, force: bool) -> FilePath:
     """The file to write for `path`; raises an error before the run begins if it cannot be written."""
+    if resume and force:
+        raise ArgumentError("force=True replaces a file, resume=True goes on with it; give one of them")
     atomic.check_folder(path)
     if path.exists() and not (resume or force):
-        raise FileExistsError(f"{path} exists; choose another name, replace it with force, or go on with resume")
+        raise FileExistsError(f"{path} exists; choose another name, replace it with force=True, or go on with resume=True")
     return atomic.target(path)
 
 

@@ -57,7 +57,11 @@ def test_json_is_one_object_per_line(run):
     result = train(run, "--json", "--quiet", "--variant", "R")
     records = [json.loads(line) for line in result.out.splitlines()]
     assert [record["epoch"] for record in records[:2]] == [1, 2]
+    assert [record["event"] for record in records] == ["epoch", "epoch", "finished"]
     assert records[0]["cosine"] is None and records[-1]["file"] == "run.h5"
+    for record in records:
+        counts = {name: value for name, value in record.items() if name in ("epoch", "skipped", "epochs", "best_epoch")}
+        assert len(counts) == 2 and all(type(value) is int for value in counts.values())
     assert result.err == ""
 
 
@@ -253,8 +257,9 @@ def test_an_interrupt_leaves_a_complete_file(tmp_path, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "stablebptt: interrupted" and "Traceback" not in err
     run = sb.load(tmp_path / "run.h5")
+    told = f"stablebptt: interrupted; run.h5 holds {len(run.history['epoch'])} epochs; go on with --resume"
+    assert err.splitlines()[-1] == told and "Traceback" not in err
     done = len(lines) + len(out.splitlines())
     assert run.status == "interrupted" and abs(len(run.history["epoch"]) - done) <= 1
 

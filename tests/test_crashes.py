@@ -57,7 +57,7 @@ def kill_again_and_again(folder, kills, epochs, longest):
             continue
         assert process.returncode == -signal.SIGKILL, err
         done += 1
-        reported = saved + out.count('"epoch"')
+        reported = saved + out.count('"event": "epoch"')
         if (folder / "run.h5").exists():
             run = sb.load(folder / "run.h5")
             saved = len(run.history["epoch"])

@@ -94,8 +94,9 @@ def sweep(
     known = {planned.name: outcome_of(folder / planned.name) for planned in runs}
     started = [name for name, outcome in known.items() if outcome.status != ABSENT]
     if started and not resume:
-        raise FileExistsError(f"{folder} holds {len(started)} runs of this plan; go on with resume, or choose another folder")
-    skipped = (COMPLETE,) if retry_failed else (COMPLETE, DIVERGED, FAILED)
+        advice = "go on with resume=True, or choose another folder"
+        raise FileExistsError(f"{folder} holds {len(started)} runs of this plan; {advice}")
+    skipped = _skipped(retry_failed)
     todo = [planned for planned in runs if known[planned.name].status not in skipped]
     ended = {name: outcome for name, outcome in known.items() if outcome.status in skipped}
     work = worked if executor is None else gathered if gather else trained
@@ -116,7 +117,7 @@ def run_one(planned: Planned, out: str | Path, *, retry_failed: bool = False) ->
     folder = expanded(out)
     _make_folder(folder)
     known = outcome_of(folder / planned.name)
-    if known.status == COMPLETE or (known.status in (DIVERGED, FAILED) and not retry_failed):
+    if known.status in _skipped(retry_failed):
         return known
     return trained(planned.config, str(folder / planned.name))
 
@@ -214,20 +215,44 @@ class Drive:
         return float(np.mean(known)) if known else float("nan")
 
 
-def estimate(runs: Iterable[Planned]) -> dict[str, float]:
-    """Seconds that each run would take on one core, from a few updates of every kind of run (which are compiled first)."""
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds that runs would take on one core, by name; and those of compiling their code, or of loading it."""
+
+    runs: dict[str, float]
+    compiling: float
+
+
+def estimate(
+    runs: Iterable[Planned], out: str | Path | None = None, *, resume: bool = False, retry_failed: bool = False
+) -> Estimate:
+    """What a sweep would take, from a few updates of every kind of run, which are compiled first.
+
+    With `resume` only what is left to do in the folder `out` counts.
+    """
     measured: dict[str, float] = {}
-    found = {}
+    found, compiling = {}, 0.0
     for planned in runs:
+        known = outcome_of(expanded(out) / planned.name) if resume and out is not None else Outcome(planned.name, ABSENT)
+        if known.status in _skipped(retry_failed):
+            continue
         config = planned.config
         settings = settings_of(config)
         kind = json.dumps([config["task"], config["options"], config["variant"], config["batch_size"]])
         if kind not in measured:
+            begin = time.perf_counter()
+            _compile([planned])
+            compiling += time.perf_counter() - begin
             measured[kind] = _update_seconds(config, settings)
         updates = -(-settings.train_count // settings.batch_size)
         evaluation = 0.35 * (settings.train_count + settings.test_count) / settings.batch_size  # of an update each
-        found[planned.name] = settings.epochs * measured[kind] * (updates + evaluation)
-    return found
+        found[planned.name] = (settings.epochs - known.epochs) * measured[kind] * (updates + evaluation)
+    return Estimate(found, compiling)
+
+
+def _skipped(retry_failed: bool) -> tuple[str, ...]:
+    """What a resumed sweep leaves alone."""
+    return (COMPLETE,) if retry_failed else (COMPLETE, DIVERGED, FAILED)
 
 
 def _update_seconds(config: dict[str, Any], settings: Settings) -> float:

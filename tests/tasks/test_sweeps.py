@@ -150,7 +150,7 @@ def test_estimates_are_near_the_truth(monkeypatch, tmp_path):
     counted("_losses", 1e-3)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     runs = make_plan(ODD)
-    expected = sweeps.estimate(runs)
+    expected = sweeps.estimate(runs).runs
     assert list(expected) == [planned.name for planned in runs]
     for planned in runs:
         begin = now[0]
@@ -161,7 +161,7 @@ def test_estimates_are_near_the_truth(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_an_estimate_by_a_real_clock(tmp_path):
     (planned,) = make_plan({"task": "cartpole", "options": {"poles": 2}, "train": {"epochs": 10}})
-    expected = sweeps.estimate([planned])[planned.name]
+    expected = sweeps.estimate([planned]).runs[planned.name]
     begin = time.perf_counter()
     sweeps.run_one(planned, tmp_path)
     assert expected / 3 < time.perf_counter() - begin < 3 * expected

@@ -220,8 +220,10 @@ def test_updates_that_are_not_finite_can_be_skipped(tmp_path, monkeypatch, kind)
 def test_a_training_that_diverges_for_good_goes_on_if_told_so(tmp_path):
     problem = small(duration=40.0, output_init="glorot")
     settings = {"epochs": 60, "variant": "R", "optimizer": sb.optimizers.sgd(1e6)}
-    run = train(problem, out=tmp_path / "run.h5", on_divergence="skip", **settings)
-    assert run.status == "complete" and len(run.history["epoch"]) == 60 and run.history["skipped"].sum() > 0
+    with pytest.raises(sb.DivergedError, match="no test loss of 60 epochs is finite"):  # to its end, but without success
+        train(problem, out=tmp_path / "run.h5", on_divergence="skip", **settings)
+    run = sb.load(tmp_path / "run.h5")
+    assert run.status.startswith("diverged") and len(run.history["epoch"]) == 60 and run.history["skipped"].sum() > 0
     assert np.all(np.isfinite(run.theta)) and np.all(np.isfinite(run.best_theta))
 
 
