@@ -25,6 +25,7 @@ __all__ = ["HISTORY", "Content", "FileFormatError", "best", "kind", "load", "loa
 
 RUN_FORMAT, PATHS_FORMAT, TABLE_FORMAT = "stablebptt-run", "stablebptt-paths", "stablebptt-table"
 FORMAT_VERSION = 1
+ABOUT = ("Conventions", "title", "history", "source")  # root attributes of the CF conventions
 LONGEST_TITLE = 200
 CONVENTIONS = "CF-1.8"  # the first that knows groups
 HISTORY = {
@@ -39,6 +40,8 @@ HISTORY = {
     "skipped": "updates left out because they were not finite (only with on_divergence skip)",
     "seconds": "wall time of the epoch",
 }
+# A unit as UDUNITS reads it: 1, m, kg m/s^2, m s-1, rad.
+UNIT = re.compile(r"(1|[A-Za-zµΩ°%]+(\^?-?\d)?)(( |/|\.|\*| / | \* )[A-Za-zµΩ°%]+(\^?-?\d)?)*")
 TAKEN = ("time", "control_time", "phase", "sample", "states", "controls", "loss")  # names already used in /trajectories
 LAYER_AXES = {
     ("dense", "kernel"): ("input", "output"),
@@ -87,10 +90,21 @@ def save(path: str | Path, run: Any, progress: Any, *, rehearsal: bool = False) 
     storage.write(path, content, rehearsal=rehearsal)
 
 
-def save_paths(path: str | Path, run: Any, trajectories: Mapping[str, np.ndarray], seed: int) -> None:
-    """Write rollouts of a trained controller (one phase), with the configuration of its run."""
+def save_paths(
+    path: str | Path, run: Any, trajectories: Mapping[str, np.ndarray], seed: int, *, best_weights: bool = False,
+    origin: str | Path = "",
+) -> None:  # fmt: skip
+    """Write rollouts of a trained controller (one phase), with the configuration of its run.
+
+    `best_weights`: whether it has the weights of the lowest test loss, not the last ones; `origin`: the file of the run.
+    """
     groups: dict[str, Group] = {"trajectories": _trajectories(run.problem, trajectories, ("trained",))}
     attributes = _attributes(PATHS_FORMAT, run) | {"seed": seed}
+    if origin:
+        epoch = best(run.history)[0] if best_weights else len(run.history["epoch"])
+        attributes |= {"run_file": Path(origin).name, "weights": "best" if best_weights else "last", "weights_epoch": epoch}
+        used = f"rollouts of the {attributes['weights']} weights (epoch {epoch}) of {attributes['run_file']}"
+        attributes["history"] += f": {used}"
     storage.write(path, storage.encode(attributes, groups))
 
 
@@ -322,8 +336,10 @@ def _trajectories(problem: Any, given: Mapping[str, np.ndarray], phases: tuple[s
     count = given["states"].shape[1]
     seen: dict[str, Any] = {}
     group: Group = {
-        "time": Variable(given["time"], ("time",), "s", "time"),
-        "control_time": Variable(given["time"][:-1], ("control_time",), "s", "time at which a control begins to act"),
+        "time": Variable(given["time"], ("time",), problem.time_units, "time"),
+        "control_time": Variable(
+            given["time"][:-1], ("control_time",), problem.time_units, "time at which a control begins to act"
+        ),
         "phase": _words("phase", "controller", phases),
         "sample": Variable(np.arange(count), ("sample",), "1", "initial state"),
     }
@@ -333,15 +349,20 @@ def _trajectories(problem: Any, given: Mapping[str, np.ndarray], phases: tuple[s
         if all(isinstance(place, str) for place in axis.places):
             group[axis.name] = _words(axis.name, axis.long_name, axis.places)
         else:
-            group[axis.name] = Variable(np.array(axis.places), (axis.name,), axis.units, axis.long_name)
-    group["states"] = Variable(
-        given["states"], ("phase", "sample", "time", *state_dims), problem.state_units, "states"
-    )
-    group["controls"] = Variable(
-        given["controls"], ("phase", "sample", "control_time", *control_dims), problem.control_units, "controls"
-    )
+            group[axis.name] = _measured(np.array(axis.places), (axis.name,), axis.units, axis.long_name)
+    group["states"] = _measured(given["states"], ("phase", "sample", "time", *state_dims), problem.state_units, "states")
+    control_dims = ("phase", "sample", "control_time", *control_dims)
+    group["controls"] = _measured(given["controls"], control_dims, problem.control_units, "controls")
     group["loss"] = Variable(given["loss"], ("phase", "sample"), "1", "loss of each rollout, with the regulariser")
     return group
+
+
+def _measured(values: np.ndarray, dims: tuple[str, ...], units: str, long_name: str) -> Variable:
+    """An array in one unit that programs can read; or in several, which `component_units` tells to people."""
+    if UNIT.fullmatch(units):
+        return Variable(values, dims, units, long_name)
+    attributes = {"component_units": units} if units.strip() else {}
+    return Variable(values, dims, "1", long_name, attributes)
 
 
 def _words(name: str, long_name: str, words: Iterable[str]) -> Variable:
