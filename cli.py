@@ -144,7 +144,7 @@ def _add_verbs(
     @options([*(named if again else []), *ROLLOUTS])
     def simulate(run_file: Path, **given: Any) -> None:
         """Roll the trained controller of a run file out from new initial states."""
-        _simulate(load(run_file, **chosen(given)), **given)
+        _simulate(load(run_file, **chosen(given)), origin=run_file, **given)
 
     @command(group, "check")
     @options([*named, *CHECKS])
@@ -285,8 +285,9 @@ def _train_seeds(problem: Any, seeds: list[int], out: Path, how: dict[str, Any],
 
 
 def _simulate(
-    run: Any, *, count: int, seed: int, out: Path, best: bool, force: bool, as_json: bool, quiet: bool, backend: str
-) -> None:
+    run: Any, *, origin: Path, count: int, seed: int, out: Path, best: bool, force: bool, as_json: bool, quiet: bool,
+    backend: str,
+) -> None:  # fmt: skip
     from stablebptt.data import run_file
     from stablebptt.tasks import on_backend
     from stablebptt.tasks.runs import trajectories
@@ -295,7 +296,7 @@ def _simulate(
     x0 = run.problem.sample(count, seed)
     with output.compiling(quiet=quiet):
         paths = trajectories(on_backend(run.problem, backend), [run.best_theta if best else run.theta], x0)
-    run_file.save_paths(out, run, paths, seed)
+    run_file.save_paths(out, run, paths, seed, best_weights=best, origin=origin)
     loss = paths["loss"][0]
     show({"file": str(out), "count": count, "mean_loss": float(loss.mean()), "worst_loss": float(loss.max())}, as_json=as_json)
 
@@ -406,15 +407,24 @@ _add_pictures(stablebptt)
 
 @command(stablebptt, "inspect")
 @click.argument("file", type=RUN)
-@click.option("--trajectory", type=int, metavar="K", help="Show the numbers of trajectory K, counted from 0.")
+@click.option("--datasets", is_flag=True, help="Every array: type, axes, unit, meaning.")
+@click.option("--trajectory", type=int, metavar="K", help="The numbers of trajectory K, counted from 0, in a table.")
+@click.option("--csv", "as_csv", is_flag=True, help="Numbers for spreadsheets: the history, or the trajectory.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @QUIET
-def inspect(file: Path, trajectory: int | None, as_json: bool, quiet: bool) -> None:
+def inspect(file: Path, *, datasets: bool, trajectory: int | None, as_csv: bool, as_json: bool, quiet: bool) -> None:
     """Say what is in a file."""
     from stablebptt.data import summary
 
-    found = summary.summarize(file, trajectory)
-    output.say(json.dumps(found) if as_json else summary.text(found))
+    if as_csv and (as_json or datasets):
+        raise click.UsageError("--csv prints numbers only; leave out --json and --datasets")
+    if as_csv:
+        output.say(summary.csv_text(file, trajectory))
+    elif trajectory is not None and not as_json:
+        output.say(summary.trajectory_text(file, trajectory))
+    else:
+        found = summary.summarize(file, trajectory)
+        output.say(json.dumps(found) if as_json else (summary.datasets_text if datasets else summary.text)(found))
 
 
 @command(stablebptt, "sweep")

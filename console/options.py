@@ -108,7 +108,7 @@ PLOT: list[Option] = [
         default=("test", "update", "cosine"),
         help="Learning curve to draw; may be repeated.",
     ),
-    click.option("--smooth", type=int, default=1, metavar="N", help="Running mean over N epochs."),
+    click.option("--smooth", type=int, default=1, metavar="N", help="Centred running mean over N epochs."),
     click.option("--trajectory", type=int, metavar="K", help="Draw trajectory K of one file, counted from 0, not the curves."),
 ]
 FILM: list[Option] = [

@@ -25,6 +25,9 @@ __all__ = ["HISTORY", "Content", "FileFormatError", "best", "kind", "load", "loa
 
 RUN_FORMAT, PATHS_FORMAT, TABLE_FORMAT = "stablebptt-run", "stablebptt-paths", "stablebptt-table"
 FORMAT_VERSION = 1
+ABOUT = ("Conventions", "title", "history", "source")  # root attributes of the CF conventions
+LONGEST_TITLE = 200
+CONVENTIONS = "CF-1.8"  # the first that knows groups
 HISTORY = {
     "epoch": "epochs done, counted from 1",
     "loss": "mean of the mini-batch losses during the epoch",
@@ -37,6 +40,8 @@ HISTORY = {
     "skipped": "updates left out because they were not finite (only with on_divergence skip)",
     "seconds": "wall time of the epoch",
 }
+# A unit as UDUNITS reads it: 1, m, kg m/s^2, m s-1, rad.
+UNIT = re.compile(r"(1|[A-Za-zµΩ°%]+(\^?-?\d)?)(( |/|\.|\*| / | \* )[A-Za-zµΩ°%]+(\^?-?\d)?)*")
 TAKEN = ("time", "control_time", "phase", "sample", "states", "controls", "loss")  # names already used in /trajectories
 LAYER_AXES = {
     ("dense", "kernel"): ("input", "output"),
@@ -70,6 +75,7 @@ class Content:
     checkpoint: dict[str, np.ndarray]
     status: str
     layers: dict[str, np.ndarray] = field(default_factory=dict)
+    path: str = ""
 
 
 def best(history: Mapping[str, np.ndarray]) -> tuple[int, float]:
@@ -91,14 +97,25 @@ def save(path: str | Path, run: Any, progress: Any, *, rehearsal: bool = False) 
     groups |= _layers("best", run.problem, run.best_theta)
     groups["trajectories"] = _trajectories(run.problem, run.trajectories, ("before training", "after training"))
     groups["checkpoint"] = _checkpoint(run, progress)
-    content = storage.encode(_attributes(RUN_FORMAT, run.config, run.status), groups)
+    content = storage.encode(_attributes(RUN_FORMAT, run), groups)
     storage.write(path, content, rehearsal=rehearsal)
 
 
-def save_paths(path: str | Path, run: Any, trajectories: Mapping[str, np.ndarray], seed: int) -> None:
-    """Write rollouts of a trained controller (one phase) from initial states of `seed`, with the configuration of its run."""
+def save_paths(
+    path: str | Path, run: Any, trajectories: Mapping[str, np.ndarray], seed: int, *, best_weights: bool = False,
+    origin: str | Path = "",
+) -> None:  # fmt: skip
+    """Write rollouts of a trained controller (one phase), with the configuration of its run.
+
+    `best_weights`: whether it has the weights of the lowest test loss, not the last ones; `origin`: the file of the run.
+    """
     groups: dict[str, Group] = {"trajectories": _trajectories(run.problem, trajectories, ("trained",))}
-    attributes = _attributes(PATHS_FORMAT, run.config, run.status) | {"seed": seed}
+    attributes = _attributes(PATHS_FORMAT, run) | {"seed": seed}
+    if origin:
+        epoch = best(run.history)[0] if best_weights else len(run.history["epoch"])
+        attributes |= {"run_file": Path(origin).name, "weights": "best" if best_weights else "last", "weights_epoch": epoch}
+        used = f"rollouts of the {attributes['weights']} weights (epoch {epoch}) of {attributes['run_file']}"
+        attributes["history"] += f": {used}"
     storage.write(path, storage.encode(attributes, groups))
 
 
@@ -137,6 +154,7 @@ def load(path: str | Path) -> Content:
             checkpoint=checkpoint,
             status=str(attributes["status"]),
             layers=dict(_layers_in(groups, "controller")),
+            path=str(path),
         )
     except KeyError as error:
         raise FileFormatError(f"{path} lacks {error}") from None
@@ -246,16 +264,30 @@ def _commit_of(name: str, place: Path) -> str:
     return next((words[0] for words in lines if words[1:] == [name]), "")
 
 
-def _attributes(kind: str, config: dict[str, Any], status: str) -> dict[str, Any]:
-    attributes = {
+def _attributes(kind: str, run: Any) -> dict[str, Any]:
+    """Root attributes of a file about a run."""
+    attributes = _origin(kind, run.problem.title)
+    attributes |= {"versions": json.dumps(versions()), "config": json.dumps(run.config), "status": run.status}
+    return attributes | ({"git_commit": found} if (found := commit()) else {})
+
+
+def table_attributes(title: str) -> dict[str, str | int | float]:
+    """Root attributes of a table of runs."""
+    return _origin(TABLE_FORMAT, title)
+
+
+def _origin(kind: str, title: str) -> dict[str, str | int | float]:
+    """What every file says of itself, as the CF conventions ask for."""
+    created, program = datetime.now(UTC).isoformat(timespec="seconds"), f"stablebptt {__version__}"
+    return {
         "format": kind,
         "format_version": FORMAT_VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": json.dumps(versions()),
-        "config": json.dumps(config),
-        "status": status,
+        "created": created,
+        "Conventions": CONVENTIONS,
+        "title": " ".join(title.split())[:LONGEST_TITLE] or "no title",
+        "history": f"{created}: written by {program}",
+        "source": f"{program}, training through a simulator by backpropagation through time",
     }
-    return attributes | ({"git_commit": found} if (found := commit()) else {})
 
 
 def _history(history: Mapping[str, np.ndarray]) -> Group:
@@ -315,8 +347,10 @@ def _trajectories(problem: Any, given: Mapping[str, np.ndarray], phases: tuple[s
     count = given["states"].shape[1]
     seen: dict[str, Any] = {}
     group: Group = {
-        "time": Variable(given["time"], ("time",), "s", "time"),
-        "control_time": Variable(given["time"][:-1], ("control_time",), "s", "time at which a control begins to act"),
+        "time": Variable(given["time"], ("time",), problem.time_units, "time"),
+        "control_time": Variable(
+            given["time"][:-1], ("control_time",), problem.time_units, "time at which a control begins to act"
+        ),
         "phase": _words("phase", "controller", phases),
         "sample": Variable(np.arange(count), ("sample",), "1", "initial state"),
     }
@@ -326,23 +360,34 @@ def _trajectories(problem: Any, given: Mapping[str, np.ndarray], phases: tuple[s
         if all(isinstance(place, str) for place in axis.places):
             group[axis.name] = _words(axis.name, axis.long_name, axis.places)
         else:
-            group[axis.name] = Variable(np.array(axis.places), (axis.name,), axis.units, axis.long_name)
-    group["states"] = Variable(
-        given["states"], ("phase", "sample", "time", *state_dims), problem.state_units, "states"
-    )
-    group["controls"] = Variable(
-        given["controls"], ("phase", "sample", "control_time", *control_dims), problem.control_units, "controls"
-    )
+            group[axis.name] = _measured(np.array(axis.places), (axis.name,), axis.units, axis.long_name)
+    group["states"] = _measured(given["states"], ("phase", "sample", "time", *state_dims), problem.state_units, "states")
+    control_dims = ("phase", "sample", "control_time", *control_dims)
+    group["controls"] = _measured(given["controls"], control_dims, problem.control_units, "controls")
     group["loss"] = Variable(given["loss"], ("phase", "sample"), "1", "loss of each rollout, with the regulariser")
     return group
 
 
+def _measured(values: np.ndarray, dims: tuple[str, ...], units: str, long_name: str) -> Variable:
+    """An array in one unit that programs can read; or in several, which `component_units` tells to people."""
+    if UNIT.fullmatch(units):
+        return Variable(values, dims, units, long_name)
+    attributes = {"component_units": units} if units.strip() else {}
+    return Variable(values, dims, "1", long_name, attributes)
+
+
 def _words(name: str, long_name: str, words: Iterable[str]) -> Variable:
-    """An axis of words: numbers with an attribute that explains them, as in the CF conventions."""
-    meanings = ["_".join(word.split()) for word in words]
-    attributes = {"flag_values": list(range(len(meanings))), "flag_meanings": " ".join(meanings)}
-    attributes["names"] = json.dumps(list(words), ensure_ascii=False)  # as they were given
-    return Variable(np.arange(len(meanings), dtype=np.int32), (name,), "1", long_name, attributes)
+    """An axis whose places are words: numbers with an attribute that explains them."""
+    meanings = list(words)
+    return Variable(np.arange(len(meanings), dtype=np.int32), (name,), "1", long_name, flags(meanings))
+
+
+def flags(words: Iterable[str]) -> dict[str, Any]:
+    """Attributes that explain the numbers 0, 1, .. (int32), as in the CF conventions; `names` are the words as given."""
+    given = list(words)
+    meanings = ["_".join(word.split()) for word in given]
+    values, names = np.arange(len(given), dtype=np.int32), json.dumps(given, ensure_ascii=False)
+    return {"flag_values": values, "flag_meanings": " ".join(meanings), "names": names}
 
 
 def _checkpoint(run: Any, progress: Any) -> Group:

@@ -1,13 +1,22 @@
 """The content of a file in words and numbers."""
 
+import csv
+import io
+import itertools
 import json
 import math
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stablebptt.data import run_file
+
+WIDTH, INDENT = 79, 14  # of the text, and of what stands behind the names of its entries
+MOST_LISTED = 16  # columns of a table, or entries of a long list
+FROM_RUN = ("seed", "run_file", "weights", "weights_epoch")  # root attributes of a file of rollouts
 
 
 def summarize(path: str | Path, trajectory: int | None = None) -> dict[str, Any]:
@@ -32,9 +41,9 @@ def summarize(path: str | Path, trajectory: int | None = None) -> dict[str, Any]
         "status": attributes.get("status"),
         "config": config,
     }
-    known = {*summary, "versions", "config", "seed"}
+    known = {*summary, *run_file.ABOUT, *FROM_RUN}
     if attributes["format"] == run_file.PATHS_FORMAT:
-        summary["seed"] = attributes.get("seed")
+        summary |= {name: attributes.get(name) for name in FROM_RUN}
     summary["unknown_attributes"] = sorted(set(attributes) - known)
     if attributes.get("format_version") != run_file.FORMAT_VERSION:
         summary["note"] = f"this program knows version {run_file.FORMAT_VERSION}; what it cannot explain is only listed"
@@ -59,50 +68,100 @@ def summarize(path: str | Path, trajectory: int | None = None) -> dict[str, Any]
 
 
 def text(summary: dict[str, Any]) -> str:
-    """A summary as lines of text."""
-    config = summary["config"]
-    plain = {key: value for key, value in config.get("options", {}).items() if not isinstance(value, dict)}
-    options = ", ".join(f"{key} {_word(value)}" for key, value in plain.items())
-    settings = {key: value for key, value in config.items() if key not in ("task", "options", "optimizer")}
-    optimizer = config.get("optimizer", {})
-    lines = [f"{summary['file']}: {summary['format']}, version {summary['format_version']}"]
-    if config:
-        lines += [
-            f"  created     {summary['created']}",
-            f"  status      {summary['status']}",
-            f"  task        {config.get('task')}: {options}",
-            f"  training    {', '.join(f'{key} {_word(value)}' for key, value in settings.items())}",
-            f"  optimizer   {', '.join(f'{key} {_word(value)}' for key, value in optimizer.items())}",
-            f"  versions    {', '.join(f'{key} {value}' for key, value in summary['versions'].items())}",
-        ]
-    if summary["git_commit"]:
-        lines.append(f"  git commit  {summary['git_commit']}")
-    if "seed" in summary:
-        lines.append(f"  states      drawn with seed {summary['seed']}")
-    for name in summary["unknown_attributes"]:
-        lines.append(f"  unknown attribute {name}")
+    """A summary as lines for people: one screen of 80 x 24."""
+    kind = f": {summary['format']}, version {summary['format_version']}"
+    name, room = summary["file"], WIDTH - len(kind)
+    lines = [(name if len(name) <= room else f"..{name[2 - room :]}") + kind]
     if "note" in summary:
-        lines.append(f"  note        {summary['note']}")
+        lines += _entry("note", summary["note"])
+    if unknown := summary["unknown_attributes"]:
+        lines += _entry("unknown", f"attribute{'s' * (len(unknown) > 1)} {', '.join(unknown)}", 1)
+    lines += _settings(summary["config"], summary["status"]) if summary["config"] else []
+    lines += _paths(summary)
     if losses := summary.get("losses"):
-        if losses["epochs"]:
-            found = f"lowest {_number(losses['best_test_loss'], '.6g')} (epoch {losses['best_epoch']})"
-            lowest = found if losses["best_epoch"] else "none of them finite"
-            lines += [
-                f"  epochs      {losses['epochs']} in {_number(losses['seconds'], '.1f')} s",
-                f"  test loss   last {_number(losses['last_test_loss'], '.6g')}, {lowest}",
-                f"  train loss  last {_number(losses['last_train_loss'], '.6g')}",
-            ]
-            lines += [f"    {line}" for line in text_plot(summary["test_loss"])]
-        else:
-            lines.append("  epochs      0")
-    lines.append("  datasets")
-    width = max((len(name) for name in summary["datasets"]), default=0)
-    for name, facts in summary["datasets"].items():
+        lines += _loss_lines(losses, summary["config"].get("epochs"), summary["test_loss"])
+    lines += _tables(summary["datasets"])
+    lines += _entry("origin", _origin(summary))
+    trajectory = ", --trajectory K" if "/trajectories/states" in summary["datasets"] else ""
+    return "\n".join([*lines, *_entry("more", f"--datasets{trajectory}, --csv (for spreadsheets), --json")])
+
+
+def datasets_text(summary: dict[str, Any]) -> str:
+    """A line for every dataset of a file: type, axes, unit and meaning."""
+    datasets = summary["datasets"]
+    width = max((len(name) for name in datasets), default=0)
+    lines = []
+    for name, facts in datasets.items():
         shape = ", ".join(f"{dim} {length}" for dim, length in zip(facts["dims"], facts["shape"]))
-        lines.append(f"    {name:<{width}}  {facts['dtype']} ({shape}) [{facts['units']}] {facts['long_name']}")
-    if "trajectory" in summary:
-        lines += _trajectory_lines(summary["trajectory"])
+        lines.append(f"{name:<{width}}  {facts['dtype']} ({shape}) [{facts['units']}] {facts['long_name']}")
     return "\n".join(lines)
+
+
+def _entry(name: str, words: str, most: int = 2) -> list[str]:
+    """An entry of a summary, broken into at most so many lines."""
+    first = f"  {name:<{INDENT - 3}} "
+    options: dict[str, Any] = {"break_on_hyphens": False, "max_lines": most, "placeholder": " .."}
+    return textwrap.wrap(words, WIDTH, initial_indent=first, subsequent_indent=" " * INDENT, **options) or [first]
+
+
+def _settings(config: dict[str, Any], status: Any) -> list[str]:
+    """Status, task with its options, training."""
+    options = config.get("options", {})
+    plain = {key: value for key, value in options.items() if not isinstance(value, dict)} | options.get("arguments", {})
+    settings = {key: value for key, value in config.items() if key not in ("task", "options", "optimizer")}
+    lines = _entry("status", str(status))
+    lines += _entry("task", f"{config.get('task')}: {_words(plain)}", 3)
+    rule = {"optimizer" if key == "name" else key: value for key, value in config.get("optimizer", {}).items()}
+    return lines + _entry("training", _words({**settings, **rule}), 4)
+
+
+def _paths(summary: dict[str, Any]) -> list[str]:
+    """Of a file of rollouts: whose they are, and from where."""
+    if summary["format"] != run_file.PATHS_FORMAT:
+        return []
+    count = summary["datasets"].get("/trajectories/loss", {}).get("shape", ["?"])[-1]
+    lines = _entry("rollouts", f"{count}, from states drawn with seed {summary['seed']}")
+    if summary.get("run_file"):
+        weights = f"the {summary['weights']} ones (epoch {summary['weights_epoch']}) of {summary['run_file']}"
+        lines += _entry("weights", weights)
+    return lines
+
+
+def _loss_lines(losses: dict[str, Any], planned: Any, curve: list[float]) -> list[str]:
+    if not losses["epochs"]:
+        return _entry("epochs", f"0 of {planned}")
+    found = f"lowest {_number(losses['best_test_loss'], '.6g')} (epoch {losses['best_epoch']})"
+    lowest = found if losses["best_epoch"] else "none of them finite"
+    return [
+        *_entry("epochs", f"{losses['epochs']} of {planned} in {_number(losses['seconds'], '.1f')} s"),
+        *_entry("test loss", f"last {_number(losses['last_test_loss'], '.6g')}, {lowest}"),
+        *_entry("train loss", f"last {_number(losses['last_train_loss'], '.6g')}"),
+        *text_plot(curve, 60, 5),
+    ]
+
+
+def _tables(datasets: dict[str, Any]) -> list[str]:
+    """The columns of a table of runs."""
+    columns = {name: facts["long_name"] for name, facts in datasets.items() if name.startswith("/runs/") and not _is_index(name)}
+    more = len(columns) - MOST_LISTED
+    lines = [line for name, words in list(columns.items())[:MOST_LISTED] for line in _entry(name, words, 1)]
+    return lines + (_entry("..", f"and {more} more columns") if more > 0 else [])
+
+
+def _is_index(name: str) -> bool:
+    """Whether a column of a table only counts places."""
+    return name.rpartition("/")[2] == "run" or name.endswith("_letter")
+
+
+def _origin(summary: dict[str, Any]) -> str:
+    """When and by which programs a file was made."""
+    versions = ", ".join(f"{key} {value}" for key, value in summary["versions"].items())
+    commit = f"git commit {summary['git_commit'][:12]}" if summary["git_commit"] else ""
+    return "; ".join(part for part in (str(summary["created"]), versions, commit) if part)
+
+
+def _words(facts: Any) -> str:
+    return ", ".join(f"{key} {_word(value)}" for key, value in facts.items()) if isinstance(facts, dict) else str(facts)
 
 
 def text_plot(values: list[float], width: int = 60, height: int = 8) -> list[str]:
@@ -117,25 +176,34 @@ def text_plot(values: list[float], width: int = 60, height: int = 8) -> list[str
     heights = np.log10(means) if log else means
     low, high = np.nanmin(heights), np.nanmax(heights)
     levels = np.full(len(means), height - 1.0) if high == low else (heights - low) / (high - low) * (height - 1)
+    labels = _labels([low + (high - low) * level / (height - 1) for level in (0, height // 2, height - 1)], log=log)
+    named = dict(zip((0, height // 2, height - 1), labels))
     lines = []
     for level in range(height - 1, -1, -1):
-        height_here = low + (high - low) * level / (height - 1)
-        label = f"{10**height_here if log else height_here:10.3g} |" if level in (0, height // 2, height - 1) else f"{'|':>12}"
-        lines.append(label + "".join("*" if np.isfinite(x) and round(float(x)) == level else " " for x in levels).rstrip())
+        marks = "".join("*" if np.isfinite(x) and round(float(x)) == level else " " for x in levels)
+        lines.append(f"{named.get(level, ''):>10} |{marks.rstrip()}")
         if high == low:
             break
-    last = str(len(values))
+    last, caption = str(len(values)), f"epoch (test loss{', logarithmic' if log else ''})"
     lines.append(f"{'+':>12}{'-' * len(means)}")
-    lines.append(f"{'':12}1{last:>{max(len(means) - 1, len(last) + 1)}}  epoch (test loss{', logarithmic' if log else ''})")
+    if len(means) > len(caption) + len(last) + 4:
+        lines.append(f"{'':12}1{caption:^{len(means) - len(last) - 1}}{last}")
+    else:
+        lines.append(f"{'':12}1{last:>{max(len(means) - 1, len(last) + 1)}}  {caption}")
     return lines
+
+
+def _labels(heights: list[float], *, log: bool) -> list[str]:
+    """Numbers of an axis, with as few digits as tell them apart."""
+    values = [10**height if log else height for height in heights]
+    digits = next((n for n in range(3, 7) if len({f"{value:.{n}g}" for value in values}) == len(values)), 6)
+    return [f"{value:.{digits}g}" for value in values]
 
 
 def _trajectory(path: str | Path, number: int) -> dict[str, Any]:
     """The numbers of one trajectory for every controller in the file."""
     _, phases, arrays, _ = run_file.load_trajectories(path)
-    count = arrays["states"].shape[1]
-    if not 0 <= number < count:
-        raise ValueError(f"trajectory is {number}; {path} has {count}, counted from 0")
+    _check_number(path, arrays, number)
     found: dict[str, Any] = {"number": number, "time": arrays["time"].tolist(), "controllers": {}}
     for phase, states, controls, loss in zip(phases, arrays["states"], arrays["controls"], arrays["loss"]):
         rollout = {"states": states[number].tolist(), "controls": controls[number].tolist()}
@@ -143,16 +211,95 @@ def _trajectory(path: str | Path, number: int) -> dict[str, Any]:
     return found
 
 
-def _trajectory_lines(trajectory: dict[str, Any]) -> list[str]:
-    lines = []
-    for phase, found in trajectory["controllers"].items():
-        lines.append(f"  trajectory {trajectory['number']}, {phase}, loss {_number(found['loss'])}")
-        lines.append("    time | states, flat | controls, flat (they act from this time on)")
-        for k, time in enumerate(trajectory["time"]):
-            control = found["controls"][k] if k < len(found["controls"]) else []
-            parts = [np.array(part, object).ravel() for part in (time, found["states"][k], control)]
-            lines.append("    " + " | ".join(" ".join(_number(value) for value in part) for part in parts))
-    return lines
+def trajectory_table(path: str | Path, number: int) -> tuple[list[str], list[list[Any]]]:
+    """Names of columns, and a row for every controller and time: the controller, the time, a state, and the control from then on.
+
+    Raises
+    ------
+    ValueError
+        If the file has no such trajectory.
+    """
+    found = run_file.load_trajectories(path)
+    _check_number(path, found.arrays, number)
+    names = [name for what in ("states", "controls") for name in _column_names(found.axes[what])]
+    rows: list[list[Any]] = []
+    for phase, states, controls in zip(found.phases, found.arrays["states"], found.arrays["controls"]):
+        last = np.full(controls.shape[2:], np.nan)  # no control acts from the last time on
+        for time, state, control in zip(found.arrays["time"], states[number], [*controls[number], last]):
+            rows.append([phase, time, *state.ravel(), *control.ravel()])
+    return ["controller", "time", *names], rows
+
+
+def trajectory_text(path: str | Path, number: int) -> str:
+    """A trajectory as a table for people; a control acts from its time on."""
+    names, rows = trajectory_table(path, number)
+    cells = [[row[0], *("" if np.isnan(value) else f"{value:.6g}" for value in row[1:])] for row in rows]
+    widths = [max(map(len, column)) for column in zip(names, *cells)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in (names, *cells)]
+    losses = ", ".join(f"{phase} {loss[number]:.6g}" for phase, loss in _losses_of(path))
+    return "\n".join([f"trajectory {number} of {path}; loss {losses}", *lines])
+
+
+def csv_text(path: str | Path, number: int | None = None) -> str:
+    """Numbers for a spreadsheet, with a row of names: the history of a run, the columns of a table, or a trajectory.
+
+    Raises
+    ------
+    ValueError
+        If the file has no history, and no trajectory is asked for.
+    """
+    if number is None:
+        groups = run_file.read_any(path)[1]
+        if not (group := groups.get("history") or groups.get("runs")):
+            raise ValueError(f"{path} has no history; give --trajectory K")
+        columns = {name: _cells(variable) for name, variable in group.items() if not _is_index(name)}
+        names, rows = list(columns), [list(row) for row in zip(*columns.values())]
+    else:
+        names, rows = trajectory_table(path, number)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([names, *([_plain(cell) for cell in row] for row in rows)])
+    return text.getvalue().rstrip("\n")
+
+
+def _losses_of(path: str | Path) -> list[tuple[str, np.ndarray]]:
+    found = run_file.load_trajectories(path)
+    return list(zip(found.phases, found.arrays["loss"]))
+
+
+def _check_number(path: str | Path, arrays: dict[str, np.ndarray], number: int) -> None:
+    count = arrays["states"].shape[1]
+    if not 0 <= number < count:
+        raise ValueError(f"trajectory is {number}; {path} has {count}, counted from 0")
+
+
+def _column_names(axes: list[Any]) -> Iterator[str]:
+    """Names of the numbers of a state or control: "driver 1 position x", "force"."""
+    words = []
+    for scale, places in axes:
+        plain = all(isinstance(place, str) for place in places)
+        repeated = len(set(places)) < len(places)
+        if len(places) == 1 and not plain:
+            words.append([scale.dims[0]])
+        elif plain:
+            words.append([f"{place} {places[:k].count(place)}" if repeated else place for k, place in enumerate(places)])
+        else:
+            words.append([f"{scale.dims[0]} {place:g}" for place in places])
+    return map(" ".join, itertools.product(*words))
+
+
+def _cells(variable: Any) -> list[Any]:
+    """A column of numbers, or the words that they stand for."""
+    values = variable.values
+    if values.ndim == 2:  # letters
+        return [bytes(row).rstrip(b"\0").decode("utf-8", "replace") for row in values.astype(np.uint8)]
+    words = _list(variable.attributes.get("names"))
+    return [words[k] if 0 <= k < len(words) else k for k in values.tolist()] if words else values.tolist()
+
+
+def _plain(cell: Any) -> Any:
+    """A number with all the digits that its type has, a word as it is."""
+    return cell.item() if isinstance(cell, np.float64) else str(cell) if isinstance(cell, np.floating) else cell
 
 
 def _number(value: float | None, form: str = ".7g") -> str:
@@ -182,6 +329,14 @@ def _table(words: Any) -> dict[str, Any]:
         return {}
 
 
+def _list(words: Any) -> list[str]:
+    try:
+        found = json.loads(words)
+        return found if isinstance(found, list) else []
+    except (TypeError, ValueError):
+        return []
+
+
 def _finite(value: Any) -> Any:
     """The same value without NaN and Inf, which JSON does not support."""
     if isinstance(value, dict):
@@ -194,4 +349,6 @@ def _finite(value: Any) -> Any:
 
 
 def _word(value: Any) -> str:
-    return " x ".join(map(str, value)) if isinstance(value, list) and len(str(value)) < 60 else str(value)
+    """A value; sizes as "100 x 100"."""
+    sizes = isinstance(value, list) and 1 <= len(value) < MOST_LISTED and all(isinstance(item, int) for item in value)
+    return " x ".join(map(str, value)) if sizes else str(value)

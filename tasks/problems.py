@@ -97,7 +97,7 @@ class Problem:
     title : a few words, for pictures
     system, controller, loss_function : structs with methods for the generic functions of `kernels` and `adjoint`
     state_shape, control_shape : shapes of one state and one control
-    steps, dt : horizon T and time step [s]
+    steps, dt : horizon T and time step, in `time_units` ("s"; "1" where time has no dimension)
     time_weights (T+1,) : weight of the mean cost at every time step
     regularization : rho, weight of the mean squared control
     dtype : np.float32 or np.float64
@@ -127,6 +127,7 @@ class Problem:
     control_axes: tuple[Axis, ...] = field(repr=False)
     state_units: str = "1"
     control_units: str = "1"
+    time_units: str = "s"
     regularization: float = 0.0
     tape_bytes: int = TAPE_BYTES
     backend: str = "cpu"
@@ -174,7 +175,8 @@ class Problem:
         return {name: value for name, value in vars(self).items() if name != "engine"}
 
     def __repr__(self) -> str:
-        shapes = f"states {self.state_shape}, controls {self.control_shape}, {self.steps} steps of {self.dt:g} s"
+        shapes = f"states {self.state_shape}, controls {self.control_shape}, {self.steps} steps of {self.dt:g}"
+        shapes += "" if self.time_units == "1" else f" {self.time_units}"
         where = "" if self.backend == "cpu" else f", on {self.backend}"
         return f"Problem({self.title}): {shapes}, {self.n_parameters} parameters, {np.dtype(self.dtype).name}{where}"
 
@@ -195,7 +197,7 @@ class Problem:
 
     @property
     def time(self) -> np.ndarray:
-        """Times (T+1,) [s]."""
+        """Times (T+1,)."""
         return self.dt * np.arange(self.steps + 1)
 
     def sample(self, count: int, seed: int = 0, purpose: int = STATES) -> np.ndarray:

@@ -1,8 +1,10 @@
 """A sweep in one table, one page and the published figures, from the run files in a folder."""
 
-import html
-from collections.abc import Iterable
+import json
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,17 @@ from scipy.special import stdtrit
 from stablebptt.data import run_file, storage
 from stablebptt.data.run_file import Content
 from stablebptt.data.storage import FileFormatError, Group, Variable
+from stablebptt.tasks.families import COMPLETE, DIVERGED, UNFINISHED, facts, groups, outcome, shown, variant_name, varied, word
 from stablebptt.tasks.pictures import curves
 from stablebptt.tasks.registry import TASKS
 from stablebptt.tasks.registry import title as title_of
+from stablebptt.tasks.report_pages import Page, html, markdown
 
 VARIANTS, CLIPS = ("R", "M", "C", "S", "N", "schedule"), ("none", "value", "norm")
 CONFIDENCE = 0.95
+MOST_COLUMNS = 4  # of panels in a figure
+MOST_WORDS = 40_000  # letters of an attribute; HDF5 keeps 64 KiB
+MOST_NAMED = 12  # values of one thing in the plan
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Family:
     Attributes
     ----------
     task, title, variant, clip : what they have in common
-    rest : what else distinguishes them from the other families of the task
+    others : what else distinguishes them from the other families of that title, in words
     runs : content of their files
     """
 
@@ -36,8 +43,13 @@ class Family:
     title: str
     variant: str
     clip: str
-    rest: str
+    others: dict[str, str]
     runs: tuple[Content, ...]
+
+    @property
+    def name(self) -> str:
+        """The variant, and all that distinguishes them besides the clipping."""
+        return ", ".join([self.variant, *(f"{shown(name)} {value}" for name, value in self.others.items())])
 
     def last(self) -> np.ndarray:
         return np.array([run.history["test_loss"][-1] if len(run.history["epoch"]) else np.nan for run in self.runs])
@@ -45,11 +57,15 @@ class Family:
     def best(self) -> np.ndarray:
         return np.array([run_file.best(run.history)[1] for run in self.runs])
 
-    def diverged(self) -> int:
-        return sum(run.status.startswith("diverged") for run in self.runs)
+    def count(self, word: str) -> int:
+        """How many runs are complete, diverged or unfinished."""
+        return sum(outcome(run) == word for run in self.runs)
+
+    def seeds(self) -> int:
+        return len({run.config["seed"] for run in self.runs})
 
     def solved(self) -> int:
-        return int(np.sum(self.best() < threshold(self.runs[0])))
+        return sum(bool(best < threshold(run)) for best, run in zip(self.best(), self.runs))
 
 
 def threshold(run: Content) -> float:
@@ -59,12 +75,18 @@ def threshold(run: Content) -> float:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """Student's 95 % interval of the mean; NaN for fewer than two finite values."""
+    """Student's 95 % interval of the mean; NaN for fewer than two finite values.
+
+    Of positive values it is that of the logarithm of the mean (by the delta method), so that it stays positive.
+    """
     known = values[np.isfinite(values)]
     if len(known) < 2:
         return float("nan"), float("nan")
-    half = stdtrit(len(known) - 1, (1 + CONFIDENCE) / 2) * known.std(ddof=1) / np.sqrt(len(known))
-    return float(known.mean() - half), float(known.mean() + half)
+    mean = float(known.mean())
+    half = float(stdtrit(len(known) - 1, (1 + CONFIDENCE) / 2) * known.std(ddof=1) / np.sqrt(len(known)))
+    if known.min() > 0:
+        return mean * math.exp(-half / mean), mean * math.exp(half / mean)
+    return mean - half, mean + half
 
 
 def load_runs(folder: Path) -> tuple[list[Content], list[str]]:
@@ -93,17 +115,33 @@ def _load(path: Path) -> Content:
 
 
 def families(runs: Iterable[Content]) -> list[Family]:
-    """Runs by what they have in common besides the seed: by task, difficulty, clipping and variant."""
-    runs = list(runs)
+    """Runs by all they have in common besides the seed: task, difficulty, clipping, variant, and whatever else varies."""
     found = []
-    for title in sorted({title_of(run.config) for run in runs}, key=lambda t: (t.split(",")[0], _natural(t))):
-        alike = [run for run in runs if title_of(run.config) == title]
-        for name, members in curves.families(alike).items():
-            first = members[0].config
-            rest = ", ".join(part for part in name.split(", ")[1:] if not part.startswith("clip "))
-            members = sorted(members, key=lambda run: run.config["seed"])
-            found.append(Family(first["task"], title, curves.variant_name(members[0]), first["clip"], rest, tuple(members)))
-    return sorted(found, key=lambda f: (f.task, _natural(f.title), CLIPS.index(f.clip), VARIANTS.index(f.variant), f.rest))
+    for task, alike in _by(runs, lambda run: run.config["task"]).items():
+        telling = {name for titled in _by(alike, _title).values() for name in varied(titled)} - {"clip"}
+        for group in groups(alike):
+            first = group.runs[0]
+            others = {name: value for name, value in group.parts.items() if name in telling}
+            members = tuple(sorted(group.runs, key=lambda run: run.config["seed"]))
+            found.append(Family(task, _title(first), group.parts["variant"], first.config["clip"], others, members))
+    return sorted(found, key=_order)
+
+
+def _title(run: Content) -> str:
+    return title_of(run.config)
+
+
+def _by(runs: Iterable[Content], key: Callable[[Content], str]) -> dict[str, list[Content]]:
+    """Runs by something that they have in common."""
+    found: dict[str, list[Content]] = {}
+    for run in runs:
+        found.setdefault(key(run), []).append(run)
+    return found
+
+
+def _order(family: Family) -> tuple[Any, ...]:
+    variant = VARIANTS.index(variant_name(family.runs[0]))
+    return family.task, _natural(family.title), CLIPS.index(family.clip), variant, _natural(family.name)
 
 
 def _natural(title: str) -> list[Any]:
@@ -111,108 +149,183 @@ def _natural(title: str) -> list[Any]:
     return [(1, float(word), "") if word.replace(".", "", 1).isdecimal() else (0, 0.0, word) for word in title.split()]
 
 
-HEADINGS = ("variant", "clip", "seeds", "last test loss: mean", "median", "95 % of the mean", "best: mean", "solved", "diverged")
+NUMBERS = (
+    "seeds", "last test loss: mean", "median", "95 % of the mean", "best: mean", "solved", "diverged", "unfinished",
+)  # fmt: skip
+
+
+def headings(found: list[Family]) -> tuple[str, ...]:
+    """Headings of the table of one difficulty: the variant, all else that was varied, the clipping, and numbers."""
+    return ("variant", *map(shown, _others(found)), "clip", *NUMBERS)
+
+
+def _others(found: list[Family]) -> list[str]:
+    return list(dict.fromkeys(name for family in found for name in family.others))
 
 
 def rows(found: list[Family]) -> list[tuple[str, ...]]:
-    """Cells of the table of one difficulty, in the order of `HEADINGS`."""
+    """Cells of the table of one difficulty, in the order of `headings`."""
     table: list[tuple[str, ...]] = []
     for family in found:
         last, best = family.last(), family.best()
         low, high = interval(last)
-        seeds = len(family.runs)
+        count = len(family.runs)
+        others = (family.others.get(name, "-") for name in _others(found))
         table.append(
             (
-                family.variant + (f" ({family.rest})" if family.rest else ""),
+                family.variant,
+                *others,
                 family.clip,
-                str(seeds),
-                _number(np.nanmean(last) if np.isfinite(last).any() else np.nan),
-                _number(np.nanmedian(last) if np.isfinite(last).any() else np.nan),
-                f"{_number(low)} .. {_number(high)}" if np.isfinite(low) else "-",
-                _number(np.nanmean(best) if np.isfinite(best).any() else np.nan),
-                f"{family.solved()}/{seeds}",
-                f"{family.diverged()}/{seeds}",
+                str(family.seeds()),
+                number(np.nanmean(last) if np.isfinite(last).any() else np.nan),
+                number(np.nanmedian(last) if np.isfinite(last).any() else np.nan),
+                f"{number(low)} .. {number(high)}" if np.isfinite(low) else "-",
+                number(np.nanmean(best) if np.isfinite(best).any() else np.nan),
+                f"{family.solved()}/{count}",
+                f"{family.count(DIVERGED)}/{count}",
+                f"{family.count(UNFINISHED)}/{count}",
             )
         )
     return table
 
 
-def _number(value: float) -> str:
+RUN_HEADINGS: tuple[str, ...] = ("file", "run", "clip", "seed", "epochs", "status", "last test loss", "best test loss", "seconds")
+
+
+def run_rows(found: list[Family]) -> list[tuple[str, ...]]:
+    """Cells of the table of all runs of one difficulty, in the order of `RUN_HEADINGS`."""
+    table: list[tuple[str, ...]] = []
+    for family in found:
+        for run, last, best in zip(family.runs, family.last(), family.best()):
+            done, seconds = f"{len(run.history['epoch'])}/{run.config['epochs']}", f"{run.history['seconds'].sum():.1f}"
+            words = (Path(run.path).name, family.name, family.clip, str(run.config["seed"]), done, outcome(run))
+            table.append((*words, number(last), number(best), seconds))
+    return table
+
+
+def number(value: float) -> str:
     return f"{value:.4g}" if np.isfinite(value) else "-"
 
 
 def draw(found: list[Family], task: str) -> Any:
-    """The published figure of a task: a column per difficulty, a row per clipping, a line with its 95 % band per variant."""
+    """The published figure of a task: a column per difficulty, a row per clipping, a line with its 95 % band per kind of run.
+
+    More than four difficulties take several rows of panels.
+    """
     chosen = [family for family in found if family.task == task]
     titles = list(dict.fromkeys(family.title for family in chosen))
     clips = [clip for clip in CLIPS if any(family.clip == clip for family in chosen)]
-    figure = curves.new_figure(3.4 * len(titles) + 0.6, 2.7 * len(clips) + 0.5)
-    grid = figure.subplots(len(clips), len(titles), squeeze=False, sharex=True, sharey="col")
-    for clip, line in zip(clips, grid):
-        for title, axes in zip(titles, line):
-            for family in (f for f in chosen if (f.title, f.clip) == (title, clip)):
-                _band(axes, family)
-            axes.grid(True, alpha=0.3)
-            axes.spines[["top", "right"]].set_visible(False)
-        line[0].set_ylabel(f"test loss, clip {clip}")
-    for title, axes in zip(titles, grid[0]):
-        axes.set_title(title.partition(", ")[2] or title, fontsize="medium")
-    for title, axes in zip(titles, grid[-1]):
-        axes.set_xlabel("epoch")
-        if curves.log_helps([a for line in grid for a, t in zip(line, titles) if t == title]):
-            curves.log_axis(axes)
-    handles = {label: handle for axes in grid.ravel() for handle, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, frameon=False, title=task)
+    blocks = [titles[k : k + MOST_COLUMNS] for k in range(0, len(titles), MOST_COLUMNS)]
+    rows = [(block, clip) for block in blocks for clip in clips]
+    figure = curves.new_figure(max(3.4 * len(blocks[0]) + 0.6, 5.0), 2.7 * len(rows) + 0.5)
+    grid = figure.subplots(len(rows), len(blocks[0]), squeeze=False)
+    lines = list(dict.fromkeys((family.variant, family.name) for family in chosen))
+    looks = dict(zip((name for _, name in lines), curves.distinct_looks(lines)))
+    longest = max((len(run.history["epoch"]) for family in chosen for run in family.runs), default=0)
+    for (block, clip), panels in zip(rows, grid):
+        for title, axes in zip(block, panels):
+            here = [family for family in chosen if (family.title, family.clip) == (title, clip)]
+            for family in here:
+                _band(axes, family, looks[family.name])
+            curves.epoch_axis(axes, longest, empty=curves.EMPTY if here else "no run")
+            axes.set_xlabel("epoch" if clip == clips[-1] else "")
+            axes.set_title(title.partition(", ")[2] or title if clip == clips[0] else "", fontsize="medium")
+        for axes in panels[len(block) :]:
+            axes.set_axis_off()
+        panels[0].set_ylabel(f"test loss, clip {clip}")
+    for column in range(len(titles)):
+        first = column // MOST_COLUMNS * len(clips)
+        _share_scale([panels[column % MOST_COLUMNS] for panels in grid[first : first + len(clips)]])
+    curves.legend_below(figure, list(looks), list(looks.values()), title=task)
     return figure
 
 
-def _band(axes: Any, family: Family) -> None:
-    columns = [run.history["test_loss"] for run in family.runs]
-    longest = max(len(values) for values in columns)
-    if not longest:
+def _share_scale(panels: list[Any]) -> None:
+    """The same loss axis for one difficulty, logarithmic if that helps."""
+    shown = [axes for axes in panels if axes.get_lines()]
+    if curves.log_helps(shown):
+        for axes in shown:
+            curves.log_axis(axes)
+    limits = [axes.get_ylim() for axes in shown]
+    for axes in shown:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def _band(axes: Any, family: Family, look: dict[str, Any]) -> None:
+    values = curves.aligned([run.history["test_loss"] for run in family.runs])
+    known = np.isfinite(values).any(axis=0)
+    if not known.any():
         return
-    values = np.full((len(columns), longest), np.nan)
-    for row, known in zip(values, columns):
-        row[: len(known)] = known
-    values = values[:, np.isfinite(values).any(axis=0)]
-    epochs, mean = np.arange(1, values.shape[1] + 1), np.nanmean(values, axis=0)
-    colour = curves.COLOURS.get(family.variant, curves.PALETTE[-1])
-    axes.plot(epochs, mean, color=colour, linewidth=1.3, label=family.variant)
-    if len(columns) > 1:
+    mean = np.full(len(known), np.nan)
+    mean[known] = np.nanmean(values[:, known], axis=0)
+    curves.line(axes, mean, family.name, look)
+    if len(values) > 1:
         low, high = np.array([interval(column) for column in values.T]).T
-        axes.fill_between(epochs, np.maximum(low, np.nanmin(values, axis=0)), high, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(np.arange(1, len(known) + 1), low, high, color=look["color"], alpha=0.18, linewidth=0)
 
 
 def table(found: list[Family]) -> dict[str, Group]:
-    """All runs as columns of one HDF5 group; words are stored as numbers that attributes explain."""
+    """All runs as columns of one HDF5 group: their files, all that was varied, and what became of them."""
     runs = [(family, run) for family in found for run in family.runs]
-    titles = list(dict.fromkeys(family.title for family in found))
-
-    def words(name: str, long_name: str, values: list[str], meanings: list[str]) -> Variable:
-        flags = [meaning.replace(" ", "_") for meaning in meanings]
-        attributes = {"flag_values": list(range(len(flags))), "flag_meanings": " ".join(flags)}
-        return Variable(np.array([meanings.index(value) for value in values], np.int32), ("run",), "1", long_name, attributes)
 
     def numbers(long_name: str, values: list[float], units: str = "1") -> Variable:
         return Variable(np.array(values), ("run",), units, long_name)
 
+    def words(long_name: str, values: list[str], meanings: Iterable[str] | None = None) -> Variable:
+        return _words(long_name, values, list(dict.fromkeys(values)) if meanings is None else list(meanings))
+
     last = [values for family in found for values in family.last()]
     best = [values for family in found for values in family.best()]
-    return {
-        "runs": {
-            "difficulty": words("difficulty", "task and its difficulty", [f.title for f, _ in runs], titles),
-            "variant": words("variant", "gradient variant", [f.variant for f, _ in runs], list(VARIANTS)),
-            "clip": words("clip", "clipping", [f.clip for f, _ in runs], list(CLIPS)),
-            "seed": numbers("seed", [run.config["seed"] for _, run in runs]),
-            "epochs": numbers("epochs done", [len(run.history["epoch"]) for _, run in runs]),
-            "last_test_loss": numbers("test loss after the last epoch", last),
-            "best_test_loss": numbers("lowest test loss", best),
-            "solved_below": numbers("best test loss below which the task counts as solved", [threshold(run) for _, run in runs]),
-            "diverged": numbers("1 if the run diverged", [int(run.status.startswith("diverged")) for _, run in runs]),
-            "complete": numbers("1 if the run is complete", [int(run.status == "complete") for _, run in runs]),
-            "seconds": numbers("wall time of all epochs", [float(run.history["seconds"].sum()) for _, run in runs], "s"),
-        }
+    columns = {
+        "file": _letters("name of the run file, in letters of UTF-8", "file_letter", [Path(run.path).name for _, run in runs]),
+        "difficulty": words("task and its difficulty", [f.title for f, _ in runs]),
+        "variant": words("gradient variant", [variant_name(run) for _, run in runs], VARIANTS),
+        "clip": words("clipping", [f.clip for f, _ in runs], CLIPS),
+        "seed": numbers("seed", [run.config["seed"] for _, run in runs]),
+        "epochs": numbers("epochs done", [len(run.history["epoch"]) for _, run in runs]),
+        "last_test_loss": numbers("test loss after the last epoch", last),
+        "best_test_loss": numbers("lowest test loss", best),
+        "solved_below": numbers("best test loss below which the task counts as solved", [threshold(run) for _, run in runs]),
+        "diverged": numbers("1 if the run diverged", [int(outcome(run) == DIVERGED) for _, run in runs]),
+        "complete": numbers("1 if the run is complete", [int(outcome(run) == COMPLETE) for _, run in runs]),
+        "seconds": numbers("wall time of all epochs", [float(run.history["seconds"].sum()) for _, run in runs], "s"),
     }
+    for name in ["epochs", *(name for name in varied([run for _, run in runs]) if name not in ("epochs", "clip"))]:
+        column = f"{name}_planned" if name == "epochs" else _column(name, columns)
+        columns[column] = _varied(shown(column), name, [facts(run).get(name) for _, run in runs], column)
+    return {"runs": columns}
+
+
+def _column(name: str, taken: Iterable[str]) -> str:
+    """The name of a column, as netCDF takes it."""
+    column = "".join(letter if letter.isalnum() else "_" for letter in name)[: storage.LONGEST_NAME // 4]
+    return f"{column}_" if column in taken or column in ("run", "file_letter") else column
+
+
+def _varied(long_name: str, name: str, values: list[Any], column: str) -> Variable:
+    """A column of what was varied: numbers where there are only numbers (NaN: the run has none), else words."""
+    if all(isinstance(value, int | float) or value is None for value in values):
+        return Variable(np.array([math.nan if value is None else value for value in values], float), ("run",), "1", long_name)
+    texts = ["none" if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]
+    meanings = list(dict.fromkeys(texts))
+    if sum(map(len, meanings)) > MOST_WORDS:
+        return _letters(f"{long_name}, in letters of UTF-8", f"{column}_letter", texts)
+    return _words(long_name, texts, meanings)
+
+
+def _words(long_name: str, values: list[str], meanings: list[str]) -> Variable:
+    """Words as numbers that attributes explain."""
+    place = {meaning: number for number, meaning in enumerate(meanings)}
+    return Variable(
+        np.array([place[value] for value in values], np.int32), ("run",), "1", long_name, run_file.flags(meanings)
+    )
+
+
+def _letters(long_name: str, dim: str, values: list[str]) -> Variable:
+    """Words as rows of bytes, filled up by zeros: any number of them, of any length."""
+    words = [value.encode() for value in values]
+    widest = max(map(len, words))
+    return Variable(np.array([list(word.ljust(widest, b"\0")) for word in words], np.uint8), ("run", dim), "1", long_name)
 
 
 def write(folder: Path) -> dict[str, Any]:
@@ -227,56 +340,81 @@ def write(folder: Path) -> dict[str, Any]:
     tasks = list(dict.fromkeys(family.task for family in found))
     place = folder / "report"
     place.mkdir(exist_ok=True)
-    attributes: dict[str, str | int | float] = {"format": run_file.TABLE_FORMAT, "format_version": run_file.FORMAT_VERSION}
+    attributes = run_file.table_attributes(f"report of {folder.resolve().name}")
     storage.write(place / "report.h5", storage.encode(attributes, table(found)))
     pictures = {task: f"{task}.png" for task in tasks}
     for task, picture in pictures.items():
         curves.save(partial(draw, found, task), place / picture)
-    storage.write(place / "report.md", _markdown(found, pictures, problems).encode())
-    storage.write(place / "report.html", _page(found, pictures, problems).encode())
-    unfinished = sum(run.status not in ("complete",) and not run.status.startswith("diverged") for run in runs)
+    page = page_of(folder, found, problems, pictures)
+    storage.write(place / "report.md", markdown(page).encode())
+    storage.write(place / "report.html", html(page).encode())
     return {
         "report": str(place / "report.html"),
         "runs": len(runs),
-        "unfinished": unfinished,
-        "diverged": sum(family.diverged() for family in found),
+        "unfinished": sum(outcome(run) == UNFINISHED for run in runs),
+        "diverged": sum(outcome(run) == DIVERGED for run in runs),
         "solved": sum(family.solved() for family in found),
         "unreadable_or_failed": len(problems),
     }
 
 
-def _sections(found: list[Family]) -> Iterable[tuple[str, str, list[Family]]]:
+def page_of(folder: Path, found: list[Family], problems: list[str], pictures: dict[str, str]) -> Page:
+    """What the report says, before it becomes Markdown or HTML."""
+    runs = [run for family in found for run in family.runs]
+    counts = ", ".join(f"{sum(outcome(run) == word for run in runs)} {word}" for word in (COMPLETE, DIVERGED, UNFINISHED))
+    computed = dict.fromkeys(_versions(run.attributes.get("versions", "{}")) for run in runs)
+    about = {
+        "runs": f"{len(runs)} ({counts})",
+        **plan(runs),
+        "date": datetime.now(UTC).isoformat(" ", "seconds").replace("+00:00", " UTC"),
+        "versions": _versions(json.dumps(run_file.versions())),
+        "runs computed with": "; ".join(computed),
+    }
+    failed = [f"{Path(run.path).name}: {run.status}" for run in runs if outcome(run) != COMPLETE]
+    sections = []
     for title in dict.fromkeys(family.title for family in found):
         alike = [family for family in found if family.title == title]
-        limit = threshold(alike[0].runs[0])
-        epochs = sorted({run.config["epochs"] for family in alike for run in family.runs})
-        text = f"Epochs planned: {', '.join(map(str, epochs))}."
-        text += f" Solved: best test loss below {limit:g}." if np.isfinite(limit) else ""
-        yield title, text, alike
+        sections.append((title, _told(alike), (headings(alike), rows(alike)), (RUN_HEADINGS, run_rows(alike))))
+    return Page(f"Report of {folder.resolve().name}", about, pictures, sections, failed, problems)
 
 
-def _markdown(found: list[Family], pictures: dict[str, str], problems: list[str]) -> str:
-    lines = ["# Report", ""]
-    for task, picture in pictures.items():
-        lines += [f"![{task}: mean test loss, bands are 95 % intervals of the mean]({picture})", ""]
-    for title, text, alike in _sections(found):
-        lines += [f"## {title}", "", text, "", f"| {' | '.join(HEADINGS)} |", "| --- " * len(HEADINGS) + "|"]
-        lines += [f"| {' | '.join(cells)} |" for cells in rows(alike)] + [""]
-    if problems:
-        lines += ["## Failed or unreadable", "", *(f"- {problem}" for problem in problems), ""]
-    return "\n".join(lines)
+def plan(runs: list[Content]) -> dict[str, str]:
+    """What was run: what varies, and what is the same in all runs."""
+    known = [facts(run) for run in runs]
+    telling = ["variant", *varied(runs)]
+    values = {name: _in_order([one[name] for one in known if name in one]) for one in known for name in one}
+    kinds = [f"{shown(name)} {_listed(values[name])}" for name in telling if len(values[name]) > 1]
+    same = [name for name, words in values.items() if len(words) == 1 and "." not in name and all(name in one for one in known)]
+    return {
+        "varied": "; ".join(kinds) or "nothing but the seed",
+        "seeds": _listed([str(seed) for seed in sorted({run.config["seed"] for run in runs})]),
+        "the same in all": ", ".join(f"{shown(name)} {values[name][0]}" for name in same),
+    }
 
 
-def _page(found: list[Family], pictures: dict[str, str], problems: list[str]) -> str:
-    style = "body{font-family:sans-serif;margin:2em}td,th{padding:.2em .8em;text-align:right}img{max-width:100%}"
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>Report</title><style>{style}</style>"
-    parts = [head, "<h1>Report</h1>"]
-    parts += [f"<img src='{html.escape(name)}' alt='{html.escape(task)}'>" for task, name in pictures.items()]
-    for title, text, alike in _sections(found):
-        heads = "".join(f"<th>{html.escape(heading)}</th>" for heading in HEADINGS)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>" for cells in rows(alike))
-        parts.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p><table><tr>{heads}</tr>{body}</table>")
-    if problems:
-        items = "".join(f"<li>{html.escape(problem)}</li>" for problem in problems)
-        parts.append(f"<h2>Failed or unreadable</h2><ul>{items}</ul>")
-    return "\n".join([*parts, "</html>\n"])
+def _in_order(values: list[Any]) -> list[str]:
+    """Different values as words, numbers by size."""
+    is_number = all(isinstance(value, int | float) for value in values)
+    return list(dict.fromkeys(word(value) for value in (sorted(values) if is_number else values)))
+
+
+def _listed(values: list[str]) -> str:
+    more = f", .. {values[-1]} ({len(values)} values)" if len(values) > MOST_NAMED else ""
+    return ", ".join(values[: MOST_NAMED - 1 if more else MOST_NAMED]) + more
+
+
+def _versions(words: Any) -> str:
+    try:
+        return ", ".join(f"{name} {version}" for name, version in json.loads(words).items())
+    except (AttributeError, TypeError, ValueError):
+        return "unknown"
+
+
+def _told(found: list[Family]) -> str:
+    """Epochs planned, and what counts as solved."""
+    epochs = sorted({run.config["epochs"] for family in found for run in family.runs})
+    limits = sorted({threshold(run) for family in found for run in family.runs})
+    text = f"Epochs planned: {', '.join(map(str, epochs))}."
+    if np.isfinite(limits).all():
+        text += f" Solved: best test loss below {' to '.join(f'{v:g}' for v in dict.fromkeys((limits[0], limits[-1])))}."
+    return text + " Intervals are Student's, of the logarithm of the mean."

@@ -172,7 +172,8 @@ def test_simulate_inspect_plot(run, tmp_path):
     assert np.array_equal(states, expected)
     for name in ("run.h5", "paths.h5"):
         text = run("inspect", name)
-        assert text.code == 0 and "poles 2" in text.out and "/trajectories/states" in text.out
+        assert text.code == 0 and "poles 2" in text.out
+        assert "/trajectories/states" in run("inspect", name, "--datasets").out
         facts = json.loads(run("inspect", name, "--json").out)
         assert facts["config"]["options"]["poles"] == 2 and facts["datasets"]["/trajectories/time"]["units"] == "s"
     assert json.loads(run("inspect", "run.h5", "--json").out)["losses"]["epochs"] == 2
@@ -211,7 +212,7 @@ def test_the_other_tasks(run, task, options, expected):
     assert result.code == 0, result.err
     assert expected.items() <= sb.load("run.h5").config["options"].items()
     assert run(task, "simulate", "run.h5", "--count", 3, "--out", "paths.h5").code == 0
-    assert "/trajectories/states" in run("inspect", "paths.h5").out
+    assert "/trajectories/states" in run("inspect", "paths.h5", "--datasets").out
     assert run("plot", "run.h5", "--out", "curves.png").code == 0
     assert_error(run("cartpole", "simulate", "run.h5", "--out", "q.h5"), 2, f"is a run of {task}")
     checked = run(task, "check", *options)
@@ -330,7 +331,7 @@ def test_trajectories_in_pictures_films_and_numbers(run, tmp_path):
     assert_error(run("animate", "run.h5", "--out", "film.avi"), 2, ".gif, .mp4")
     assert_error(run("animate", "run.h5", "--trajectory", 9, "--out", "x.gif"), 2, "trajectory is 9")
     shown = run("inspect", "run.h5", "--trajectory", 0)
-    assert shown.code == 0 and "trajectory 0, after training" in shown.out
+    assert shown.code == 0 and "trajectory 0 of run.h5" in shown.out and "after training" in shown.out
     assert len(json.loads(run("inspect", "paths.h5", "--trajectory", 2, "--json").out)["trajectory"]["time"]) == 13
     assert_error(run("inspect", "run.h5", "--trajectory", 9), 2, "trajectory is 9")
     left = {path.name for path in tmp_path.iterdir()}

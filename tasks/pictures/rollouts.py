@@ -105,7 +105,7 @@ def colour(number: int) -> str:
     return PALETTE[number % len(PALETTE)]
 
 
-def look(number: int) -> dict[str, str]:
+def look(number: int) -> dict[str, Any]:
     """Colour and style of one of many lines."""
     return {"color": colour(number), "linestyle": STYLES[number // len(PALETTE) % len(STYLES)]}
 

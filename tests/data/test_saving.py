@@ -26,7 +26,7 @@ from stablebptt.kernels.generics import Controller, System, control, cost, step
 from stablebptt.tasks import arguments, optimizers, reports, rollouts, runs, sweeps, training, variants
 from stablebptt.tasks.cpu import Engine
 from stablebptt.tasks.engine import Loss
-from stablebptt.tasks.pictures.curves import _smoothed
+from stablebptt.tasks.pictures.curves import smoothed
 
 # --- a system of one's own; all its controllers have six parameters and share one compilation -----------------------
 
@@ -157,7 +157,7 @@ def test_any_layout_is_saved_loaded_inspected_and_resumed(tmp_path, layout):
             assert file[f"best/{name}"].shape == (tuple(shape) or (1,))
     facts = summary.summarize(tmp_path / "whole.h5")
     assert {f"/controller/{name}" for name in LAYOUTS[layout]} <= set(facts["datasets"])
-    assert f"/controller/{next(iter(layers))}" in summary.text(facts) and json.dumps(facts)
+    assert f"/controller/{next(iter(layers))}" in summary.datasets_text(facts) and json.dumps(facts)
     assert rollouts.load_rollouts(tmp_path / "whole.h5").count == 4
 
 
@@ -318,7 +318,8 @@ def test_commands_take_any_layout(tmp_path, own_module, capsys):
     assert call(*words, "--epochs", 1) == 0, capsys.readouterr().err
     assert call(*words, "--epochs", 2, "--resume") == 0, capsys.readouterr().err
     assert call("custom", "simulate", own_module, "--set", "layout=deep and mixed", "r.h5", "--out", "p.h5") == 0
-    assert call("inspect", "r.h5") == call("plot", "r.h5", "--out", "c.png") == call("plot", "p.h5", "--out", "p.png") == 0
+    assert call("inspect", "r.h5", "--datasets") == 0
+    assert call("plot", "r.h5", "--out", "c.png") == call("plot", "p.h5", "--out", "p.png") == 0
     assert "a/f/g/h/i/j/k/l" in capsys.readouterr().out
     runs = sweeps.make_plan(
         {"task": own_module, "options": {"layout": ["one name", "deep and mixed"]}, "train": {**COUNTS, "epochs": 1}}
@@ -401,8 +402,8 @@ def test_all_places_name_the_same_best_epoch(tmp_path, monkeypatch, capsys, spoi
 
 
 def test_running_means_leave_out_what_is_not_finite():
-    assert _smoothed(np.array([1.0, NAN, 3.0, 5.0]), 2).tolist() == [1.0, 1.0, 3.0, 4.0]
-    assert np.isnan(_smoothed(np.array([NAN, 2.0]), 2)[0]) and _smoothed(np.array([NAN, 2.0]), 2)[1] == 2.0
+    assert smoothed(np.array([1.0, NAN, 3.0, 5.0]), 3).tolist() == [1.0, 2.0, 4.0, 4.0]
+    assert np.isnan(smoothed(np.array([NAN, NAN, 2.0]), 2)[0]) and smoothed(np.array([NAN, 2.0]), 2)[1] == 2.0
 
 
 # --- numbers of NumPy -------------------------------------------------------------------------------------------------

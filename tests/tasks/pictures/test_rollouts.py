@@ -349,4 +349,4 @@ def test_odd_titles_of_learning_curves(rollouts):
     problem = dataclasses.replace(run.problem, title="$\\bad{")
     odd = dataclasses.replace(run, problem=problem, config={**run.config, "note": "$_{"})
     figure = rendered(curves.learning_curves([run, odd], ("test",)))
-    assert "$\\bad{" in figure.get_suptitle() and "C, note $_{" in texts(figure.axes[0])
+    assert "$\\bad{" in figure.get_suptitle() and "C, note $_{" in [text.get_text() for text in figure.legends[0].get_texts()]
