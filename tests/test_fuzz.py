@@ -85,6 +85,8 @@ CONFIGS = {
     task: st.dictionaries(st.sampled_from([*COMMON, *more, "nonsense", "out"]), TOML, max_size=3)
     for task, more in OPTIONS.items()
 }
+# The smallest task goes the ways of the others.
+FUZZED = [pytest.param(name, marks=pytest.mark.slow) if name == "pendulum" else name for name in OPTIONS]
 FEW_OR_MANY = pytest.mark.parametrize("examples", [20, pytest.param(150, marks=pytest.mark.slow)])
 
 
@@ -125,7 +127,7 @@ def call(tmp_path, monkeypatch, capsys):
 
 
 @FEW_OR_MANY
-@pytest.mark.parametrize("task", OPTIONS)
+@pytest.mark.parametrize("task", FUZZED)
 def test_options(task, call, examples):
     codes = set()
 
@@ -142,7 +144,7 @@ def test_options(task, call, examples):
 
 
 @FEW_OR_MANY
-@pytest.mark.parametrize("task", OPTIONS)
+@pytest.mark.parametrize("task", FUZZED)
 def test_config_files(task, call, tmp_path, examples):
     codes = set()
 

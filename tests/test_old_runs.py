@@ -20,7 +20,10 @@ TRAIN = {
 }
 
 
-@pytest.fixture(params=AFTER)
+LONG = ("guidance", "quantum")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in AFTER])
 def name(request, tmp_path, monkeypatch):
     """An old run, copied to the working folder."""
     for file in FOLDER.glob("*.*"):

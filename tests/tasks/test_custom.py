@@ -205,6 +205,7 @@ def drift(**more):
     return sb.problem(**{**parts, "sample": lambda random, count: random.standard_normal((count, 2, 3)), **more})
 
 
+@pytest.mark.slow
 def test_runs_of_ones_own_are_kept_and_looked_at(tmp_path):
     path, problem = tmp_path / "run.h5", drift()
     run = sb.train(problem, "C", 4, out=path, **COUNTS)

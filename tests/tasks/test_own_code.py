@@ -273,7 +273,7 @@ def make():
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("lam_x[0, 0] = 'a'", "No implementation of function"),
+        pytest.param("lam_x[0, 0] = 'a'", "No implementation of function", marks=pytest.mark.slow),
         ("import os", "unsupported opcode"),
         ("lam.nothing()", "an array has no attribute 'nothing'"),
     ],

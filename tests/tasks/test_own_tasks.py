@@ -103,6 +103,7 @@ def test_a_record_is_a_command(run, tmp_path):
     assert [planned.config["options"]["arguments"]["layers"] for planned in runs] == [[3, 2]] * 2
 
 
+@pytest.mark.slow
 def test_pictures_are_its_own_where_the_module_is_named(run, monkeypatch):
     assert run("herding:TASK", "train", "--pull", 3, *COUNTS, "--out", "h.h5").code == 0
     drawn = []

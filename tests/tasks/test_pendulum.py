@@ -46,6 +46,7 @@ def test_a_free_link_keeps_its_energy():
 
 
 @pytest.mark.parametrize("loss", ["final", "continuous"])
+@pytest.mark.slow
 def test_all_adjoints(loss):
     problem = sb.problem("pendulum", dtype="float64", output_init="glorot", loss=loss, **SMALL)
     found = adjoint_check.check(problem)

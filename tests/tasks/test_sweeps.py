@@ -416,6 +416,7 @@ def test_dask_workers_without_a_shared_folder(tmp_path, cluster, run):
     gather(run, tmp_path, cluster[0])
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_in_this_process(tmp_path, run):
     distributed = pytest.importorskip("distributed", reason="distributed is not installed (extra: dask)")
     with distributed.LocalCluster(1, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster:
