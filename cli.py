@@ -449,7 +449,8 @@ def sweep(
         return
     assert out is not None
     if task_index is not None:
-        outcomes = [sweeps.run_one(runs[task_index], out, retry_failed=retry_failed)]
+        with output.compiling(quiet=quiet):
+            outcomes = [sweeps.run_one(runs[task_index], out, retry_failed=retry_failed)]
         show(output.event(outcomes[0]), as_json=as_json)
     else:
         cluster = nullcontext() if dask is None else sweeps.dask_executor(dask)
@@ -484,7 +485,8 @@ def fields(out: Path, force: bool, quiet: bool, resolution: int) -> None:
     """Loss and gradient fields of a controller with two parameters: R explodes and vanishes, M is balanced and rotates."""
     from stablebptt.tasks.pictures import landscape as pictures
 
-    _picture(out, lambda: pictures.draw_fields(pictures.fields(resolution)), force=force)
+    with output.compiling(quiet=quiet):
+        _picture(out, lambda: pictures.draw_fields(pictures.fields(resolution)), force=force)
 
 
 @command(landscape, "rotation")
@@ -494,7 +496,8 @@ def rotation(out: Path, force: bool, quiet: bool, as_json: bool) -> None:
     """Adam along a field without rotation, with rotation, and along their combination by sign."""
     from stablebptt.tasks.pictures import landscape as pictures
 
-    paths = pictures.rotation()
+    with output.compiling(quiet=quiet):
+        paths = pictures.rotation()
     _picture(out, lambda: pictures.draw_rotation(paths), force=force)
     show({name: float(losses[-1]) for name, losses in pictures.rotation_losses(paths).items()}, as_json=as_json)
 

@@ -18,6 +18,7 @@ import pytest
 
 import stablebptt as sb
 from stablebptt import cli
+from stablebptt.data import run_file
 from stablebptt.tasks import bars, settings, sweeps, training, variants
 
 HERE = Path(__file__).resolve().parent.parent
@@ -505,3 +506,30 @@ def test_a_notebook_is_known_by_its_kernel(monkeypatch):
     for shell, found in ((None, False), (object(), False), (SimpleNamespace(kernel=1), True)):
         monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
         assert bars.in_notebook() == found
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+PAGE = (HERE / "docs" / "terminal.md").read_text("utf-8")
+
+
+def test_every_variable_is_in_the_table():
+    aside = {"docs", "benchmarks", "build", ".venv"}
+    sources = [path for path in HERE.rglob("*.py") if not aside & {*path.relative_to(HERE).parts}]
+    read = {name for path in sources for name in re.findall(r'environ\S*"([A-Z]\w+)"', path.read_text("utf-8"))}
+    assert {"STABLEBPTT_CACHE_DIR", "STABLEBPTT_VECTOR_BYTES", "XDG_CACHE_HOME", "TERM"} <= read
+    table = PAGE.split("## Variables")[1]
+    assert not {name for name in read if not name.startswith("PYTEST") and f"`{name}`" not in table}
+
+
+def test_every_event_is_in_the_table(run, tmp_path):
+    (tmp_path / "plan.toml").write_text(PLAN)
+    train, sweep = ["cartpole", "train", *SMALL, "--epochs", 1, "--json"], ["sweep", "plan.toml", "--json", "--jobs", 1]
+    records = []
+    for words in ([*train, "--out", "a.h5"], [*train, "--seeds", "0:1", "--out", "b"], [*sweep, "--dry-run"], [*sweep, "--out", "c"]):
+        records += [json.loads(line) for line in run(*words).out.splitlines()]
+    section = PAGE.split("## JSON")[1].split("## Variables")[0]
+    named = {*re.findall(r"`(\w+)`", section), *run_file.HISTORY, "complete"}  # a status is the key of its number
+    assert {key for record in records for key in record} <= named
+    events = {name for cell in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)}
+    assert {record["event"] for record in records} == events - {"finding"}
