@@ -525,8 +525,9 @@ def test_every_variable_is_in_the_table():
 def test_every_event_is_in_the_table(run, tmp_path):
     (tmp_path / "plan.toml").write_text(PLAN)
     train, sweep = ["cartpole", "train", *SMALL, "--epochs", 1, "--json"], ["sweep", "plan.toml", "--json", "--jobs", 1]
+    calls = [*train, "--out", "a.h5"], [*train, "--seeds", "0:1", "--out", "b"], [*sweep, "--dry-run"], [*sweep, "--out", "c"]
     records = []
-    for words in ([*train, "--out", "a.h5"], [*train, "--seeds", "0:1", "--out", "b"], [*sweep, "--dry-run"], [*sweep, "--out", "c"]):
+    for words in calls:
         records += [json.loads(line) for line in run(*words).out.splitlines()]
     section = PAGE.split("## JSON")[1].split("## Variables")[0]
     named = {*re.findall(r"`(\w+)`", section), *run_file.HISTORY, "complete"}  # a status is the key of its number
