@@ -236,21 +236,23 @@ def _train(
         _train_seeds(problem, numbers, out, how, quiet=quiet, as_json=as_json)
         return
     begin = time.monotonic()
-    with _advice(), output.progress(chosen.epochs, quiet=quiet, as_json=as_json) as report:
+    with _advice(chosen.clip, chosen.on_divergence), output.progress(chosen.epochs, quiet=quiet, as_json=as_json) as report:
         run = training.train(problem, out=out, report=report, **how)
     record = {"file": str(out), **output.learned(run), "seconds": round(time.monotonic() - begin, 3)}
     show(output.finished(record) if as_json else record, as_json=as_json)
 
 
 @contextmanager
-def _advice() -> Iterator[None]:
-    """Say how to go on after a divergence."""
+def _advice(clip: str, on_divergence: str) -> Iterator[None]:
+    """Say how to go on after a divergence: what is not done yet."""
     from stablebptt.tasks.errors import DivergedError
 
     try:
         yield
     except DivergedError as error:
-        error.add_note("train anew (--force) with a smaller --learning-rate, --clip norm or --on-divergence skip")
+        remedies = ["a smaller --learning-rate"]
+        remedies += ["--clip norm"] * (clip == "none") + ["--on-divergence skip"] * (on_divergence == "stop")
+        error.add_note(f"train anew (--force) with {' or '.join(remedies)}")
         raise
 
 
