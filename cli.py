@@ -236,21 +236,23 @@ def _train(
         _train_seeds(problem, numbers, out, how, quiet=quiet, as_json=as_json)
         return
     begin = time.monotonic()
-    with _advice(), output.progress(chosen.epochs, quiet=quiet, as_json=as_json) as report:
+    with _advice(chosen.clip, chosen.on_divergence), output.progress(chosen.epochs, quiet=quiet, as_json=as_json) as report:
         run = training.train(problem, out=out, report=report, **how)
     record = {"file": str(out), **output.learned(run), "seconds": round(time.monotonic() - begin, 3)}
     show(output.finished(record) if as_json else record, as_json=as_json)
 
 
 @contextmanager
-def _advice() -> Iterator[None]:
-    """Say how to go on after a divergence."""
+def _advice(clip: str, on_divergence: str) -> Iterator[None]:
+    """Say how to go on after a divergence: what is not done yet."""
     from stablebptt.tasks.errors import DivergedError
 
     try:
         yield
     except DivergedError as error:
-        error.add_note("train anew (--force) with a smaller --learning-rate, --clip norm or --on-divergence skip")
+        remedies = ["a smaller --learning-rate"]
+        remedies += ["--clip norm"] * (clip == "none") + ["--on-divergence skip"] * (on_divergence == "stop")
+        error.add_note(f"train anew (--force) with {' or '.join(remedies)}")
         raise
 
 
@@ -459,7 +461,8 @@ def sweep(
         return
     assert out is not None
     if task_index is not None:
-        outcomes = [sweeps.run_one(runs[task_index], out, retry_failed=retry_failed)]
+        with output.compiling(quiet=quiet):
+            outcomes = [sweeps.run_one(runs[task_index], out, retry_failed=retry_failed)]
         show(output.event(outcomes[0]), as_json=as_json)
     else:
         cluster = nullcontext() if dask is None else sweeps.dask_executor(dask)
@@ -494,7 +497,8 @@ def fields(out: Path, force: bool, quiet: bool, resolution: int) -> None:
     """Loss and gradient fields of a controller with two parameters: R explodes and vanishes, M is balanced and rotates."""
     from stablebptt.tasks.pictures import landscape as pictures
 
-    _picture(out, lambda: pictures.draw_fields(pictures.fields(resolution)), force=force)
+    with output.compiling(quiet=quiet):
+        _picture(out, lambda: pictures.draw_fields(pictures.fields(resolution)), force=force)
 
 
 @command(landscape, "rotation")
@@ -504,7 +508,8 @@ def rotation(out: Path, force: bool, quiet: bool, as_json: bool) -> None:
     """Adam along a field without rotation, with rotation, and along their combination by sign."""
     from stablebptt.tasks.pictures import landscape as pictures
 
-    paths = pictures.rotation()
+    with output.compiling(quiet=quiet):
+        paths = pictures.rotation()
     _picture(out, lambda: pictures.draw_rotation(paths), force=force)
     show({name: float(losses[-1]) for name, losses in pictures.rotation_losses(paths).items()}, as_json=as_json)
 

@@ -1,5 +1,6 @@
 """What a person sees at the terminal, and what a script reads: going on, closed pipes, help, bars."""
 
+import dataclasses
 import inspect
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 
 import stablebptt as sb
 from stablebptt import cli
+from stablebptt.data import run_file
 from stablebptt.tasks import bars, settings, sweeps, training, variants
 
 HERE = Path(__file__).resolve().parent.parent
@@ -107,6 +109,20 @@ def test_resume_takes_the_arguments_of_a_function(run, tmp_path):
     assert "steps: 3 in the file, 5 given" in run(*words, "--resume", "--set", "steps=5").err
 
 
+@pytest.mark.parametrize("spoiled", [
+    {"options": []}, {"options": {}}, {"options": {"steps": "x"}}, {"optimizer": []}, {"optimizer": {"name": "x"}},
+    {"epochs": []}, {"optimizer": None}, {"variant": None}, {"task": "custom", "options": []}, {"task": "custom"},
+])  # fmt: skip
+def test_a_file_that_tells_no_training_is_not_resumed(run, monkeypatch, tmp_path, spoiled):
+    sb.train(sb.problem("cartpole", steps=4, hidden=(4,)), "R", epochs=1, out="run.h5", train_count=8, test_count=5)
+    content = run_file.load("run.h5")
+    monkeypatch.setattr(run_file, "load", lambda path: dataclasses.replace(content, config=content.config | spoiled))
+    (tmp_path / "own.py").write_text("import stablebptt as sb\n\n\ndef make():\n    return sb.problem('cartpole')\n")
+    words = ["custom", "train", "own.py:make"] if "task" in spoiled else ["cartpole", "train"]
+    result = run(*words, "--resume", "--out", "run.h5")
+    assert result.code == 4 and told(result).startswith("run.h5") and result.err.count("\n") == 1, result.err
+
+
 def test_force_with_resume_is_refused(run):
     result = run("cartpole", "train", *SMALL, "--resume", "--force", "--out", "run.h5")
     assert result.code == 2 and told(result).startswith("--force replaces a file, --resume goes on with it; give one of them")
@@ -165,7 +181,8 @@ def test_a_divergence_says_what_is_saved_and_what_may_help(run):
     result = run("cartpole", "train", *SMALL, *options, "--epochs", 60, "--out", "run.h5", "--quiet")
     epochs = len(sb.load("run.h5").history["epoch"])
     assert result.code == 3 and f"; run.h5 holds {epochs} epoch" in told(result)
-    assert "--learning-rate" in told(result) and result.err.count("\n") == 1
+    assert told(result).endswith("(--force) with a smaller --learning-rate or --clip norm or --on-divergence skip")
+    assert result.err.count("\n") == 1
 
 
 # --- scripts ------------------------------------------------------------------------------------------------------
@@ -183,6 +200,7 @@ def test_a_run_without_a_finite_test_loss_is_no_success(run, monkeypatch):
         patch.setattr(training.ActiveRun, "evaluate", spoiled)
         result = run(*words)
     assert result.code == 3 and told(result).startswith("cartpole diverged: no test loss of 2 epochs is finite; run.h5 holds 2")
+    assert "smaller --learning-rate" in told(result) and "skip" not in told(result)
     assert sb.load("run.h5").status.startswith("diverged")
     assert run(*words, "--resume").code == 3  # looking at it again makes it no success
     assert run(*words[:-2], "--out", "good.h5").code == 0
@@ -505,3 +523,31 @@ def test_a_notebook_is_known_by_its_kernel(monkeypatch):
     for shell, found in ((None, False), (object(), False), (SimpleNamespace(kernel=1), True)):
         monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
         assert bars.in_notebook() == found
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+PAGE = (HERE / "docs" / "terminal.md").read_text("utf-8")
+
+
+def test_every_variable_is_in_the_table():
+    aside = {"docs", "benchmarks", "build", ".venv"}
+    sources = [path for path in HERE.rglob("*.py") if not aside & {*path.relative_to(HERE).parts}]
+    read = {name for path in sources for name in re.findall(r'environ\S*"([A-Z]\w+)"', path.read_text("utf-8"))}
+    assert {"STABLEBPTT_CACHE_DIR", "STABLEBPTT_VECTOR_BYTES", "XDG_CACHE_HOME", "TERM"} <= read
+    table = PAGE.split("## Variables")[1]
+    assert not {name for name in read if not name.startswith("PYTEST") and f"`{name}`" not in table}
+
+
+def test_every_event_is_in_the_table(run, tmp_path):
+    (tmp_path / "plan.toml").write_text(PLAN)
+    train, sweep = ["cartpole", "train", *SMALL, "--epochs", 1, "--json"], ["sweep", "plan.toml", "--json", "--jobs", 1]
+    calls = [*train, "--out", "a.h5"], [*train, "--seeds", "0:1", "--out", "b"], [*sweep, "--dry-run"], [*sweep, "--out", "c"]
+    records = []
+    for words in calls:
+        records += [json.loads(line) for line in run(*words).out.splitlines()]
+    section = PAGE.split("## JSON")[1].split("## Variables")[0]
+    named = {*re.findall(r"`(\w+)`", section), *run_file.HISTORY, "complete"}  # a status is the key of its number
+    assert {key for record in records for key in record} <= named
+    events = {name for cell in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)}
+    assert {record["event"] for record in records} == events - {"finding"}

@@ -95,7 +95,7 @@ def sweep(
     started = [name for name, outcome in known.items() if outcome.status != ABSENT]
     if started and not resume:
         advice = "go on with resume=True, or choose another folder"
-        raise FileExistsError(f"{folder} holds {len(started)} runs of this plan; {advice}")
+        raise FileExistsError(f"{folder} holds {len(started)} run{'s' * (len(started) > 1)} of this plan; {advice}")
     skipped = _skipped(retry_failed)
     todo = [planned for planned in runs if known[planned.name].status not in skipped]
     ended = {name: outcome for name, outcome in known.items() if outcome.status in skipped}

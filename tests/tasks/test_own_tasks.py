@@ -87,6 +87,8 @@ def test_a_record_is_a_command(run, tmp_path):
     arguments = {"pull": 3.0, "layers": [3, 2], "steps": 4, "rough": True, "dtype": "float32"}
     assert kept["options"]["arguments"] == arguments
     assert run(source, "train", "--pull", 3, "--layers", "3,2", *COUNTS, "--epochs", 2, "--resume", "--out", "h.h5").code == 0
+    assert run(source, "train", "--resume", "--out", "h.h5").code == 0  # all else is in the file
+    assert sb.load("h.h5").config["options"]["arguments"] == arguments
     other = run(source, "train", "--pull", 2, "--layers", "3,2", *COUNTS, "--resume", "--out", "h.h5")
     refused(other, 2, "loss.target_x: 3.0 in the file")
     simulated = run(source, "simulate", "h.h5", "--count", 3, "--json", "--out", "paths.h5")

@@ -536,7 +536,7 @@ def test_the_command(tmp_path, run):
     one = run("sweep", plan, "--out", "s", "--task-index", 3, "--json")
     assert json.loads(one.out)["name"] == make_plan(PLAN)[3].name and len(list((tmp_path / "s").iterdir())) == 1
     for words, code, message in (
-        ([plan, "--out", "s"], 5, "holds 1 runs"),
+        ([plan, "--out", "s"], 5, "holds 1 run of"),
         (["--out", "s"], 2, "either a plan or --paper"),
         ([plan, "--out", "s", "--paper", "all"], 2, "either a plan or --paper"),
         ([plan, "--out", "s", "--task-index", 8], 2, "task index is 8"),
