@@ -54,7 +54,7 @@ def test_pictures_and_films(run, tmp_path):
     path = run.problem.rollout(run.theta, run.problem.sample(2))
     for figure in (run.plot(), run.plot(1), run.plot(curves=("test",), smooth=2), path.plot(1)):
         assert figure._repr_png_().startswith(b"\x89PNG")
-    for film in (run.animate(every=4), path.animate(every=4)):
+    for film in (run.animate(every=4, fps=2), path.animate(every=4, fps=2)):
         assert re.match(r'<img src="data:image/gif;base64,R0lG', film._repr_html_())
         assert film.save(tmp_path / "film.gif") >= 3 and Path(tmp_path / "film.gif").stat().st_size > 1000
     with pytest.raises(ValueError, match="knows no problem"):
