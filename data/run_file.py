@@ -347,9 +347,9 @@ def _trajectories(problem: Any, given: Mapping[str, np.ndarray], phases: tuple[s
     count = given["states"].shape[1]
     seen: dict[str, Any] = {}
     group: Group = {
-        "time": Variable(given["time"], ("time",), problem.time_units, "time"),
+        "time": Variable(given["time"], ("time",), "s", "time"),
         "control_time": Variable(
-            given["time"][:-1], ("control_time",), problem.time_units, "time at which a control begins to act"
+            given["time"][:-1], ("control_time",), "s", "time at which a control begins to act"
         ),
         "phase": _words("phase", "controller", phases),
         "sample": Variable(np.arange(count), ("sample",), "1", "initial state"),

@@ -55,7 +55,6 @@ def make(
             Axis("driver", "driver", tuple(range(drivers))),
             Axis("direction", "along and across the way from the evaders' sum", ("along", "across")),
         ),
-        time_units="1",
         regularization=regularization,
     )
 

@@ -97,7 +97,7 @@ class Problem:
     title : a few words, for pictures
     system, controller, loss_function : structs with methods for the generic functions of `kernels` and `adjoint`
     state_shape, control_shape : shapes of one state and one control
-    steps, dt : horizon T and time step, in `time_units` ("s"; "1" where time has no dimension)
+    steps, dt : horizon T and time step [s]
     time_weights (T+1,) : weight of the mean cost at every time step
     regularization : rho, weight of the mean squared control
     dtype : np.float32 or np.float64
@@ -127,7 +127,6 @@ class Problem:
     control_axes: tuple[Axis, ...] = field(repr=False)
     state_units: str = "1"
     control_units: str = "1"
-    time_units: str = "s"
     regularization: float = 0.0
     tape_bytes: int = TAPE_BYTES
     backend: str = "cpu"
@@ -176,7 +175,6 @@ class Problem:
 
     def __repr__(self) -> str:
         shapes = f"states {self.state_shape}, controls {self.control_shape}, {self.steps} steps of {self.dt:g}"
-        shapes += "" if self.time_units == "1" else f" {self.time_units}"
         where = "" if self.backend == "cpu" else f", on {self.backend}"
         return f"Problem({self.title}): {shapes}, {self.n_parameters} parameters, {np.dtype(self.dtype).name}{where}"
 

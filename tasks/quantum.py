@@ -60,7 +60,6 @@ def make(
             Axis("part", "real and imaginary part", ("re", "im")),
         ),
         control_axes=(Axis("tilt", "tilt of the box", (0,)),),
-        time_units="1",
     )
 
 

@@ -100,11 +100,11 @@ def test_what_cf_readers_expect(folder):
     assert run_file.read_any(folder / "cartpole.h5")[0]["title"] == "cartpole, 1 pole"
 
 
-@pytest.mark.parametrize("task, unit", [("cartpole", "s"), ("pendulum", "s"), ("guidance", "1"), ("quantum", "1")])
-def test_time_without_dimension_has_no_unit(folder, task, unit):
+@pytest.mark.parametrize("task", ["cartpole", "pendulum", "guidance", "quantum"])
+def test_time_is_in_seconds(folder, task):
+    """As the public interface says; pictures of tasks without a time scale name no unit."""
     group = run_file.read_any(folder / f"{task}.h5")[1]["trajectories"]
-    assert {group[name].units for name in ("time", "control_time")} == {unit}
-    assert (" s," in repr(sb.problem(task))) == (unit == "s")
+    assert {group[name].units for name in ("time", "control_time")} == {"s"}
 
 
 @pytest.mark.parametrize("words, unit", [
