@@ -221,14 +221,15 @@ def _custom() -> click.Group:
 
 def _train(
     problem: Any, *, out: Path, resume: bool, force: bool, checkpoint_seconds: float, quiet: bool, as_json: bool,
-    seeds: str | None, backend: str, **settings: Any,
+    seeds: str | None, backend: str, threads: int | None, **settings: Any,
 ) -> None:  # fmt: skip
     from stablebptt.tasks import arguments, on_backend, training
     from stablebptt.tasks.settings import settings_in_words
 
     chosen = settings_in_words(settings)
     problem = on_backend(problem, backend)
-    how: dict[str, Any] = {"resume": resume, "force": force, "checkpoint_seconds": checkpoint_seconds, **chosen.given()}
+    how: dict[str, Any] = {"resume": resume, "force": force, "checkpoint_seconds": checkpoint_seconds}
+    how |= {"threads": threads, **chosen.given()}
     if seeds is not None:
         numbers = arguments.span("seeds", seeds)
         if numbers is None:
@@ -288,15 +289,15 @@ def _train_seeds(problem: Any, seeds: list[int], out: Path, how: dict[str, Any],
 
 def _simulate(
     run: Any, *, origin: Path, count: int, seed: int, out: Path, best: bool, force: bool, as_json: bool, quiet: bool,
-    backend: str,
+    backend: str, threads: int | None,
 ) -> None:  # fmt: skip
     from stablebptt.data import run_file
-    from stablebptt.tasks import on_backend
+    from stablebptt.tasks import arguments, on_backend
     from stablebptt.tasks.runs import trajectories
 
     _free(out, force=force)
     x0 = run.problem.sample(count, seed)
-    with output.compiling(quiet=quiet):
+    with arguments.threads(threads), output.compiling(quiet=quiet):
         paths = trajectories(on_backend(run.problem, backend), [run.best_theta if best else run.theta], x0)
     run_file.save_paths(out, run, paths, seed, best_weights=best, origin=origin)
     loss = paths["loss"][0]

@@ -4,6 +4,7 @@ import numpy as np
 
 from stablebptt.kernels.core.dispatch import generic, generic_block, implements
 from stablebptt.kernels.core.structs import Struct
+from stablebptt.kernels.core.threads import cut
 from stablebptt.kernels.generics import Controller, System
 
 
@@ -68,8 +69,9 @@ def state_vjp(controller, weights, tape, rows, c_bar, x_bar):
 
 @generic_block
 def parameter_vjp(controller, weights, tape, rows, c_bar):
-    """Add ``N_theta^T c_bar`` to the tape's gradients, for m cotangents: the first n rows of c_bar (m, .., n_control).
+    """Add ``N_theta^T c_bar`` to the tape's sums of gradients, for m cotangents: the first n rows of c_bar (m, .., n_control).
 
+    The rows are whole time steps of the samples in the tape's groups.
     It follows `control_batch_vjp` of all n rows: for cotangent v in slot v, or, with a `unit` tape, for the cotangent 1 in
     slot 0.
     """
@@ -77,12 +79,15 @@ def parameter_vjp(controller, weights, tape, rows, c_bar):
 
 @generic_block
 def clear(controller, tape):
-    """Set the tape's m gradients to zero."""
+    """Set the tape's sums of gradients to zero."""
 
 
 @generic_block
-def unpack(controller, tape, gradients):
-    """Write the tape's gradients to gradients (m, n_parameters), in the users' order."""
+def unpack(controller, sums, gradients, part):
+    """Write a part of the total of the sums to gradients (m, n_parameters), in the users' order.
+
+    The groups are added up in their order, in the first one.
+    """
 
 
 @implements(step_sample_vjp, System)
@@ -98,12 +103,18 @@ def _step_each_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
 
 @implements(clear, Controller)
 def _clear(controller, tape):
-    tape.gradient[:] = 0
+    tape.sums.gradient[:] = 0
 
 
 @implements(unpack, Controller)
-def _unpack(controller, tape, gradients):
-    gradients[:] = tape.gradient
+def _unpack(controller, sums, gradients, part):
+    first, end = cut(gradients.shape[1], part)
+    for v in range(gradients.shape[0]):
+        for k in range(first, end):
+            total = sums.gradient[0, v, k]
+            for group in range(1, sums.gradient.shape[0]):
+                total += sums.gradient[group, v, k]
+            gradients[v, k] = total
 
 
 @implements(control_batch_vjp, Controller)
@@ -120,8 +131,10 @@ def _state_each_vjp(controller, weights, tape, rows, c_bar, x_bar):
 
 @implements(parameter_vjp, Controller)
 def _parameters_each_vjp(controller, weights, tape, rows, c_bar):
-    x = rows.x
-    unused = np.zeros_like(x[0])
-    for v in range(c_bar.shape[0]):
-        for r in range(x.shape[0]):
-            control_vjp(controller, weights, x[r], c_bar[v, r], tape.gradient[v], unused)
+    x, groups = rows.x, tape.groups
+    unused, last = np.zeros_like(x[0]), groups.size - 1
+    for group in range(last):
+        for v in range(c_bar.shape[0]):
+            for first in range(0, x.shape[0], groups[last]):
+                for r in range(first + groups[group], first + groups[group + 1]):
+                    control_vjp(controller, weights, x[r], c_bar[v, r], tape.sums.gradient[group, v], unused)

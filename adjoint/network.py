@@ -3,7 +3,9 @@
 from stablebptt.adjoint.dense import tanh_all_vjp
 from stablebptt.adjoint.generics import clear, control_batch_vjp, parameter_vjp, state_vjp, unpack
 from stablebptt.kernels.core.dispatch import block, implements, inline, like
-from stablebptt.kernels.core.simd import NONE, ONE, PAD, offset, pointer
+from stablebptt.kernels.core.simd import NONE, ONE, PAD, lanes, load, offset, pointer, store
+from stablebptt.kernels.core.structs import Struct
+from stablebptt.kernels.core.threads import cut
 from stablebptt.kernels.dense import add, copy, matmul, scale
 from stablebptt.kernels.network import Network, layer_of
 
@@ -60,81 +62,132 @@ def _state_vjp(network, weights, tape, rows, c_bar, x_bar):
 
 @implements(clear, Network)
 def _clear(network, tape):
-    tape.gradient[:] = 0
-    tape.output[:] = 0
-    tape.output_bias[:] = 0
+    tape.sums.gradient[:] = 0
+    tape.sums.output[:] = 0
+    tape.sums.output_bias[:] = 0
+
+
+class Runs(Struct):
+    """The rows of one group of samples: runs of consecutive rows, one per time step.
+
+    group : number of the group
+    count, length : runs, and rows of each
+    apart, first : rows from one run to the next; the first row
+    rows : of all runs
+    """
+
+    group: int
+    count: int
+    length: int
+    apart: int
+    first: int
+    rows: int
 
 
 @implements(parameter_vjp, Network)
 def _parameter_vjp(network, weights, tape, rows, c_bar):
-    last = network.table.shape[0] - 1
-    output_vjp(layer_of(network, last), layer_of(network, last - 1), tape, rows, c_bar)
-    for i in range(last):
-        layer = layer_of(network, i)
-        for p in range(layer.positions):
-            if layer.by_window:
-                windows_vjp(network, layer, p, tape, rows, c_bar)
-            else:
-                kernel_vjp(network, i, p, tape, rows, c_bar)
+    last, n, groups = network.table.shape[0] - 1, rows.x.shape[0], tape.groups
+    batch = groups[groups.size - 1]
+    for k in range(groups.size - 1):
+        first, length = groups[k], groups[k + 1] - groups[k]
+        runs = Runs(k, n // batch, length, batch, first, n // batch * length) if length < batch else Runs(k, ONE, n, n, NONE, n)
+        output_vjp(layer_of(network, last), layer_of(network, last - 1), tape, rows, c_bar, runs)
+        for i in range(last):
+            layer = layer_of(network, i)
+            for p in range(layer.positions):
+                if layer.by_window:
+                    windows_vjp(network, layer, p, tape, rows, c_bar, runs)
+                else:
+                    kernel_vjp(network, i, p, tape, rows, c_bar, runs)
 
 
 @block
-def output_vjp(layer, below, tape, rows, c_bar):
+def together(runs, count, source, length, scratch):
+    """Address of `count` numbers of each row of a group, `length` apart: where they are, or, row by row, in scratch space."""
+    if runs.count == 1:
+        return offset(source, runs.first * length)
+    target = scratch
+    for t in range(runs.count):
+        row = offset(source, (runs.first + t * runs.apart) * length)
+        for _ in range(runs.length):
+            for k in range(0, count, lanes(source)):
+                store(target, k, load(row, k))
+            row, target = offset(row, length), offset(target, length)
+    return scratch
+
+
+@block
+def output_vjp(layer, below, tape, rows, c_bar, runs):
     """Add the gradients of the output layer, ``c = sum_p h_p . kernel_p + bias``, for c_bar (m, .., n_control)."""
-    n, (adjoints, length, n_control) = rows.x.shape[0], c_bar.shape
+    adjoints, length, n_control = c_bar.shape
+    output, output_bias = tape.sums.output[runs.group], tape.sums.output_bias[runs.group]
     span, h = below.span, offset(pointer(tape.hidden), below.place * tape.rows + rows.row * below.span)
     line = layer.taps * span
     for v in range(adjoints):
         bar = offset(pointer(c_bar), v * length * n_control)
         for p in range(layer.taps):
-            out = offset(pointer(tape.output), v * n_control * line + p * span)
-            seen = offset(h, p * tape.rows * span)
-            matmul(n_control, span, n, bar, ONE, n_control, seen, span, out, line, out, line)
-        for r in range(n):
-            for q in range(n_control):
-                tape.output_bias[v, q] += c_bar[v, r, q]
+            out, seen = offset(pointer(output), v * n_control * line + p * span), offset(h, p * tape.rows * span)
+            for t in range(runs.count):
+                first = runs.first + t * runs.apart
+                bars, values = offset(bar, first * n_control), offset(seen, first * span)
+                matmul(n_control, span, runs.length, bars, ONE, n_control, values, span, out, line, out, line)
+        for t in range(runs.count):
+            first = runs.first + t * runs.apart
+            for r in range(first, first + runs.length):
+                for q in range(n_control):
+                    output_bias[v, q] += c_bar[v, r, q]
 
 
 @block
-def kernel_vjp(network, i, p, tape, rows, c_bar):
+def kernel_vjp(network, i, p, tape, rows, c_bar, runs):
     """Add position p's share of the m gradients of layer i: its inputs times its scaled cotangents, all m side by side."""
     x, unit = rows.x, tape.unit
-    layer, n, adjoints = layer_of(network, i), x.shape[0], c_bar.shape[0]
-    length, outputs = tape.scaled.shape[1], layer.outputs
+    layer, n, adjoints = layer_of(network, i), runs.rows, c_bar.shape[0]
+    length, outputs, scratch = tape.scaled.shape[1], layer.outputs, pointer(tape.gathered)
     columns = (adjoints * outputs + PAD - 1) // PAD * PAD
-    scaled, g, one = pointer(tape.scaled), offset(pointer(tape.gradient), layer.gradient * length), like(x, 1.0)
-    bias_bar = offset(g, layer.taps * layer.inputs * length)
-    for r in range(n):
-        line = offset(scaled, r * length)
-        for v in range(adjoints):
-            factor = c_bar[v, r, 0] if unit else one
-            scale(outputs, factor, deltas(network, layer, tape, 0 if unit else v, p, r), offset(line, v * outputs))
-        add(columns, line, bias_bar)
+    scaled, one = pointer(tape.scaled), like(x, 1.0)
+    g = offset(pointer(tape.sums.gradient[runs.group]), layer.gradient * length)
+    bias_bar, line = offset(g, layer.taps * layer.inputs * length), scaled
+    for t in range(runs.count):
+        first = runs.first + t * runs.apart
+        for r in range(first, first + runs.length):
+            for v in range(adjoints):
+                factor = c_bar[v, r, 0] if unit else one
+                scale(outputs, factor, deltas(network, layer, tape, 0 if unit else v, p, r), offset(line, v * outputs))
+            add(columns, line, bias_bar)
+            line = offset(line, length)
     if i == 0:
-        window, inner = offset(pointer(x), p * layer.stride * layer.inputs), layer.taps * layer.inputs
-        matmul(inner, columns, n, window, ONE, x.shape[1], scaled, length, g, length, g, length)
+        wide, inner = x.shape[1], layer.taps * layer.inputs
+        window = together(runs, inner, offset(pointer(x), p * layer.stride * layer.inputs), wide, scratch)
+        matmul(inner, columns, n, window, ONE, wide, scaled, length, g, length, g, length)
     else:
         below = layer_of(network, i - 1)
         for tap in range(layer.taps):
             elements = below.place * tape.rows + ((p * layer.stride + tap) * tape.rows + rows.row) * below.span
-            seen, out = offset(pointer(tape.hidden), elements), offset(g, tap * layer.inputs * length)
+            seen = together(runs, layer.inputs, offset(pointer(tape.hidden), elements), below.span, scratch)
+            out = offset(g, tap * layer.inputs * length)
             matmul(layer.inputs, columns, n, seen, ONE, below.span, scaled, length, out, length, out, length)
 
 
 @block
-def windows_vjp(network, layer, p, tape, rows, c_bar):
+def windows_vjp(network, layer, p, tape, rows, c_bar, runs):
     """Add position p's share of the gradients of the first layer: its scaled window (1 for the bias) times its cotangents."""
-    x, unit = rows.x, tape.unit
-    n, adjoints, (wide, length) = x.shape[0], c_bar.shape[0], (tape.windows.shape[1], tape.gradient.shape[1])
+    x, unit, gradient = rows.x, tape.unit, tape.sums.gradient[runs.group]
+    n, wide, length = runs.rows, tape.windows.shape[1], gradient.shape[1]
     windows, inner = tape.windows, layer.taps * layer.inputs
-    for v in range(adjoints):
-        for r in range(n):
-            factor = c_bar[v, r, 0] if unit else like(x, 1.0)
-            for k in range(inner):
-                windows[r, k] = factor * x[r, p * layer.stride * layer.inputs + k]
-            windows[r, inner] = factor
+    for v in range(c_bar.shape[0]):
+        row = 0
+        for t in range(runs.count):
+            first = runs.first + t * runs.apart
+            for r in range(first, first + runs.length):
+                factor = c_bar[v, r, 0] if unit else like(x, 1.0)
+                for k in range(inner):
+                    windows[row, k] = factor * x[r, p * layer.stride * layer.inputs + k]
+                windows[row, inner] = factor
+                row += 1
         source = deltas(network, layer, tape, 0 if unit else v, p, 0)
-        out = offset(pointer(tape.gradient), layer.gradient * length + v * layer.apart)
+        source = together(runs, layer.span, source, layer.span, pointer(tape.gathered))
+        out = offset(pointer(gradient), layer.gradient * length + v * layer.apart)
         matmul(layer.rows, layer.span, n, pointer(windows), ONE, wide, source, layer.span, out, length, out, length)
 
 
@@ -146,21 +199,31 @@ def deltas(network, layer, tape, slot, p, r):
 
 
 @implements(unpack, Network)
-def _unpack(network, tape, gradients):
+def _unpack(network, sums, gradients, part):
     last = network.table.shape[0] - 1
-    length, below = tape.gradient.shape[1], layer_of(network, last - 1).span
-    for v in range(gradients.shape[0]):
-        for i in range(last + 1):
-            layer = layer_of(network, i)
-            outputs, window = layer.outputs, layer.taps * layer.inputs
+    groups, height, length = sums.gradient.shape
+    g, below = pointer(sums.gradient), layer_of(network, last - 1).span
+    for i in range(last):
+        layer = layer_of(network, i)
+        first, end = cut(layer.taps * layer.inputs + 1, part)  # the bias is the last row
+        for k in range(first, end):
+            line = offset(g, (layer.gradient + k) * length)
+            for group in range(1, groups):
+                add(length, offset(line, group * height * length), line)
+            for v in range(gradients.shape[0]):
+                target = offset(pointer(gradients), v * network.n_parameters + layer.theta + k * layer.outputs)
+                copy(layer.outputs, offset(line, v * layer.apart), target)
+    if part.index == 0:
+        layer = layer_of(network, last)
+        outputs, window, taps = layer.outputs, layer.taps * layer.inputs, layer.taps
+        for part_of_layer in (sums.output, sums.output_bias):
+            size = part_of_layer.size // groups
+            for group in range(1, groups):
+                add(size, offset(pointer(part_of_layer), group * size), pointer(part_of_layer))
+        for v in range(gradients.shape[0]):
             target = offset(pointer(gradients), v * network.n_parameters + layer.theta)
-            if i < last:  # the bias is the last row
-                source = offset(pointer(tape.gradient), layer.gradient * length + v * layer.apart)
-                for k in range(window + 1):
-                    copy(outputs, offset(source, k * length), offset(target, k * outputs))
-            else:
-                for q in range(outputs):
-                    source = offset(pointer(tape.output), (v * outputs + q) * layer.taps * below)
-                    for k in range(window):
-                        target[k * outputs + q] = source[k // layer.inputs * below + k % layer.inputs]
-                    target[window * outputs + q] = tape.output_bias[v, q]
+            for q in range(outputs):
+                source = offset(pointer(sums.output), (v * outputs + q) * taps * below)
+                for k in range(window):
+                    target[k * outputs + q] = source[k // layer.inputs * below + k % layer.inputs]
+                target[window * outputs + q] = sums.output_bias[0, v, q]

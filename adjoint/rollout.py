@@ -4,11 +4,18 @@
 
     Arena     forward     the rollout's, see `stablebptt.kernels.rollout`
               bars        cotangents of the states of one time step, and of the controls and inputs of a chunk of time steps
-              gradients   R | M | ..   (m, n_parameters)          joined   C   (n_parameters,)
-
     chunks    .. | t t+1 t+2 .. | .. T-1       n rows per chunk: time steps x B samples; the last chunk comes first
+
+    Work      arenas      one per part of the batch; threads share the parts
+              sums        group of samples | group | ..                 a part has whole groups
+              gradients   R | M | ..   (m, n_parameters)                joined   C   (n_parameters,)
+
+The batch alone decides its groups. Gradients are summed over each group, then over the groups in their order, so the bits do not
+depend on the number of threads.
 """
 
+import itertools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,12 +34,14 @@ from stablebptt.adjoint.generics import (
 from stablebptt.kernels import rollout as forward
 from stablebptt.kernels.core.dispatch import block, inline, kernel, like
 from stablebptt.kernels.core.simd import padded
-from stablebptt.kernels.core.structs import Struct
+from stablebptt.kernels.core.structs import Struct, StructArray
+from stablebptt.kernels.core.threads import cut, share_out, shared
 from stablebptt.kernels.dense import aligned
-from stablebptt.kernels.generics import control_batch, new_tape, parameter_count, tape_width
-from stablebptt.kernels.rollout import effort_weight, follow
+from stablebptt.kernels.generics import control_batch, new_sums, new_tape, parameter_count, tape_width
+from stablebptt.kernels.rollout import effort_weight
 
-CHUNK_ROWS = 128
+# Rows of a group of samples per chunk: enough to make reading and writing the group's sums cheap, few enough for the cache.
+GROUP_ROWS = 64
 
 
 class Gates(Struct):
@@ -52,6 +61,7 @@ class Bars(Struct):
     ones (n, n_control), x_bar (n, padded n_state) : the cotangent 1 of a control, and its cotangent of the state
     cost_bar (n_state,) : derivative of one cost
     scratch (scratch_size,) : of the system, shared with the rollout
+    batch : samples of the mean loss; the arena may hold some of them
     """
 
     lam: np.ndarray
@@ -62,15 +72,33 @@ class Bars(Struct):
     x_bar: np.ndarray
     cost_bar: np.ndarray
     scratch: np.ndarray
+    batch: int
 
 
 class Arena(Struct):
-    """Work space of a gradient: the rollout's arena, cotangents, gradients (m, n_parameters), joined (n_parameters,)."""
+    """Work space of `rollout_vjp`: the rollout's arena, and cotangents."""
 
     forward: forward.Arena
     bars: Bars
+
+
+class Work(Struct):
+    """Work space of a gradient of B samples, which threads share in parts.
+
+    arenas, bounds, physics, effort : as for the rollout
+    sums : gradients, summed over the groups of samples; see `new_sums`
+    gradients (m, n_parameters), joined (n_parameters,) : results
+    products (4,) : inner products R.R, M.M, R.M and C.C, in float64
+    """
+
+    arenas: StructArray
+    bounds: np.ndarray
+    physics: np.ndarray
+    effort: np.ndarray
+    sums: Struct
     gradients: np.ndarray
     joined: np.ndarray
+    products: np.ndarray
 
 
 class Results(NamedTuple):
@@ -93,28 +121,70 @@ class Results(NamedTuple):
 
 def chunk_steps(batch: int) -> int:
     """Time steps per chunk. They depend on the batch alone, so sums always have the same parts and the same bits."""
-    return max(1, CHUNK_ROWS // batch)
+    return max(1, GROUP_ROWS * group_count(batch) // batch)
 
 
-def new_arena(episode: Any, batch: int, adjoints: int, dtype: Any, *, tape_bytes: int) -> Arena:
-    """An arena for m = `adjoints` of a batch. The tape holds all time steps if they need at most `tape_bytes`."""
-    n_state, n_control, controller = episode.n_state, episode.n_control, episode.controller
-    all_rows, rows = (len(episode.time_weights) - 1) * batch, chunk_steps(batch) * batch
-    kept = all_rows * tape_width(controller) * np.dtype(dtype).itemsize <= tape_bytes
-    tape = new_tape(controller, dtype, rows=all_rows if kept else rows, chunk=rows, adjoints=adjoints, unit=n_control == 1)
-    ahead = forward.new_arena(episode, batch, dtype, tape=tape, kept=kept, adjoints=adjoints)
+def group_count(batch: int) -> int:
+    """Groups of samples, and so the most threads that share a gradient. Groups of four and more keep products fast."""
+    return min(batch, max(2, min(8, batch // 4), batch // 64))
+
+
+def group_bounds(batch: int) -> np.ndarray:
+    """Bounds (groups + 1,) of the groups of samples."""
+    groups = group_count(batch)
+    return np.array([batch * k // groups for k in range(groups + 1)])
+
+
+def new_arena(episode: Any, adjoints: int, dtype: Any, *, batch: int, groups: np.ndarray, sums: Any, kept: bool) -> Arena:
+    """An arena for m = `adjoints` of some samples of a batch.
+
+    groups, sums : bounds of their groups, and space for the groups' gradients
+    kept : the tape holds all time steps
+    """
+    n_state, n_control, controller, count = episode.n_state, episode.n_control, episode.controller, int(groups[-1])
+    all_rows, rows, unit = (len(episode.time_weights) - 1) * count, chunk_steps(batch) * count, n_control == 1
+    sizes = {"rows": all_rows if kept else rows, "chunk": rows, "adjoints": adjoints}
+    tape = new_tape(controller, dtype, **sizes, unit=unit, groups=groups, sums=sums)
+    ahead = forward.new_arena(episode, count, dtype, tape=tape, kept=kept, adjoints=adjoints)
     bars = Bars(
-        lam=aligned((batch, adjoints, n_state), dtype),
-        lam_x=aligned((batch, adjoints, n_state), dtype),
-        lam_c=aligned((batch, adjoints, n_control), dtype),
+        lam=aligned((count, adjoints, n_state), dtype),
+        lam_x=aligned((count, adjoints, n_state), dtype),
+        lam_c=aligned((count, adjoints, n_control), dtype),
         c_bar=aligned((adjoints, rows, n_control), dtype),
         ones=aligned((rows, n_control), dtype),
         x_bar=aligned((rows, padded(n_state)), dtype),
         cost_bar=aligned((n_state,), dtype),
         scratch=ahead.scratch,
+        batch=batch,
     )
+    return Arena(ahead, bars)
+
+
+def new_work(episode: Any, batch: int, adjoints: int, dtype: Any, *, tape_bytes: int, parts: int) -> Work:
+    """Work space for m = `adjoints` of a batch, in at most `parts` parts.
+
+    The tape holds all time steps if they need at most `tape_bytes`.
+    """
+    controller, steps, groups = episode.controller, len(episode.time_weights) - 1, group_bounds(batch)
+    kept = steps * batch * tape_width(controller) * np.dtype(dtype).itemsize <= tape_bytes
+    parts = min(parts, len(groups) - 1)
+    firsts = [(len(groups) - 1) * p // parts for p in range(parts + 1)]
+    sums, arenas = new_sums(controller, dtype, groups=len(groups) - 1, adjoints=adjoints), []
+    for first, end in itertools.pairwise(firsts):
+        own = type(sums)(*(getattr(sums, name)[first:end] for name in type(sums).fields))
+        bounds = groups[first : end + 1] - groups[first]
+        arenas.append(new_arena(episode, adjoints, dtype, batch=batch, groups=bounds, sums=own, kept=kept))
     n = parameter_count(controller)
-    return Arena(ahead, bars, np.zeros((adjoints, n), dtype), np.zeros(n, dtype))
+    return Work(
+        arenas=StructArray(arenas),
+        bounds=groups[firsts],
+        physics=np.zeros(batch),
+        effort=np.zeros(batch),
+        sums=sums,
+        gradients=np.zeros((adjoints, n), dtype),
+        joined=np.zeros(n, dtype),
+        products=np.zeros(4),
+    )
 
 
 @inline
@@ -150,9 +220,9 @@ def _step_back(episode, gates, path, bars, t, start):
     lam, lam_x, lam_c, c_bar, x_bar = bars.lam, bars.lam_x, bars.lam_c, bars.c_bar, bars.x_bar
     batch, adjoints, n_state = lam.shape
     n_control = controls.shape[2]
-    effort = lam.dtype.type(effort_weight(episode.regularization, controls.size))
+    effort = lam.dtype.type(effort_weight(episode.regularization, controls.shape[0] * bars.batch * n_control))
     if time_weights[t + 1] != 0:
-        _add_cost(episode.loss, states[t + 1], lam.dtype.type(time_weights[t + 1] / batch), bars.cost_bar, lam)
+        _add_cost(episode.loss, states[t + 1], lam.dtype.type(time_weights[t + 1] / bars.batch), bars.cost_bar, lam)
     lam_x[:] = 0
     lam_c[:] = 0
     step_batch_vjp(episode.system, states[t], states[t + 1], controls[t], lam, lam_x, lam_c, bars.scratch)
@@ -232,23 +302,61 @@ def rollout_vjp(episode, gates, ahead, bars):
         parameter_vjp(controller, weights, tape, rows, c_bar)
 
 
+# Phases of a gradient: R, M, .. of each part; their sums; C; inner products.
+BACK, SUM, JOIN, COMPARE, PHASES = range(5)
+
+
+@shared
+def _part_of_gradient(phase, part, episode, theta, x0, gates, works):
+    work = works[0]
+    gradients = work.gradients
+    if phase == BACK:
+        arena = work.arenas[part.index]
+        forward.follow_part(part, episode, theta, x0, arena.forward, work)
+        rollout_vjp(episode, gates, arena.forward, arena.bars)
+    elif phase == SUM:
+        unpack(episode.controller, work.sums, gradients, part)
+    elif phase == JOIN:
+        if gates.joined:
+            first, end = cut(work.joined.size, part)
+            combine(gradients[1, first:end], gradients[0, first:end], work.joined[first:end])
+    else:
+        first, end = cut(4, part)
+        for number in range(first, end):
+            work.products[number] = _product(number, gates.joined, work)
+
+
+@block
+def _product(number, joined, work):
+    """Inner product R.R, M.M, R.M or C.C; without M and C they are 0."""
+    regular = work.gradients[0]
+    if number == 0:
+        return inner(regular, regular)
+    if not joined:
+        return 0.0
+    modified = work.gradients[1]
+    if number == 3:
+        return inner(work.joined, work.joined)
+    return inner(modified, modified) if number == 1 else inner(regular, modified)
+
+
 @kernel
-def gradient(episode, theta, x0, gates, arena):
+def gradient(episode, theta, x0, gates, works, team):
     """The compiled entry point: loss and gradients of theta (n_parameters,) and x0 (B, n_state), combined if `gates.joined`.
+
+    works : array of one `Work`; threads of a team share its parts
 
     It returns the numbers of `Results` as a plain tuple. Numba would call Python to make the named one. A signal that arrived
     during the computation would interrupt that call, and Numba does not expect it to fail.
     """
-    ahead, gradients, joined = arena.forward, arena.gradients, arena.joined
-    follow(episode, theta, x0, ahead)
-    rollout_vjp(episode, gates, ahead, arena.bars)
-    unpack(episode.controller, ahead.tape, gradients)
-    regular2, modified2, product, joined2 = inner(gradients[0], gradients[0]), 0.0, 0.0, 0.0
-    if gates.joined:
-        combine(gradients[1], gradients[0], joined)
-        modified2 = inner(gradients[1], gradients[1])
-        product = inner(gradients[0], gradients[1])
-        joined2 = inner(joined, joined)
-    path = ahead.path
-    finite = np.all(np.isfinite(path.states[path.states.shape[0] - 1]))
-    return regular2, modified2, product, joined2, np.mean(path.physics), np.mean(path.effort), finite
+    work = works[0]
+    parts = work.bounds.size - 1
+    share_out(team, PHASES, parts, _part_of_gradient, (episode, theta, x0, gates, works))
+    finite = True
+    for p in range(parts):
+        states = work.arenas[p].forward.path.states
+        for b in range(states.shape[1]):
+            for k in range(states.shape[2]):
+                finite = finite and math.isfinite(states[states.shape[0] - 1, b, k])
+    r2, m2, rm, c2 = (work.products[0], work.products[1], work.products[2], work.products[3])
+    return r2, m2, rm, c2, np.mean(work.physics), np.mean(work.effort), finite

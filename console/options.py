@@ -34,6 +34,7 @@ def _out(help: str, kind: Any = FILE) -> Option:
 FORCE = click.option("--force", is_flag=True, help="Replace an existing file.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress and no messages, except for errors.")
 BACKEND = click.option("--backend", type=Word(BACKENDS), default="cpu", help="What computes: cuda is a CUDA device.")
+THREADS = click.option("--threads", type=int, help="Of the CPU, at most. Results do not depend on them.  [default: all]")
 
 
 TRAINING: list[Option] = [
@@ -44,6 +45,7 @@ TRAINING: list[Option] = [
     click.option("--momentum", type=float, help="Of sgd.  [default: 0]"),
     click.option("--seeds", help="Many trainings together, such as 0:132; --out is then a folder."),
     BACKEND,
+    THREADS,
 ]
 TRAIN_NOTES = "\n".join([
     "Variants:",
@@ -68,6 +70,7 @@ ROLLOUTS: list[Option] = [
     click.option("--count", type=int, default=16, help="Initial states to draw."),
     click.option("--seed", type=int, default=1, help="Decides the initial states."),
     BACKEND,
+    THREADS,
     click.option("--best", is_flag=True, help="The weights of the lowest test loss, not the last ones."),
     FORCE,
     click.option("--json", "as_json", is_flag=True, help="A JSON object on stdout."),

@@ -24,7 +24,8 @@ from stablebptt.version import __version__
 __all__ = ["HISTORY", "Content", "FileFormatError", "best", "kind", "load", "load_trajectories", "read_any", "save", "save_paths"]
 
 RUN_FORMAT, PATHS_FORMAT, TABLE_FORMAT = "stablebptt-run", "stablebptt-paths", "stablebptt-table"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)
 ABOUT = ("Conventions", "title", "history", "source")  # root attributes of the CF conventions
 LONGEST_TITLE = 200
 CONVENTIONS = "CF-1.8"  # the first that knows groups
@@ -133,8 +134,7 @@ def load(path: str | Path) -> Content:
         If the file is damaged, foreign, of a later version, or incomplete.
     """
     attributes, groups = storage.read(path, (RUN_FORMAT,))
-    if attributes.get("format_version") != FORMAT_VERSION:
-        version = attributes.get("format_version")
+    if (version := attributes.get("format_version")) not in READABLE:
         raise FileFormatError(f"{path} is a run file of version {version}; this program reads version {FORMAT_VERSION}")
     try:
         columns = groups["history"]

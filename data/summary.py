@@ -45,7 +45,7 @@ def summarize(path: str | Path, trajectory: int | None = None) -> dict[str, Any]
     if attributes["format"] == run_file.PATHS_FORMAT:
         summary |= {name: attributes.get(name) for name in FROM_RUN}
     summary["unknown_attributes"] = sorted(set(attributes) - known)
-    if attributes.get("format_version") != run_file.FORMAT_VERSION:
+    if attributes.get("format_version") not in run_file.READABLE:
         summary["note"] = f"this program knows version {run_file.FORMAT_VERSION}; what it cannot explain is only listed"
     if "history" in groups:
         history = {name: variable.values for name, variable in groups["history"].items()}

@@ -81,9 +81,9 @@ def matmul(rows, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out,
 
 
 def aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Zeros of a shape, aligned to a cache line."""
+    """Zeros of a shape, aligned to a cache line. One vector more may be read behind them."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.zeros(size + 64, np.uint8)
+    raw = np.zeros(size + 128, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(dtype).reshape(shape)
 

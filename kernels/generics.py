@@ -40,10 +40,17 @@ class Loss(Struct):
     """Base of all losses. They define `cost` and `cost_vjp`."""
 
 
-class GradientTape(Struct):
-    """Tape that holds only the gradients (m, n_parameters)."""
+class ControllerSums(Struct):
+    """Sums of the gradients of a `Controller`: gradient (groups, m, n_parameters)."""
 
     gradient: np.ndarray
+
+
+class ControllerTape(Struct):
+    """Tape of a `Controller`: only the sums of the gradients, and the bounds (groups + 1,) of the groups of samples."""
+
+    sums: ControllerSums
+    groups: np.ndarray
 
 
 # Fields of a struct may have any name, so these functions ask the class.
@@ -74,14 +81,27 @@ def tape_width(controller: Any) -> int:
     return 0 if isinstance(controller, Controller) else controller.width
 
 
-def new_tape(controller: Any, dtype: Any, *, rows: int, chunk: int, adjoints: int, unit: bool) -> Any:
+def new_sums(controller: Any, dtype: Any, *, groups: int, adjoints: int) -> Any:
+    """Space for the parameter gradients of m = `adjoints`, summed over groups of samples."""
+    if isinstance(controller, Controller):
+        return ControllerSums(np.zeros((groups, adjoints, parameter_count(controller)), dtype))
+    return controller.sums(dtype, groups=groups, adjoints=adjoints)
+
+
+def new_tape(
+    controller: Any, dtype: Any, *, rows: int, chunk: int, adjoints: int, unit: bool, groups: Any = None, sums: Any = None
+) -> Any:
     """Tape from the forward to the backward pass: `rows` stored rows, `chunk` rows per backward step, m = `adjoints`.
 
     unit : the tape holds the cotangents inside the network for the cotangent 1 of the only control; all adjoints share them
+    groups (groups + 1,) : samples groups[k] .. groups[k+1] of each time step form a group; by default, all rows form one
+    sums : of the gradients of these groups
     """
+    if sums is None:
+        sums, groups = new_sums(controller, dtype, groups=1, adjoints=adjoints), np.array([0, chunk])
     if isinstance(controller, Controller):
-        return GradientTape(np.zeros((adjoints, parameter_count(controller)), dtype))
-    return controller.tape(dtype, rows=rows, chunk=chunk, adjoints=adjoints, unit=unit)
+        return ControllerTape(sums, groups)
+    return controller.tape(dtype, rows=rows, chunk=chunk, adjoints=adjoints, unit=unit, groups=groups, sums=sums)
 
 
 @generic

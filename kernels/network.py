@@ -115,10 +115,24 @@ class Network(Struct):
         """Per layer: numbers from window to window, numbers in a window, windows, outputs per window."""
         return [(a.stride * a.inputs, a.taps * a.inputs, a.positions, a.outputs) for a in self.layers()]
 
-    def tape(self, dtype: type, *, rows: int, chunk: int, adjoints: int, unit: bool) -> "Tape":
-        """Arenas for `rows` stored rows, `chunk` rows per backward step and m = `adjoints` gradients; see `new_tape`."""
+    def sums(self, dtype: type, *, groups: int, adjoints: int) -> "Sums":
+        """Arenas for the sums of m = `adjoints` gradients; see `new_sums`."""
         *hidden, last = self.layers()
-        widest = max(padded(adjoints * max(layer.apart, layer.outputs)) for layer in hidden)
+        return Sums(
+            gradient=aligned((groups, hidden[-1].gradient + hidden[-1].rows, self.widest(adjoints)), dtype),
+            output=aligned((groups, adjoints * last.outputs, last.taps * last.below), dtype),
+            output_bias=aligned((groups, adjoints, padded(last.outputs)), dtype),
+        )
+
+    def widest(self, adjoints: int) -> int:
+        """Columns that hold m = `adjoints` gradients of any hidden layer side by side."""
+        return max(padded(adjoints * max(layer.apart, layer.outputs)) for layer in self.layers()[:-1])
+
+    def tape(
+        self, dtype: type, *, rows: int, chunk: int, adjoints: int, unit: bool, groups: np.ndarray, sums: "Sums"
+    ) -> "Tape":
+        """Arenas for `rows` stored rows, `chunk` rows per backward step and m = `adjoints` gradients; see `new_tape`."""
+        hidden, widest = self.layers()[:-1], self.widest(adjoints)
         seen = hidden[0].below
         return Tape(
             rows=rows,
@@ -129,11 +143,23 @@ class Network(Struct):
             scaled=aligned((chunk + 1, widest), dtype),  # `scale` may write beyond the last row
             windows=aligned((chunk, max(layer.rows for layer in hidden)), dtype),
             seen=aligned((chunk, seen), dtype),
-            gradient=aligned((hidden[-1].gradient + hidden[-1].rows, widest), dtype),
-            output=aligned((adjoints * last.outputs, last.taps * last.below), dtype),
-            output_bias=aligned((adjoints, last.outputs), dtype),
+            gathered=aligned((chunk + 1, max(self.n_state, *(layer.span for layer in hidden))), dtype),  # see `together`
             zeros=aligned((max(widest, seen),), dtype),
+            groups=groups,
+            sums=sums,
         )
+
+
+class Sums(Struct):
+    """Gradients, summed over groups of samples.
+
+    gradient (groups, rows, widest) : per hidden layer its kernel, then its bias; the m gradients side by side
+    output (groups, m * n_control, taps * span), output_bias (groups, m, padded n_control) : gradients of the output layer
+    """
+
+    gradient: np.ndarray
+    output: np.ndarray
+    output_bias: np.ndarray
 
 
 class Tape(Struct):
@@ -144,9 +170,9 @@ class Tape(Struct):
     hidden (rows * width,) : activations
     deltas (1 or m, chunk * width) : cotangents of the activations, in the same layout
     scaled (chunk + 1, widest), windows (chunk, rows), seen (chunk, below) : scratch: scaled numbers, cotangents of windows
-    gradient (rows, widest) : per hidden layer its kernel, then its bias; the m gradients side by side
-    output (m * n_control, taps * span), output_bias (m, n_control) : gradients of the output layer
+    gathered (chunk + 1, widest span) : scratch: rows of one group of samples
     zeros (max(widest, below),) : initial value of matrix products
+    groups (groups + 1,), sums : bounds of the groups of samples of one time step, and the sums of their gradients
     """
 
     rows: int
@@ -157,10 +183,10 @@ class Tape(Struct):
     scaled: np.ndarray
     windows: np.ndarray
     seen: np.ndarray
-    gradient: np.ndarray
-    output: np.ndarray
-    output_bias: np.ndarray
+    gathered: np.ndarray
     zeros: np.ndarray
+    groups: np.ndarray
+    sums: Sums
 
 
 def mlp(sizes: Sequence[int]) -> Network:

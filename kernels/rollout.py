@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from stablebptt.kernels.core.dispatch import block, inline, kernel, like
-from stablebptt.kernels.core.structs import Struct
+from stablebptt.kernels.core.structs import Struct, StructArray
+from stablebptt.kernels.core.threads import share_out, shared
 from stablebptt.kernels.dense import aligned
 from stablebptt.kernels.generics import control_batch, cost, new_tape, pack, scratch_size, step_batch, weight_count
 
@@ -128,7 +129,46 @@ def follow(episode, theta, x0, arena):
     path_cost(episode, path)
 
 
+class Work(Struct):
+    """Work space of a batch of B samples, which threads share in parts.
+
+    arenas : of every part
+    bounds (parts + 1,) : samples bounds[p] .. bounds[p + 1] are those of part p
+    physics, effort (B,) : loss parts of all samples
+    """
+
+    arenas: StructArray
+    bounds: np.ndarray
+    physics: np.ndarray
+    effort: np.ndarray
+
+
+def new_work(episode: Any, batch: int, dtype: Any, *, parts: int) -> Work:
+    """Work space of rollouts of B = `batch` samples in parts."""
+    bounds = np.array([batch * p // parts for p in range(parts + 1)])
+    arenas = [new_arena(episode, int(count), dtype) for count in np.diff(bounds)]
+    return Work(StructArray(arenas), bounds, np.zeros(batch), np.zeros(batch))
+
+
+@inline
+def follow_part(part, episode, theta, x0, arena, work):
+    """`follow` for the samples of one part of x0 (B, n_state)."""
+    first, end = work.bounds[part.index], work.bounds[part.index + 1]
+    follow(episode, theta, x0[first:end], arena)
+    for b in range(first, end):
+        work.physics[b], work.effort[b] = arena.path.physics[b - first], arena.path.effort[b - first]
+
+
+@shared
+def _part_of_evaluation(phase, part, episode, theta, x0, works):
+    work = works[0]
+    follow_part(part, episode, theta, x0, work.arenas[part.index], work)
+
+
 @kernel
-def evaluate(episode, theta, x0, arena):
-    """The compiled entry point of `follow`."""
-    follow(episode, theta, x0, arena)
+def evaluate(episode, theta, x0, works, team):
+    """The compiled entry point: roll theta (n_parameters,) out from x0 (B, n_state), in parts that a team of threads shares.
+
+    works : array of one `Work`
+    """
+    share_out(team, 1, works[0].bounds.size - 1, _part_of_evaluation, (episode, theta, x0, works))

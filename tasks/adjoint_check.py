@@ -23,6 +23,7 @@ from stablebptt.adjoint.generics import (
 from stablebptt.kernels.core.dispatch import kernel
 from stablebptt.kernels.core.simd import padded
 from stablebptt.kernels.core.structs import Struct
+from stablebptt.kernels.core.threads import WHOLE
 from stablebptt.kernels.dense import aligned
 from stablebptt.kernels.generics import (
     Controller,
@@ -148,7 +149,7 @@ def _control_vjp(controller, weights, tape, x, bars):
     for v in range(hidden.shape[0]):
         control_batch_vjp(controller, weights, tape, Rows(x, 0, v, 0), hidden[v])
     parameter_vjp(controller, weights, tape, rows, c_bar)
-    unpack(controller, tape, bars.gradients)
+    unpack(controller, tape.sums, bars.gradients, WHOLE)
 
 
 STEP_NAMES = {"output": "x_next", "state": "lam_x", "control": "lam_c"}

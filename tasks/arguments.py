@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -25,6 +26,13 @@ def told(value: Any) -> str:
     """A given value in one short line."""
     text = " ".join(repr(value).split())
     return text if len(text) <= LONGEST_TOLD else f"{text[:LONGEST_TOLD]} .."
+
+
+def threads(value: Any) -> AbstractContextManager[None]:
+    """A context whose computations use at most so many threads; None for all."""
+    from stablebptt.kernels.core import threads as core
+
+    return core.limit(None if value is None else whole("threads", value, 1, core.MOST_THREADS))
 
 
 def whole(name: str, value: Any, least: int, most: int = MOST) -> int:

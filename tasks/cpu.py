@@ -2,7 +2,8 @@
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,21 +11,25 @@ from numba import typeof
 
 from stablebptt.adjoint import rollout as backward
 from stablebptt.kernels import rollout as forward
+from stablebptt.kernels.core import threads
+from stablebptt.kernels.core.structs import StructArray
 from stablebptt.tasks import plain_python
 from stablebptt.tasks.engine import ALONE, Evaluation, Gradient, Loss
 from stablebptt.tasks.problems import EVALUATION_BATCH, Problem
 from stablebptt.tasks.variants import Gates
 
-# Arenas are stored for at most this many batch sizes, so unusual sizes do not pile up.
-MOST_ARENAS = 5
+# Work spaces are stored for at most this many batch sizes, so unusual sizes do not pile up.
+MOST_WORKS = 5
+# A thread is worth its trouble for so many multiply-adds (about 10 us). A time step costs about as much as `OVERHEAD` of them.
+PART_WORK, OVERHEAD = 250_000, 100
 
 
-class _Arenas(threading.local):
-    """Arenas by batch size, per thread: threads may share a problem."""
+class _Works(threading.local):
+    """Work spaces by sizes, per thread of the caller: threads may share a problem."""
 
     def __init__(self) -> None:
-        self.paths: dict[int, forward.Arena] = {}
-        self.gradients: dict[tuple[int, int], backward.Arena] = {}
+        self.rollouts: dict[tuple[int, ...], StructArray] = {}
+        self.gradients: dict[tuple[int, ...], StructArray] = {}
 
 
 class Engine:
@@ -41,7 +46,7 @@ class Engine:
             n_state=problem.n_state,
             n_control=problem.n_control,
         )
-        self._arenas = _Arenas()
+        self._works = _Works()
 
     def evaluate(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, paths: bool = False, queue: int = ALONE
@@ -57,55 +62,63 @@ class Engine:
         return (self._gradient(theta, x0, gates) for theta, x0 in zip(thetas, x0s))
 
     def _path(self, theta: np.ndarray, x0: np.ndarray) -> Evaluation:
-        problem, batch, path = self.problem, len(x0), self._rolled_out(theta, x0)
-        states = path.states.reshape(problem.steps + 1, batch, *problem.state_shape).swapaxes(0, 1).copy()
-        controls = path.controls.reshape(problem.steps, batch, *problem.control_shape).swapaxes(0, 1).copy()
-        return Evaluation(path.physics.copy(), path.effort.copy(), states, controls)
+        problem, batch, work = self.problem, len(x0), self._rolled_out(theta, x0)
+        paths = [arena.path for arena in work.arenas]
+        states = np.concatenate([path.states.swapaxes(0, 1) for path in paths]).reshape(batch, -1, *problem.state_shape)
+        controls = np.concatenate([path.controls.swapaxes(0, 1) for path in paths]).reshape(batch, -1, *problem.control_shape)
+        return Evaluation(work.physics.copy(), work.effort.copy(), states, controls)
 
     def _losses(self, theta: np.ndarray, x0: np.ndarray) -> Evaluation:
         physics, effort = np.empty(len(x0)), np.empty(len(x0))
         for first in range(0, len(x0), EVALUATION_BATCH):
             part = slice(first, min(first + EVALUATION_BATCH, len(x0)))
-            path = self._rolled_out(theta, x0[part])
-            physics[part], effort[part] = path.physics, path.effort
-            physics[part][~np.isfinite(path.states[-1]).all(axis=1)] = np.nan  # a loss may ignore some numbers
+            work = self._rolled_out(theta, x0[part])
+            physics[part], effort[part] = work.physics, work.effort
+            last = np.concatenate([arena.path.states[-1] for arena in work.arenas])
+            physics[part][~np.isfinite(last).all(axis=1)] = np.nan  # a loss may ignore some numbers
         return Evaluation(physics, effort)
 
-    def _rolled_out(self, theta: np.ndarray, x0: np.ndarray) -> forward.Path:
-        arena = self._path_arena(len(x0))
-        self._call(forward.evaluate, theta, x0.reshape(len(x0), self.problem.n_state), arena)
-        return arena.path
+    def _rolled_out(self, theta: np.ndarray, x0: np.ndarray) -> forward.Work:
+        batch, parts = len(x0), self._parts(len(x0))
+        new = partial(forward.new_work, self.episode, batch, self.problem.dtype, parts=parts)
+        works = _kept(self._works.rollouts, (batch, parts), new)
+        self._call(works, forward.evaluate, theta, x0.reshape(batch, self.problem.n_state))
+        [work] = works
+        return work
 
     def _gradient(self, theta: np.ndarray, x0: np.ndarray, gates: Gates) -> Gradient:
-        arena = self._gradient_arena(len(x0), len(gates.physics))
-        found = backward.Results(*self._call(backward.gradient, theta, x0.reshape(len(x0), self.problem.n_state), gates, arena))
-        total, physics = self.problem.total(found.physics, found.effort)
+        problem, batch, adjoints, parts = self.problem, len(x0), len(gates.physics), self._parts(len(x0))
+        sizes = {"tape_bytes": problem.tape_bytes, "parts": parts}
+        new = partial(backward.new_work, self.episode, batch, adjoints, problem.dtype, **sizes)
+        works = _kept(self._works.gradients, (batch, adjoints, parts), new)
+        found = backward.Results(*self._call(works, backward.gradient, theta, x0.reshape(batch, problem.n_state), gates))
+        [work] = works
+        total, physics = problem.total(found.physics, found.effort)
         loss = Loss(total, physics) if found.finite else Loss(math.nan, math.nan)  # a loss may ignore some numbers
         if not gates.joined:
-            return Gradient(arena.gradients[0], loss, found.regular2)
+            return Gradient(work.gradients[0], loss, found.regular2)
         norms = math.sqrt(found.regular2) * math.sqrt(found.modified2)
         cosine = found.product / norms if norms > 0 else math.nan
-        return Gradient(arena.joined, loss, found.joined2, arena.gradients[0], arena.gradients[1], cosine)
+        return Gradient(work.joined, loss, found.joined2, work.gradients[0], work.gradients[1], cosine)
 
-    def _call(self, kernel: Any, *arguments: Any) -> Any:
+    def _parts(self, batch: int) -> int:
+        """Parts of the work on a batch: one per thread, none too small to be worth it."""
+        work = batch * self.problem.steps * (self.problem.n_parameters + OVERHEAD)
+        return max(1, min(threads.available(), batch, work // PART_WORK))
+
+    def _call(self, works: StructArray, kernel: Any, *arguments: Any) -> Any:
         """Call an entry point; what the compiler has against a user's function is told in the user's terms."""
+        [work] = works
         try:
-            return kernel(self.episode, *arguments)
+            return threads.call(len(work.bounds) - 1, kernel, self.episode, *arguments, works)
         except plain_python.COMPILER_ERRORS as error:
             raise plain_python.why_not_compiled(self.problem, error) from error
 
-    def _path_arena(self, batch: int) -> forward.Arena:
-        known = self._arenas.paths
-        if batch not in known:
-            if len(known) >= MOST_ARENAS:
-                known.clear()
-            known[batch] = forward.new_arena(self.episode, batch, self.problem.dtype)
-        return known[batch]
 
-    def _gradient_arena(self, batch: int, adjoints: int) -> backward.Arena:
-        problem, known, key = self.problem, self._arenas.gradients, (batch, adjoints)
-        if key not in known:
-            if len(known) >= MOST_ARENAS:
-                known.clear()
-            known[key] = backward.new_arena(self.episode, batch, adjoints, problem.dtype, tape_bytes=problem.tape_bytes)
-        return known[key]
+def _kept(known: dict[tuple[int, ...], StructArray], sizes: tuple[int, ...], new: Callable[[], Any]) -> StructArray:
+    """The work space of these sizes, made if there is none, as an array of one struct."""
+    if sizes not in known:
+        if len(known) >= MOST_WORKS:
+            known.clear()
+        known[sizes] = StructArray([new()])
+    return known[sizes]

@@ -237,15 +237,20 @@ class Problem:
             offset += size
         return views
 
-    def rollout(self, theta: np.ndarray, x0: np.ndarray) -> Path:
+    def rollout(self, theta: np.ndarray, x0: np.ndarray, *, threads: int | None = None) -> Path:
         """Roll out the controller with parameters theta (n_parameters,) from x0 (B, *state_shape).
+
+        Parameters
+        ----------
+        threads : of the CPU, at most; by default all. The result does not depend on them. So everywhere.
 
         Raises
         ------
         DivergedError
             If a state or control is not finite.
         """
-        path = self.follow(self._parameters(theta), self._states(x0))
+        with arguments.threads(threads):
+            path = self.follow(self._parameters(theta), self._states(x0))
         divergence.check_path(path)
         return path
 
@@ -254,16 +259,17 @@ class Problem:
         found = next(self.engine.evaluate([theta], [x0], paths=True))
         return Path(self.time, found.states, found.controls, self.total(found.physics, found.effort)[0], self)
 
-    def losses(self, theta: np.ndarray, x0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def losses(self, theta: np.ndarray, x0: np.ndarray, *, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Losses of x0 (B, *state_shape) with and without the regulariser, (B,) each in float64; NaN where a rollout diverged."""
-        found = next(self.engine.evaluate([self._parameters(theta)], [self._states(x0)]))
+        with arguments.threads(threads):
+            found = next(self.engine.evaluate([self._parameters(theta)], [self._states(x0)]))
         return self.total(found.physics, found.effort)
 
     def total(self, physics: Any, effort: Any) -> tuple[Any, Any]:
         """Losses with and without the regulariser, from physics and effort, (B,) each or their means."""
         return physics + self.regularization * effort / (self.steps * self.n_control), physics
 
-    def loss(self, theta: np.ndarray, x0: np.ndarray) -> Loss:
+    def loss(self, theta: np.ndarray, x0: np.ndarray, *, threads: int | None = None) -> Loss:
         """Mean loss of theta (n_parameters,) over x0 (B, *state_shape).
 
         Raises
@@ -271,13 +277,13 @@ class Problem:
         DivergedError
             If the loss is not finite.
         """
-        total, physics = self.losses(theta, x0)
+        total, physics = self.losses(theta, x0, threads=threads)
         if not np.all(np.isfinite(total)):
             self.rollout(theta, x0[~np.isfinite(total)][:1])
             raise DivergedError("the loss is not finite")
         return Loss(float(total.mean()), float(physics.mean()))
 
-    def gradient(self, theta: np.ndarray, x0: np.ndarray, variant: Any = "R") -> Gradient:
+    def gradient(self, theta: np.ndarray, x0: np.ndarray, variant: Any = "R", *, threads: int | None = None) -> Gradient:
         """Gradient (n_parameters,) of the mean loss over x0 (B, *state_shape), in a variant.
 
         Parameters
@@ -291,7 +297,8 @@ class Problem:
         """
         theta, x0 = self._parameters(theta), self._states(x0)
         gates = variants.gates(variant, self.steps, self.dtype)
-        found = next(self.engine.gradients([theta], [x0], gates, parts=True))
+        with arguments.threads(threads):
+            found = next(self.engine.gradients([theta], [x0], gates, parts=True))
         divergence.check_gradient(self, found, theta, x0, gates)
         return found.copy()
 

@@ -156,7 +156,11 @@ def resumed(path: FilePath, problem: Problem, settings: Any) -> Progress:
         advice = "give the options it was made with, or another file"
         raise ArgumentError(descriptions.refusal(f"{path} cannot be resumed", found, advice))
     _check_parameters(content, problem, path)
-    return _checkpoint(content, settings, path)
+    progress = _checkpoint(content, settings, path)
+    if progress.epoch < settings.epochs and content.attributes["format_version"] != run_file.FORMAT_VERSION:
+        advice = "train anew into another file"
+        raise ArgumentError(f"{path} cannot be resumed: version 0.1 made it, whose last bits differ; {advice}")
+    return progress
 
 
 def _checkpoint(content: run_file.Content, settings: Any, path: FilePath) -> Progress:

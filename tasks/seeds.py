@@ -30,6 +30,7 @@ def train_seeds(
     force: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: Callable[[int, Progress], None] | None = None,
+    threads: int | None = None,
     **settings: Any,
 ) -> list[Run | DivergedError]:
     """Train one controller per seed. Each run equals that of `train` with its seed alone, bit for bit.
@@ -40,7 +41,7 @@ def train_seeds(
     out : folder for the run files ``seed_0.h5``, ..; created if missing
     report : called with a seed and its `Progress` after every epoch
     checkpoint_seconds : time between writes of a run file [s]; longer with many runs, so writing takes at most 1 % of the time
-    problem, variant, epochs, resume, force, **settings : as in `train`
+    problem, variant, epochs, resume, force, threads, **settings : as in `train`
 
     Returns
     -------
@@ -59,12 +60,12 @@ def train_seeds(
             resumed(path, problem, by_seed[seed])
     pause = max(checkpoint_seconds, SECONDS_PER_FILE * len(numbers)) if len(numbers) > 1 else checkpoint_seconds
     told = {seed: None if report is None else partial(report, seed) for seed in numbers}
-    return advance(
-        [
-            ActiveRun(problem, by_seed[seed], paths[seed], resume=resume, checkpoint_seconds=pause, report=told[seed])
-            for seed in numbers
-        ]
-    )
+    active = [
+        ActiveRun(problem, by_seed[seed], paths[seed], resume=resume, checkpoint_seconds=pause, report=told[seed])
+        for seed in numbers
+    ]
+    with arguments.threads(threads):
+        return advance(active)
 
 
 document(train_seeds, "Settings", OPTIONS.values())

@@ -38,6 +38,7 @@ def train(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: Callable[[Progress], None] | None = None,
     progress: bool | None = None,
+    threads: int | None = None,
     **settings: Any,
 ) -> Run:
     """Train a controller.
@@ -53,6 +54,7 @@ def train(
     force : replace an existing file
     report : called with a `Progress` after every epoch
     progress : show a bar; by default in a notebook
+    threads : of the CPU, at most; by default all. The result does not depend on them.
     **settings : see below; and optimizer, a rule such as ``sb.optimizers.adam(0.001)``
 
     Raises
@@ -71,7 +73,7 @@ def train(
     if path is not None:
         check_options(problem)
     wanted = bars.in_notebook() and report is None if progress is None else arguments.flag("progress", progress)
-    with bars.bar() if wanted else nullcontext() as tell:
+    with arguments.threads(threads), bars.bar() if wanted else nullcontext() as tell:
         told = _told(report, tell, run_settings.epochs)
         active = ActiveRun(problem, run_settings, path, resume=resume, checkpoint_seconds=checkpoint_seconds, report=told)
         [result] = advance([active])

@@ -15,7 +15,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.registry import cpu_target
 
 # Options of functions that only compiled code calls.
-NO_WRAPPERS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+NO_WRAPPERS: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 WRAPPERS = ("_ZN7cpython", "cfunc")
 ENVIRONMENT = "_ZN08NumbaEnv"
 SMALL = 40_000  # characters of LLVM text; a step of the cart-pole has 15,000

@@ -12,10 +12,13 @@ A field may have any name, because the package asks the class (``type(part).fiel
 
 import dataclasses
 import inspect
+import operator
 import warnings
 import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, dataclass_transform
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -35,6 +38,7 @@ from numba.extending import (
 )
 
 from stablebptt.kernels.core import fingerprints
+from stablebptt.kernels.core.linking import NO_WRAPPERS
 
 
 class StructType(types.Type):
@@ -79,6 +83,97 @@ class StructAttribute(AttributeTemplate):
 def _lower_attribute(context: Any, builder: Any, struct: StructType, value: Any, name: str) -> Any:
     item = context.data_model_manager[struct].get(builder, value, name)  # no copy of the whole struct on the stack
     return impl_ret_borrowed(context, builder, dict(struct.fields)[name], item)
+
+
+class StructArrayType(types.Type):
+    """Numba type of a `StructArray`."""
+
+    def __init__(self, struct: types.Type) -> None:
+        self.struct = struct
+        super().__init__(f"StructArray({struct})")
+
+
+@register_model(StructArrayType)
+class StructArrayModel(models.PrimitiveModel):
+    """Address of the first struct."""
+
+    def __init__(self, manager: Any, array: StructArrayType) -> None:
+        super().__init__(manager, array, manager.lookup(array.struct).get_value_type().as_pointer())
+
+
+class StructArray:
+    """Structs of one type in native memory. Compiled code reads one by its number, and unpacks none when it is called.
+
+    Their fields hold arrays, whole numbers, truth values, such structs, and other arrays of structs.
+    """
+
+    def __init__(self, structs: "Sequence[Struct]") -> None:
+        kinds = [typeof(struct) for struct in structs]
+        if len(set(kinds)) > 1:
+            raise TypeError("the structs of a StructArray must have one type")
+        self.structs = tuple(structs)
+        self._numba_type_ = StructArrayType(kinds[0])
+        self._memory = np.array([_native(struct) for struct in structs], _layout(kinds[0]))
+        self.address = self._memory.ctypes.data
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.structs)
+
+
+def _layout(kind: Any) -> np.dtype:
+    """What a value of a Numba type looks like in memory."""
+    if isinstance(kind, StructType):
+        return np.dtype([(name, _layout(field)) for name, field in kind.fields], align=True)
+    if isinstance(kind, types.Array):
+        numbers = [(name, np.intp) for name in ("meminfo", "parent", "items", "itemsize", "data")]
+        return np.dtype([*numbers, ("shape", np.intp, (kind.ndim,)), ("strides", np.intp, (kind.ndim,))], align=True)
+    if isinstance(kind, StructArrayType):
+        return np.dtype(np.intp)
+    if isinstance(kind, types.Integer | types.Boolean):
+        return np.dtype(str(kind))
+    raise TypeError(f"a StructArray cannot hold {kind}")
+
+
+def _native(value: Any) -> Any:
+    """The numbers of `_layout`. The structs keep the arrays alive."""
+    if isinstance(value, Struct):
+        return tuple(_native(getattr(value, name)) for name in type(value).fields)
+    if isinstance(value, np.ndarray):
+        return 0, 0, value.size, value.itemsize, value.ctypes.data, value.shape, value.strides
+    return value.address if isinstance(value, StructArray) else value
+
+
+@unbox(StructArrayType)
+def _unbox_array(kind: StructArrayType, instance: Any, c: Any) -> NativeValue:
+    item = c.pyapi.object_getattr_string(instance, "address")
+    address = c.unbox(types.intp, item)
+    c.pyapi.decref(item)
+    return NativeValue(c.builder.inttoptr(address.value, c.context.get_value_type(kind)), is_error=address.is_error)
+
+
+@intrinsic
+def _struct_at(typing_context, array, index):
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        value = load_each(builder, builder.gep(given[0], [given[1]]))
+        return impl_ret_borrowed(context, builder, array.struct, value)
+
+    return array.struct(array, types.intp), generate
+
+
+@overload(operator.getitem, jit_options={"forceinline": True, **NO_WRAPPERS})
+def _getitem(array, index):
+    return (lambda array, index: _struct_at(array, index)) if isinstance(array, StructArrayType) else None
+
+
+def load_each(builder: Any, address: Any) -> Any:
+    """Load a value number by number, so that what is not used is not loaded."""
+    kind = address.type.pointee
+    if not isinstance(kind, ir.LiteralStructType | ir.ArrayType):
+        return builder.load(address)
+    value = ir.Constant(kind, ir.Undefined)
+    for k in range(kind.count if isinstance(kind, ir.ArrayType) else len(kind.elements)):
+        value = builder.insert_value(value, load_each(builder, cgutils.gep_inbounds(builder, address, 0, k)), k)
+    return value
 
 
 @unbox(StructType)

@@ -32,7 +32,7 @@ def run_path(tmp_path_factory):
 def test_groups_and_attributes(run_path):
     run = sb.load(run_path)
     with h5py.File(run_path) as file:
-        assert file.attrs["format"] == "stablebptt-run" and file.attrs["format_version"] == 1
+        assert file.attrs["format"] == "stablebptt-run" and file.attrs["format_version"] == 2
         assert json.loads(file.attrs["config"]) == run.config
         assert json.loads(file.attrs["versions"])["stablebptt"] == sb.__version__
         assert "T" in file.attrs["created"] and file.attrs["status"] == "complete"
@@ -107,11 +107,11 @@ def test_a_file_of_a_later_version_can_be_inspected(run_path, tmp_path):
     from stablebptt.data import summary
 
     def later(attributes, groups):
-        attributes.update(format_version=2, mood="good")
+        attributes.update(format_version=3, mood="good")
         groups["news"] = {"x": groups["history"]["epoch"]}
 
     facts = summary.summarize(changed(run_path, tmp_path / "later.h5", later))
-    assert facts["unknown_attributes"] == ["mood"] and "version 1" in facts["note"]
+    assert facts["unknown_attributes"] == ["mood"] and "version 2" in facts["note"]
     assert "/news/x" in facts["datasets"] and "mood" in summary.text(facts)
 
 
