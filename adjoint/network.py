@@ -1,5 +1,7 @@
 """Adjoint of the networks; mirror image of `stablebptt.kernels.network`."""
 
+import numpy as np
+
 from stablebptt.adjoint.dense import tanh_all_vjp
 from stablebptt.adjoint.generics import clear, control_batch_vjp, parameter_vjp, state_vjp, unpack
 from stablebptt.kernels.core.dispatch import block, implements, inline, like
@@ -74,6 +76,7 @@ class Runs(Struct):
     count, length : runs, and rows of each
     apart, first : rows from one run to the next; the first row
     rows : of all runs
+    c_bar (m, .., n_control) : cotangents of the controls, of all samples
     """
 
     group: int
@@ -82,6 +85,7 @@ class Runs(Struct):
     apart: int
     first: int
     rows: int
+    c_bar: np.ndarray
 
 
 @implements(parameter_vjp, Network)
@@ -90,15 +94,17 @@ def _parameter_vjp(network, weights, tape, rows, c_bar):
     batch = groups[groups.size - 1]
     for k in range(groups.size - 1):
         first, length = groups[k], groups[k + 1] - groups[k]
-        runs = Runs(k, n // batch, length, batch, first, n // batch * length) if length < batch else Runs(k, ONE, n, n, NONE, n)
-        output_vjp(layer_of(network, last), layer_of(network, last - 1), tape, rows, c_bar, runs)
+        runs = Runs(k, n // batch, length, batch, first, n // batch * length, c_bar)
+        if length == batch:
+            runs = Runs(k, ONE, n, n, NONE, n, c_bar)
+        output_vjp(layer_of(network, last), layer_of(network, last - 1), tape, rows, runs)
         for i in range(last):
             layer = layer_of(network, i)
             for p in range(layer.positions):
                 if layer.by_window:
-                    windows_vjp(network, layer, p, tape, rows, c_bar, runs)
+                    windows_vjp(network, layer, p, tape, rows, runs)
                 else:
-                    kernel_vjp(network, i, p, tape, rows, c_bar, runs)
+                    kernel_vjp(network, i, p, tape, rows, runs)
 
 
 @block
@@ -117,8 +123,9 @@ def together(runs, count, source, length, scratch):
 
 
 @block
-def output_vjp(layer, below, tape, rows, c_bar, runs):
-    """Add the gradients of the output layer, ``c = sum_p h_p . kernel_p + bias``, for c_bar (m, .., n_control)."""
+def output_vjp(layer, below, tape, rows, runs):
+    """Add the gradients of the output layer, ``c = sum_p h_p . kernel_p + bias``."""
+    c_bar = runs.c_bar
     adjoints, length, n_control = c_bar.shape
     output, output_bias = tape.sums.output[runs.group], tape.sums.output_bias[runs.group]
     span, h = below.span, offset(pointer(tape.hidden), below.place * tape.rows + rows.row * below.span)
@@ -139,9 +146,9 @@ def output_vjp(layer, below, tape, rows, c_bar, runs):
 
 
 @block
-def kernel_vjp(network, i, p, tape, rows, c_bar, runs):
+def kernel_vjp(network, i, p, tape, rows, runs):
     """Add position p's share of the m gradients of layer i: its inputs times its scaled cotangents, all m side by side."""
-    x, unit = rows.x, tape.unit
+    x, c_bar, unit = rows.x, runs.c_bar, tape.unit
     layer, n, adjoints = layer_of(network, i), runs.rows, c_bar.shape[0]
     length, outputs, scratch = tape.scaled.shape[1], layer.outputs, pointer(tape.gathered)
     columns = (adjoints * outputs + PAD - 1) // PAD * PAD
@@ -170,9 +177,9 @@ def kernel_vjp(network, i, p, tape, rows, c_bar, runs):
 
 
 @block
-def windows_vjp(network, layer, p, tape, rows, c_bar, runs):
+def windows_vjp(network, layer, p, tape, rows, runs):
     """Add position p's share of the gradients of the first layer: its scaled window (1 for the bias) times its cotangents."""
-    x, unit, gradient = rows.x, tape.unit, tape.sums.gradient[runs.group]
+    x, c_bar, unit, gradient = rows.x, runs.c_bar, tape.unit, tape.sums.gradient[runs.group]
     n, wide, length = runs.rows, tape.windows.shape[1], gradient.shape[1]
     windows, inner = tape.windows, layer.taps * layer.inputs
     for v in range(c_bar.shape[0]):

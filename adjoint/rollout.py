@@ -307,16 +307,16 @@ BACK, SUM, JOIN, COMPARE, PHASES = range(5)
 
 
 @shared
-def _part_of_gradient(phase, part, episode, theta, x0, gates, works):
+def _part_of_gradient(part, episode, theta, x0, gates, works):
     work = works[0]
     gradients = work.gradients
-    if phase == BACK:
+    if part.phase == BACK:
         arena = work.arenas[part.index]
         forward.follow_part(part, episode, theta, x0, arena.forward, work)
         rollout_vjp(episode, gates, arena.forward, arena.bars)
-    elif phase == SUM:
+    elif part.phase == SUM:
         unpack(episode.controller, work.sums, gradients, part)
-    elif phase == JOIN:
+    elif part.phase == JOIN:
         if gates.joined:
             first, end = cut(work.joined.size, part)
             combine(gradients[1, first:end], gradients[0, first:end], work.joined[first:end])

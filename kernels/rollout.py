@@ -160,7 +160,7 @@ def follow_part(part, episode, theta, x0, arena, work):
 
 
 @shared
-def _part_of_evaluation(phase, part, episode, theta, x0, works):
+def _part_of_evaluation(part, episode, theta, x0, works):
     work = works[0]
     follow_part(part, episode, theta, x0, work.arenas[part.index], work)
 

@@ -1,6 +1,6 @@
 """A computation in phases, each in parts that threads share.
 
-    share_out(team, phases, parts, function, arguments)        function(phase, part, *arguments)
+    share_out(team, phases, parts, function, arguments)        function(part, *arguments)
 
 Parts of one phase are independent; a phase begins when the one before is complete. Nothing depends on who computes what: the
 calling thread takes its part, then whatever nobody has taken. So a thread that comes late, or never, costs time, not results.
@@ -43,13 +43,25 @@ HINTS: dict[str, tuple[str, tuple[int, ...]]] = {"x86_64": ("llvm.x86.sse2.pause
 
 
 class Part(Struct):
-    """One part of some work: number `index` of `count`."""
+    """One part of some work: number `index` of `count`, of a phase."""
 
     index: int
     count: int
+    phase: int
 
 
-WHOLE = Part(0, 1)
+class Job(Struct):
+    """Addresses of a native function and its data; phases and parts; number of the first phase; parts finished before."""
+
+    function: int
+    data: int
+    phases: int
+    parts: int
+    base: int
+    before: int
+
+
+WHOLE = Part(0, 1, 0)
 
 
 @inline
@@ -59,11 +71,11 @@ def cut(n, part):
 
 
 def shared(function: Any) -> Any:
-    """Make a function (phase, part, *arguments) one for `share_out`."""
+    """Make a function (part, *arguments) one for `share_out`."""
     inline(function)
 
     def compute(phase, index, count, box):
-        function(phase, Part(index, count), *_content(box))
+        function(Part(index, count, phase), *_content(box))
 
     return njit(**OPTIONS, **NO_WRAPPERS)(compute)
 
@@ -159,22 +171,22 @@ def _lead(words, parts, phases, function, data):
     for s in range(parts):
         write(w, TAKEN + s * LINE, base - 1)
     write(w, JOB, base)
-    _work(w, 0, function, data, phases, parts, base, before)
+    _work(w, 0, Job(function, data, phases, parts, base, before))
     return read(w, FAILED) == 0
 
 
 @block
-def _work(w, own, function, data, phases, parts, base, before):
-    """Compute parts of a job until it is done, one's own first. `data` may be read only after taking a part."""
-    for phase in range(phases):
-        for j in range(parts):
-            s = (own + j) % parts
-            if take(w, TAKEN + s * LINE, base + phase - 1, base + phase):
-                if invoke(function, data, phase, s, parts):
+def _work(w, own, job):
+    """Compute parts of a job until it is done, one's own first. The data may be read only after taking a part."""
+    for phase in range(job.phases):
+        for j in range(job.parts):
+            s = (own + j) % job.parts
+            if take(w, TAKEN + s * LINE, job.base + phase - 1, job.base + phase):
+                if invoke(job.function, job.data, phase, s, job.parts):
                     write(w, FAILED, 1)
                 add(w, FINISHED, 1)
         rounds = 0
-        while read(w, FINISHED) < before + (phase + 1) * parts:
+        while read(w, FINISHED) < job.before + (phase + 1) * job.parts:
             rounds += 1
             _wait(w, rounds)
 
@@ -193,16 +205,16 @@ def serve(words, own):
     w = pointer(words)
     last, rounds = 0, 0
     while rounds < ROUNDS:
-        job = read(w, JOB)
-        if job == OVER:
+        number = read(w, JOB)
+        if number == OVER:
             return False
-        if job not in (0, last):
-            function, data, phases, parts = read(w, FUNCTION), read(w, DATA), read(w, PHASES), read(w, PARTS)
-            base, before = read(w, BASE), read(w, BEFORE)
-            if read(w, JOB) == job:  # the fields are those of this job
-                last, rounds = job, 0
-                if own < parts:
-                    _work(w, own, function, data, phases, parts, base, before)
+        if number not in (0, last):
+            addresses = read(w, FUNCTION), read(w, DATA)
+            job = Job(*addresses, read(w, PHASES), read(w, PARTS), read(w, BASE), read(w, BEFORE))
+            if read(w, JOB) == number:  # the fields are those of this job
+                last, rounds = number, 0
+                if own < job.parts:
+                    _work(w, own, job)
         rounds += 1
         _wait(w, rounds)
     return True

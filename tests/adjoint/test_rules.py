@@ -190,6 +190,10 @@ NOT_DIFFERENTIATED = {
         "places": "addresses",
     },
     "network": {"layer_of": "numbers of a table"},
+    "threads": dict.fromkeys(
+        ("add", "cut", "invoke", "leave", "pause", "read", "serve", "share_out", "take", "write"),
+        "who computes what; test_threads.py compares the bits",
+    ),
     "quantum": {
         "pivot": "part of step",
         "eliminate": "part of step",

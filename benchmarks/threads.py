@@ -1,0 +1,80 @@
+"""One and more threads: ``python benchmarks/threads.py``.
+
+It prints one table: milliseconds (medians) of an update C with 8 and 64 samples, of the evaluation of 512 states, and of an epoch
+(32 updates, evaluation, optimizer and all), on one thread and on more; and how many times as fast they are. All counts of threads
+take turns in one process, ten calls each, so drift hits all.
+"""
+
+import argparse
+import time
+
+import numpy as np
+
+import stablebptt as sb
+from stablebptt.kernels.core import threads
+from stablebptt.tasks import training
+from stablebptt.tasks.variants import gates
+
+PROBLEMS = {
+    "cart-pole, 2 poles": ("cartpole", {"poles": 2}),
+    "guidance, 2 drivers, 4 evaders": ("guidance", {}),
+    "quantum, 32 points": ("quantum", {}),
+}
+IN_A_ROW = 10
+
+
+def jobs(problem):
+    """Functions to time, by name."""
+    theta, opened = problem.init(), gates("C", problem.steps, problem.dtype)
+    states = problem.sample(512)
+
+    def update(batch):
+        x0 = problem.sample(batch)
+        return lambda: next(problem.engine.gradients([theta], [x0], opened))
+
+    def epoch():
+        settings = training.Settings(variant="C", epochs=1)
+        training.advance([training.ActiveRun(problem, settings, None, resume=False, checkpoint_seconds=30.0, report=None)])
+
+    return {
+        "C, 8 samples": update(8),
+        "C, 64 samples": update(64),
+        "evaluation": lambda: next(problem.engine.evaluate([theta], [states])),
+        "epoch": epoch,
+    }
+
+
+def medians(job, counts, seconds):
+    """Median seconds of a job by the number of threads, over about so many seconds."""
+    record = {count: [] for count in counts}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or not all(record.values()):
+        for count in counts:
+            with threads.limit(count):
+                for turn in range(IN_A_ROW):
+                    begin = time.perf_counter()
+                    job()
+                    if turn:  # the first call may have to wake threads
+                        record[count].append(time.perf_counter() - begin)
+    return {count: float(np.median(times)) for count, times in record.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=10.0, help="per line of the table")
+    parser.add_argument("--threads", type=int, nargs="*", default=sorted({1, threads.available()}))
+    given = parser.parse_args()
+    for name, (task, options) in PROBLEMS.items():
+        print(name)
+        for label, job in jobs(sb.problem(task, **options)).items():
+            for count in given.threads:
+                with threads.limit(count):
+                    job()
+            found = medians(job, given.threads, given.seconds)
+            first = found[given.threads[0]]
+            told = (f"{count}: {second * 1e3:8.3f} ms ({first / second:.2f})" for count, second in found.items())
+            print(f"  {label:14}", "  ".join(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()
