@@ -206,6 +206,7 @@ NOT_DIFFERENTIATED = {
         "overlap": "part of cost",
     },
     "rollout": {
+        "follow_part": "is follow, for some samples",
         "rollout": "rule is rollout_vjp (tested through whole gradients)",
         "path_cost": "rule is cost_vjp inside rollout_vjp (tested through whole gradients)",
         "follow": "rollout and path_cost",
