@@ -71,10 +71,6 @@ class Settings:
         optimizer = arguments.plain("optimizer", optimizers.describe(self.optimizer))
         return {**asdict(self), "variant": variant, "optimizer": optimizer}
 
-    def given(self) -> dict[str, Any]:
-        """The settings as keywords."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
-
 
 # Settings by name, without the optimizer, which is a rule.
 OPTIONS = {each.name: Option(each.name, **each.metadata) for each in fields(Settings) if each.metadata}

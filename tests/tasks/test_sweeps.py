@@ -229,19 +229,19 @@ def test_failures_are_reported_and_kept_until_told_otherwise(tmp_path, monkeypat
 
 def test_errors_leave_a_note(tmp_path, monkeypatch):
     runs = make_plan(PLAN)[:2]
-    good = workers.training.train
+    good = workers.training.train_run
 
-    def broken(problem, **settings):
-        if settings["variant"] == "R":
+    def broken(problem, settings, *out, **how):
+        if settings.variant == "R":
             raise RuntimeError("out of luck")
-        return good(problem, **settings)
+        return good(problem, settings, *out, **how)
 
-    monkeypatch.setattr(workers.training, "train", broken)
+    monkeypatch.setattr(workers.training, "train_run", broken)
     with ThreadPoolExecutor(1) as executor:
         outcomes = sb.sweep(runs, tmp_path, executor=executor)
         assert [(o.status, o.message) for o in outcomes] == [("failed", "RuntimeError: out of luck"), ("complete", "")]
         assert sb.sweep(runs, tmp_path, executor=executor, resume=True)[0].message == "RuntimeError: out of luck"
-        monkeypatch.setattr(workers.training, "train", good)
+        monkeypatch.setattr(workers.training, "train_run", good)
         again = sb.sweep(runs, tmp_path, executor=executor, resume=True, retry_failed=True)
     assert [o.status for o in again] == ["complete", "complete"]
     assert {path.suffix for path in tmp_path.iterdir()} == {".h5"}
