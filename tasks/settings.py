@@ -88,10 +88,9 @@ def settings_of(config: dict[str, Any]) -> Settings:
 
 def make_settings(**given: Any) -> Settings:
     """Settings from keywords; an ArgumentError names an unknown one."""
-    unknown = set(given) - set(Settings.__dataclass_fields__)
-    if unknown:
-        allowed = ", ".join(Settings.__dataclass_fields__)
-        raise ArgumentError(f"train has no option {', '.join(sorted(unknown))}; choose from {allowed}")
+    from stablebptt.tasks import arguments
+
+    arguments.known("train", given, Settings.__dataclass_fields__)
     return Settings(**given)
 
 
