@@ -1,5 +1,6 @@
 """Steps and costs of a batch and their vjps, with NumPy arrays in and out."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,14 @@ def cost_vjp(problem: Problem, x: np.ndarray, bars: np.ndarray) -> np.ndarray:
     x_bar = np.zeros_like(x)
     batches.costs_vjp(problem.loss_function, x, arguments.array("bars", bars, (len(x),), problem.dtype, finite=False), x_bar)
     return x_bar.reshape(-1, *problem.state_shape)
+
+
+def given(problem: Problem, name: str, value: Any, shape: tuple[Any, ...], kind: type, make: Callable[[np.ndarray], Any]) -> Any:
+    """Another framework's array (of type `kind`) that fits, as in `expect`; what is none is converted and made one."""
+    if not isinstance(value, kind):
+        value = make(arguments.array(name, value, shape, problem.dtype, finite=False))
+    expect(problem, name, value, shape)
+    return value
 
 
 def expect(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> None:

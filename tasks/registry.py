@@ -34,7 +34,7 @@ def _custom(**parts: Any) -> Any:
     parameters = inspect.signature(custom_problem).parameters
     arguments.known(CUSTOM, parts, parameters)
     if missing := [name for name, each in parameters.items() if each.default is each.empty and name not in parts]:
-        raise ArgumentError(f"{', '.join(missing)} missing; give the name of a task, or all parts of your own")
+        raise ArgumentError(f"missing {', '.join(missing)}; give the name of a task, or all parts of your own")
     return custom_problem(**parts)
 
 
