@@ -107,7 +107,7 @@ def test_a_run_alone_has_the_configuration_of_the_plan(tmp_path):
         ({"task": "fusion"}, "unknown task 'fusion'"),
         ({"options": []}, r"\[options\] must be a table"),
         ({"options": {"pole": 1}}, "no option 'pole'"),
-        ({"train": {"variants": "R"}}, "no option variants"),
+        ({"train": {"variants": "R"}}, "no option 'variants'"),
         ({"train": {"variant": "X"}}, "unknown variant 'X'"),
         ({"train": {"seed": "5:5"}}, "empty range"),
         ({"train": {"seed": "five"}}, "seed is 'five'"),
