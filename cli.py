@@ -228,17 +228,16 @@ def _train(
 
     chosen = settings_in_words(settings)
     problem = on_backend(problem, backend)
-    how: dict[str, Any] = {"resume": resume, "force": force, "checkpoint_seconds": checkpoint_seconds}
-    how |= {"threads": threads, **chosen.given()}
+    how: dict[str, Any] = {"resume": resume, "force": force, "checkpoint_seconds": checkpoint_seconds, "threads": threads}
     if seeds is not None:
         numbers = arguments.span("seeds", seeds)
         if numbers is None:
             raise ArgumentError(f"seeds are {seeds!r}; give a range such as 0:132")
-        _train_seeds(problem, numbers, out, how, quiet=quiet, as_json=as_json)
+        _train_seeds(problem, numbers, chosen, out, how, quiet=quiet, as_json=as_json)
         return
     begin = time.monotonic()
     with _advice(chosen.clip, chosen.on_divergence), output.progress(chosen.epochs, quiet=quiet, as_json=as_json) as report:
-        run = training.train(problem, out=out, report=report, **how)
+        run = training.train_run(problem, chosen, out, report=report, **how)
     record = {"file": str(out), **output.learned(run), "seconds": round(time.monotonic() - begin, 3)}
     show(output.finished(record) if as_json else record, as_json=as_json)
 
@@ -257,14 +256,15 @@ def _advice(clip: str, on_divergence: str) -> Iterator[None]:
         raise
 
 
-def _train_seeds(problem: Any, seeds: list[int], out: Path, how: dict[str, Any], *, quiet: bool, as_json: bool) -> None:
+def _train_seeds(
+    problem: Any, seeds: list[int], settings: Any, out: Path, how: dict[str, Any], *, quiet: bool, as_json: bool
+) -> None:
     """Train many seeds together, with the progress of the last of them."""
     from stablebptt.tasks.errors import DivergedError
-    from stablebptt.tasks.seeds import train_seeds
+    from stablebptt.tasks.seeds import train_runs
 
-    del how["seed"]
     epochs = dict.fromkeys(seeds, 0)
-    with output.progress(how["epochs"], quiet=quiet or as_json, as_json=False) as shown:
+    with output.progress(settings.epochs, quiet=quiet or as_json, as_json=False) as shown:
 
         def report(seed: int, progress: Any) -> None:
             epochs[seed] = progress.epoch
@@ -273,7 +273,7 @@ def _train_seeds(problem: Any, seeds: list[int], out: Path, how: dict[str, Any],
             if as_json:
                 show({"event": "epoch", "seed": seed} | output.epoch_record(progress), as_json=True)
 
-        results = train_seeds(problem, seeds, out=out, report=report, **how)
+        results = train_runs(problem, seeds, settings, out, report=report, **how)
     for seed, result in zip(seeds, results):
         diverged = isinstance(result, DivergedError)
         record = {"epochs": epochs[seed], "status": str(result)} if diverged else {**output.learned(result), "status": "complete"}

@@ -4,10 +4,10 @@ A checkpoint is the whole run file, with its history; by default it is written e
 numbers per update (the loss and the gradient's squared norm, which the kernel computes anyway).
 """
 
-import statistics
 import tempfile
-import time
 from pathlib import Path
+
+from common import PROBLEMS, seconds
 
 import stablebptt as sb
 from stablebptt.tasks import divergence, runs
@@ -16,15 +16,6 @@ from stablebptt.tasks.training import Settings
 from stablebptt.tasks.variants import gates
 
 EPOCHS, REPEATS, INTERVAL = 1000, 15, 30.0
-
-
-def median_seconds(function, repeats):
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
 
 
 def measure(task, folder, **options):
@@ -40,20 +31,20 @@ def measure(task, folder, **options):
     def save():
         runs.run_file.save(folder / "long.h5", runs.run_of(problem, settings, progress, testing, "running"), progress)
 
-    seconds = median_seconds(save, REPEATS)
+    checkpoint = seconds(save, REPEATS)
     x0, opened = problem.sample(8), gates("C", problem.steps, problem.dtype)
     result = next(problem.engine.gradients([theta], [x0], opened))
-    update = median_seconds(lambda: next(problem.engine.gradients([theta], [x0], opened)), 200)
-    look = median_seconds(lambda: divergence.check_gradient(problem, result, theta, x0, opened), 2000)
+    update = seconds(lambda: next(problem.engine.gradients([theta], [x0], opened)), 200)
+    look = seconds(lambda: divergence.check_gradient(problem, result, theta, x0, opened), 2000)
     size = (folder / "long.h5").stat().st_size
     print(
-        f"{task:<10} checkpoint {1e3 * seconds:6.1f} ms, {size / 1e3:5.0f} kB, "
-        f"{100 * seconds / INTERVAL:.3f} % of {INTERVAL:.0f} s;  "
+        f"{task:<10} checkpoint {1e3 * checkpoint:6.1f} ms, {size / 1e3:5.0f} kB, "
+        f"{100 * checkpoint / INTERVAL:.3f} % of {INTERVAL:.0f} s;  "
         f"looking for divergence {1e6 * look:.2f} us of an update's {1e3 * update:.3f} ms ({100 * look / update:.3f} %)"
     )
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
-        for task, options in (("cartpole", {"poles": 2}), ("guidance", {}), ("quantum", {})):
+        for task, options in PROBLEMS.values():
             measure(task, Path(name), **options)

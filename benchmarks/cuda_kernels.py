@@ -14,12 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from common import PROBLEMS
 
-PROBLEMS = {
-    "cart-pole, 2 poles": ("cartpole", {"poles": 2}),
-    "guidance, 2 drivers, 4 evaders": ("guidance", {}),
-    "quantum, 32 points": ("quantum", {}),
-}
 CAPABILITY = (9, 0)
 SHARED_BYTES = 227 << 10
 

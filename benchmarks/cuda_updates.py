@@ -7,9 +7,9 @@ fraction of the floor, the larger of operations over the measured rate and bytes
 """
 
 import argparse
-import time
 
 import numpy as np
+from common import PROBLEMS, seconds
 from numba import cuda, float32
 from updates import operations
 
@@ -17,24 +17,8 @@ import stablebptt as sb
 from stablebptt.tasks.cuda import device_name, path_bytes
 from stablebptt.tasks.variants import gates
 
-PROBLEMS = {
-    "cart-pole, 2 poles": ("cartpole", {"poles": 2}),
-    "guidance, 2 drivers, 4 evaders": ("guidance", {}),
-    "quantum, 32 points": ("quantum", {}),
-}
 SMALL = {"cartpole": {"hidden": (8,), "steps": 3}, "guidance": {"hidden": (8,), "steps": 3}, "quantum": {"width": 4, "steps": 2}}
 SEEDS, BATCHES = (1, 8, 132, 1056), (8, 64, 512, 4096, 65536)
-
-
-def seconds(function, repeats):
-    """Median over repeats, after one warm-up call."""
-    function()
-    found = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        function()
-        found.append(time.perf_counter() - begin)
-    return float(np.median(found))
 
 
 @cuda.jit

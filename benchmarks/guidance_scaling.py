@@ -4,9 +4,8 @@ It prints microseconds per step of a batch of 16 (one register of float32), forw
 nanoseconds per pair of objects.
 """
 
-import time
-
 import numpy as np
+from common import seconds
 from numba import njit
 
 import stablebptt as sb
@@ -30,16 +29,6 @@ def backward(times, system, x, x_next, c, lam, lam_x, lam_c, scratch):
         step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch)
 
 
-def median(function, times, repeats=40):
-    function()
-    record = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        function()
-        record.append(time.perf_counter() - begin)
-    return np.median(record) / times * 1e6
-
-
 def main():
     print(f"{'evaders':>8}{'pairs':>8}{'forward us':>12}{'backward us':>13}{'forward ns/pair':>17}{'backward ns/pair':>18}")
     for evaders in (4, 16, 64, 256):
@@ -51,8 +40,8 @@ def main():
         scratch = np.zeros(scratch_size(problem.system, BATCH, COTANGENTS), np.float32)
         times = max(2, 20_000 // evaders**2)
         system = problem.system
-        ahead = median(lambda: forward(times, system, x, c, x_next, scratch), times)  # noqa: B023
-        back = median(lambda: backward(times, system, x, x_next, c, lam, lam_x, lam_c, scratch), times)  # noqa: B023
+        ahead = seconds(lambda: forward(times, system, x, c, x_next, scratch), 40) / times * 1e6  # noqa: B023
+        back = seconds(lambda: backward(times, system, x, x_next, c, lam, lam_x, lam_c, scratch), 40) / times * 1e6  # noqa: B023
         objects = DRIVERS + evaders
         pairs = objects * (objects - 1) // 2
         per = (1e3 * ahead / pairs, 1e3 * back / pairs)

@@ -8,9 +8,9 @@ process's peak. Times are medians of pairs taken in turn; the bits of both gradi
 import dataclasses
 import resource
 import statistics
-import time
 
 import numpy as np
+from common import times
 
 import stablebptt as sb
 
@@ -46,14 +46,12 @@ def main():
         grown = peak() - before
         kept = dataclasses.replace(lean, tape_bytes=1 << 40)
         results["kept"] = kept.gradient(theta, x0, "C").value
-        times = {"kept": [], "lean": []}
+        seconds = {"kept": [], "lean": []}
         for _ in range(max(3, min(40, 40_000 // steps))):
             for name, problem in (("kept", kept), ("lean", lean)):
-                begin = time.perf_counter()
-                problem.gradient(theta, x0, "C")
-                times[name].append(time.perf_counter() - begin)
-        a, b = (statistics.median(times[name]) for name in ("kept", "lean"))
-        ratio = statistics.median(y / x for x, y in zip(times["kept"], times["lean"]))
+                seconds[name] += times(lambda: problem.gradient(theta, x0, "C"), 1)  # noqa: B023
+        a, b = (statistics.median(seconds[name]) for name in ("kept", "lean"))
+        ratio = statistics.median(y / x for x, y in zip(seconds["kept"], seconds["lean"]))
         same = results["kept"].tobytes() == results["lean"].tobytes()
         memory = f"{arena_bytes(kept) / 1e6:9.1f} {arena_bytes(lean) / 1e6:9.1f} {grown / 1e6:32.1f}"
         print(f"{steps:>7} {memory} {a:9.4f} {b:9.4f} {ratio:13.2f}   {same}", flush=True)

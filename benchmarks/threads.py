@@ -9,17 +9,13 @@ import argparse
 import time
 
 import numpy as np
+from common import PROBLEMS, times
 
 import stablebptt as sb
 from stablebptt.kernels.core import threads
 from stablebptt.tasks import training
 from stablebptt.tasks.variants import gates
 
-PROBLEMS = {
-    "cart-pole, 2 poles": ("cartpole", {"poles": 2}),
-    "guidance, 2 drivers, 4 evaders": ("guidance", {}),
-    "quantum, 32 points": ("quantum", {}),
-}
 IN_A_ROW = 10
 
 
@@ -51,12 +47,8 @@ def medians(job, counts, seconds):
     while time.perf_counter() < end or not all(record.values()):
         for count in counts:
             with threads.limit(count):
-                for turn in range(IN_A_ROW):
-                    begin = time.perf_counter()
-                    job()
-                    if turn:  # the first call may have to wake threads
-                        record[count].append(time.perf_counter() - begin)
-    return {count: float(np.median(times)) for count, times in record.items()}
+                record[count] += times(job, IN_A_ROW)[1:]  # the first call may have to wake threads
+    return {count: float(np.median(found)) for count, found in record.items()}
 
 
 def main():

@@ -8,13 +8,13 @@ products, counted once each, without padding; those of the simulators are left o
 
 import argparse
 import os
-import time
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import numpy as np
+from common import PROBLEMS, times
 from numba import njit
 
 import stablebptt as sb
@@ -24,24 +24,13 @@ from stablebptt.kernels.dense import aligned, matmul
 from stablebptt.tasks import training
 from stablebptt.tasks.variants import gates
 
-PROBLEMS = {
-    "cart-pole, 2 poles": ("cartpole", {"poles": 2}),
-    "guidance, 2 drivers, 4 evaders": ("guidance", {}),
-    "quantum, 32 points": ("quantum", {}),
-}
 BATCH = 8
 
 
 def median(functions, repeats):
     """Median seconds of several functions. Each runs ten times in a row (as in training), then the next, so drift hits all."""
-    times = [[] for _ in functions]
-    for _ in range(max(1, repeats // 10)):
-        for function, record in zip(functions, times):
-            for _ in range(10):
-                begin = time.perf_counter()
-                function()
-                record.append(time.perf_counter() - begin)
-    return [float(np.median(record)) for record in times]
+    rounds = [[times(function, 10) for function in functions] for _ in range(max(1, repeats // 10))]
+    return [float(np.median(record)) for record in zip(*rounds)]
 
 
 @njit(**OPTIONS)

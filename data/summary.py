@@ -36,7 +36,7 @@ def summarize(path: str | Path, trajectory: int | None = None) -> dict[str, Any]
         "format": attributes["format"],
         "format_version": attributes.get("format_version"),
         "created": attributes.get("created"),
-        "versions": _table(attributes.get("versions")),
+        "versions": _parsed(attributes.get("versions"), dict),
         "git_commit": attributes.get("git_commit"),
         "status": attributes.get("status"),
         "config": config,
@@ -202,8 +202,7 @@ def _labels(heights: list[float], *, log: bool) -> list[str]:
 
 def _trajectory(path: str | Path, number: int) -> dict[str, Any]:
     """The numbers of one trajectory for every controller in the file."""
-    _, phases, arrays, _ = run_file.load_trajectories(path)
-    _check_number(path, arrays, number)
+    _, phases, arrays, _ = _trajectories(path, number)
     found: dict[str, Any] = {"number": number, "time": arrays["time"].tolist(), "controllers": {}}
     for phase, states, controls, loss in zip(phases, arrays["states"], arrays["controls"], arrays["loss"]):
         rollout = {"states": states[number].tolist(), "controls": controls[number].tolist()}
@@ -211,16 +210,17 @@ def _trajectory(path: str | Path, number: int) -> dict[str, Any]:
     return found
 
 
-def trajectory_table(path: str | Path, number: int) -> tuple[list[str], list[list[Any]]]:
-    """Names of columns, and a row for every controller and time: the controller, the time, a state, and the control from then on.
-
-    Raises
-    ------
-    ValueError
-        If the file has no such trajectory.
-    """
+def _trajectories(path: str | Path, number: int) -> run_file.Trajectories:
+    """The rollouts in a file; a ValueError if it has none of this number."""
     found = run_file.load_trajectories(path)
-    _check_number(path, found.arrays, number)
+    count = found.arrays["states"].shape[1]
+    if not 0 <= number < count:
+        raise ValueError(f"trajectory is {number}; {path} has {count}, counted from 0")
+    return found
+
+
+def _columns(found: run_file.Trajectories, number: int) -> tuple[list[str], list[list[Any]]]:
+    """Names of columns; a row for every controller and time: the controller, the time, a state, and the control from then on."""
     names = [name for what in ("states", "controls") for name in _column_names(found.axes[what])]
     rows: list[list[Any]] = []
     for phase, states, controls in zip(found.phases, found.arrays["states"], found.arrays["controls"]):
@@ -232,11 +232,12 @@ def trajectory_table(path: str | Path, number: int) -> tuple[list[str], list[lis
 
 def trajectory_text(path: str | Path, number: int) -> str:
     """A trajectory as a table for people; a control acts from its time on."""
-    names, rows = trajectory_table(path, number)
+    found = _trajectories(path, number)
+    names, rows = _columns(found, number)
     cells = [[row[0], *("" if np.isnan(value) else f"{value:.6g}" for value in row[1:])] for row in rows]
     widths = [max(map(len, column)) for column in zip(names, *cells)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in (names, *cells)]
-    losses = ", ".join(f"{phase} {loss[number]:.6g}" for phase, loss in _losses_of(path))
+    losses = ", ".join(f"{phase} {loss[number]:.6g}" for phase, loss in zip(found.phases, found.arrays["loss"]))
     return "\n".join([f"trajectory {number} of {path}; loss {losses}", *lines])
 
 
@@ -255,22 +256,11 @@ def csv_text(path: str | Path, number: int | None = None) -> str:
         columns = {name: _cells(variable) for name, variable in group.items() if not _is_index(name)}
         names, rows = list(columns), [list(row) for row in zip(*columns.values())]
     else:
-        names, rows = trajectory_table(path, number)
+        names, rows = _columns(_trajectories(path, number), number)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([names, *([_plain(cell) for cell in row] for row in rows)])
     return text.getvalue().rstrip("\n")
-
-
-def _losses_of(path: str | Path) -> list[tuple[str, np.ndarray]]:
-    found = run_file.load_trajectories(path)
-    return list(zip(found.phases, found.arrays["loss"]))
-
-
-def _check_number(path: str | Path, arrays: dict[str, np.ndarray], number: int) -> None:
-    count = arrays["states"].shape[1]
-    if not 0 <= number < count:
-        raise ValueError(f"trajectory is {number}; {path} has {count}, counted from 0")
 
 
 def _column_names(axes: list[Any]) -> Iterator[str]:
@@ -293,7 +283,7 @@ def _cells(variable: Any) -> list[Any]:
     values = variable.values
     if values.ndim == 2:  # letters
         return [bytes(row).rstrip(b"\0").decode("utf-8", "replace") for row in values.astype(np.uint8)]
-    words = _list(variable.attributes.get("names"))
+    words = _parsed(variable.attributes.get("names"), list)
     return [words[k] if 0 <= k < len(words) else k for k in values.tolist()] if words else values.tolist()
 
 
@@ -321,20 +311,13 @@ def _losses(history: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def _table(words: Any) -> dict[str, Any]:
-    try:
-        table = json.loads(words)
-        return table if isinstance(table, dict) else {}
-    except (TypeError, ValueError):
-        return {}
-
-
-def _list(words: Any) -> list[str]:
+def _parsed(words: Any, kind: type) -> Any:
+    """What a JSON text holds; an empty `kind` if it is damaged or of another kind."""
     try:
         found = json.loads(words)
-        return found if isinstance(found, list) else []
     except (TypeError, ValueError):
-        return []
+        found = None
+    return found if isinstance(found, kind) else kind()
 
 
 def _finite(value: Any) -> Any:

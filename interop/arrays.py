@@ -1,47 +1,21 @@
 """Steps and costs of a batch and their vjps, with NumPy arrays in and out."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from stablebptt.adjoint import generics as backward
-from stablebptt.kernels import generics as forward
-from stablebptt.kernels.core.dispatch import kernel
 from stablebptt.kernels.dense import aligned
-from stablebptt.tasks import arguments
+from stablebptt.kernels.generics import scratch_size
+from stablebptt.tasks import arguments, batches
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
-
-
-@kernel
-def _steps(system, x, c, x_next, scratch):
-    forward.step_batch(system, x, c, x_next, scratch)
-
-
-@kernel
-def _steps_vjp(system, x, c, x_next, lam, lam_x, lam_c, scratch):
-    forward.step_batch(system, x, c, x_next, scratch)
-    backward.step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch)
-
-
-@kernel
-def _costs(loss, x, values):
-    for b in range(x.shape[0]):
-        values[b] = forward.cost(loss, x[b])
-
-
-@kernel
-def _costs_vjp(loss, x, bars, x_bar):
-    for b in range(x.shape[0]):
-        backward.cost_vjp(loss, x[b], bars[b], x_bar[b])
 
 
 def step(problem: Problem, x: np.ndarray, c: np.ndarray) -> np.ndarray:
     """Next states (B, *state_shape) of states x (B, *state_shape) under controls c (B, *control_shape)."""
     x, c = _flat(problem, x, c)
-    x_next = np.empty_like(x)
-    _steps(problem.system, x, c, x_next, aligned((forward.scratch_size(problem.system, len(x), 1),), problem.dtype))
-    return x_next.reshape(-1, *problem.state_shape)
+    return _stepped(problem, x, c).reshape(-1, *problem.state_shape)
 
 
 def step_vjp(problem: Problem, x: np.ndarray, c: np.ndarray, lam: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -56,8 +30,8 @@ def step_vjps(problem: Problem, x: np.ndarray, c: np.ndarray, lams: np.ndarray) 
     lams = arguments.array("lam", lams, (len(x), "m", *problem.state_shape), problem.dtype, finite=False)
     batch, m = lams.shape[:2]
     lam_x, lam_c = np.zeros((batch, m, problem.n_state), problem.dtype), np.zeros((batch, m, problem.n_control), problem.dtype)
-    scratch = aligned((forward.scratch_size(problem.system, len(x), m),), problem.dtype)
-    _steps_vjp(problem.system, x, c, np.empty_like(x), lams.reshape(lam_x.shape), lam_x, lam_c, scratch)
+    x_next, scratch = _stepped(problem, x, c), aligned((scratch_size(problem.system, len(x), m),), problem.dtype)
+    batches.step_batch_vjp(problem.system, x, x_next, c, lams.reshape(lam_x.shape), lam_x, lam_c, scratch)
     return lam_x.reshape(lams.shape), lam_c.reshape(batch, m, *problem.control_shape)
 
 
@@ -65,7 +39,7 @@ def cost(problem: Problem, x: np.ndarray) -> np.ndarray:
     """Costs (B,) of states x (B, *state_shape)."""
     x = _states(problem, x)
     values = np.empty(len(x), problem.dtype)
-    _costs(problem.loss_function, x, values)
+    batches.costs(problem.loss_function, x, values)
     return values
 
 
@@ -73,8 +47,16 @@ def cost_vjp(problem: Problem, x: np.ndarray, bars: np.ndarray) -> np.ndarray:
     """Cotangents (B, *state_shape) of the states, for cotangents bars (B,) of `cost`."""
     x = _states(problem, x)
     x_bar = np.zeros_like(x)
-    _costs_vjp(problem.loss_function, x, arguments.array("bars", bars, (len(x),), problem.dtype, finite=False), x_bar)
+    batches.costs_vjp(problem.loss_function, x, arguments.array("bars", bars, (len(x),), problem.dtype, finite=False), x_bar)
     return x_bar.reshape(-1, *problem.state_shape)
+
+
+def given(problem: Problem, name: str, value: Any, shape: tuple[Any, ...], kind: type, make: Callable[[np.ndarray], Any]) -> Any:
+    """Another framework's array (of type `kind`) that fits, as in `expect`; what is none is converted and made one."""
+    if not isinstance(value, kind):
+        value = make(arguments.array(name, value, shape, problem.dtype, finite=False))
+    expect(problem, name, value, shape)
+    return value
 
 
 def expect(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> None:
@@ -89,6 +71,12 @@ def expect(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> N
     if found != wanted:
         other = f", or make the problem with dtype={found!r}" if found in ("float32", "float64") else ""
         raise ArgumentError(f"{name} is in {found} and the problem in {wanted}; convert it{other}")
+
+
+def _stepped(problem: Problem, x: np.ndarray, c: np.ndarray) -> np.ndarray:
+    x_next = np.empty_like(x)
+    batches.step_batch(problem.system, x, c, x_next, aligned((scratch_size(problem.system, len(x), 1),), problem.dtype))
+    return x_next
 
 
 def _flat(problem: Problem, x: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

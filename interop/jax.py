@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablebptt.interop import arrays
-from stablebptt.tasks import arguments, variants
+from stablebptt.tasks import variants
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.variants import Gates
@@ -55,15 +55,12 @@ def as_cost(problem: Problem) -> Callable[[Any], Any]:
     _precision(problem)
 
     def call(x: Any) -> Any:
-        result = jax.ShapeDtypeStruct(x.shape[:1], problem.dtype)
-        return jax.pure_callback(_host(lambda v: arrays.cost(problem, v)), result, x, vmap_method="sequential")
+        return _on_host(problem, arrays.cost, x.shape[:1], x)
 
     cost = jax.custom_vjp(call)
 
     def backward(x: Any, bars: Any) -> Any:
-        result = jax.ShapeDtypeStruct(x.shape, problem.dtype)
-        call = _host(lambda *v: arrays.cost_vjp(problem, *v))
-        return (jax.pure_callback(call, result, x, bars, vmap_method="sequential"),)
+        return (_on_host(problem, arrays.cost_vjp, x.shape, x, bars),)
 
     cost.defvjp(lambda x: (call(x), x), backward)
     return lambda x: cost(_array(problem, "x", x, ("B", *problem.state_shape)))
@@ -189,25 +186,30 @@ def _combine(bar: Any, regular: Any, modified: Any) -> Any:
 
 
 def _step(problem: Problem, x: Any, c: Any) -> Any:
-    result = jax.ShapeDtypeStruct(x.shape, problem.dtype)
-    return jax.pure_callback(_host(lambda *v: arrays.step(problem, *v)), result, x, c, vmap_method="sequential")
+    return _on_host(problem, arrays.step, x.shape, x, c)
 
 
 def _step_vjps(problem: Problem, x: Any, c: Any, lams: Any) -> Any:
-    shapes = tuple(jax.ShapeDtypeStruct((*lams.shape[:2], *part.shape[1:]), problem.dtype) for part in (x, c))
-    return jax.pure_callback(_host(lambda *v: arrays.step_vjps(problem, *v)), shapes, x, c, lams, vmap_method="sequential")
+    shapes = [(*lams.shape[:2], *part.shape[1:]) for part in (x, c)]
+    return _on_host(problem, arrays.step_vjps, shapes, x, c, lams)
 
 
-def _host(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *values: function(*(np.asarray(value) for value in values))
+def _on_host(problem: Problem, function: Callable[..., Any], shapes: Any, *values: Any) -> Any:
+    """What a function of `arrays` returns: a JAX array of the given shape, or one of each in a list of shapes."""
+
+    def result(shape: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, problem.dtype)
+
+    def call(*values: Any) -> Any:
+        return function(problem, *map(np.asarray, values))
+
+    results = tuple(map(result, shapes)) if isinstance(shapes, list) else result(shapes)
+    return jax.pure_callback(call, results, *values, vmap_method="sequential")
 
 
 def _array(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> Any:
     """A JAX array of this shape: a NumPy array is converted to the problem's precision, a JAX array must have it."""
-    if not isinstance(value, jax.Array):
-        value = jnp.asarray(arguments.array(name, value, shape, problem.dtype, finite=False))
-    arrays.expect(problem, name, value, shape)
-    return value
+    return arrays.given(problem, name, value, shape, jax.Array, jnp.asarray)
 
 
 def _precision(problem: Problem) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from stablebptt.interop import arrays
-from stablebptt.tasks import arguments, variants
+from stablebptt.tasks import variants
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.variants import Gates
@@ -204,10 +204,7 @@ def _states(problem: Problem, x0: Any) -> Any:
 
 def _given(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> Any:
     """A tensor of this shape: a NumPy array is converted to the problem's precision, a tensor must have it."""
-    if not isinstance(value, torch.Tensor):
-        value = torch.tensor(arguments.array(name, value, shape, problem.dtype, finite=False))
-    arrays.expect(problem, name, value, shape)
-    return value
+    return arrays.given(problem, name, value, shape, torch.Tensor, torch.tensor)
 
 
 def _numpy(values: Any) -> Any:

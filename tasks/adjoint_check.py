@@ -7,40 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.adjoint.generics import (
-    Rows,
-    clear,
-    control_batch_vjp,
-    control_vjp,
-    cost_vjp,
-    parameter_vjp,
-    state_vjp,
-    step_batch_vjp,
-    step_sample_vjp,
-    step_vjp,
-    unpack,
-)
+from stablebptt.adjoint import generics as backward
+from stablebptt.kernels import generics as forward
 from stablebptt.kernels.core.dispatch import kernel
 from stablebptt.kernels.core.simd import padded
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.core.threads import WHOLE
 from stablebptt.kernels.dense import aligned
-from stablebptt.kernels.generics import (
-    Controller,
-    System,
-    control,
-    control_batch,
-    cost,
-    new_tape,
-    pack,
-    sample_scratch,
-    scratch_size,
-    step,
-    step_batch,
-    step_sample,
-    weight_count,
-)
-from stablebptt.tasks import adjoint_check_states, arguments, plain_python
+from stablebptt.kernels.generics import Controller, System
+from stablebptt.tasks import adjoint_check_states, arguments, batches, plain_python
 from stablebptt.tasks.custom import cast
 from stablebptt.tasks.differences import TOLERANCE, Arrays, Finding, Rule, findings, in_place
 from stablebptt.tasks.errors import ArgumentError
@@ -61,67 +36,9 @@ SAME = 1e-9
 
 
 @kernel
-def _steps(system, x, c, x_next):
-    for b in range(x.shape[0]):
-        step(system, x[b], c[b], x_next[b])
-
-
-@kernel
-def _steps_vjp(system, x, c, lam, lam_x, lam_c):
-    for b in range(x.shape[0]):
-        step_vjp(system, x[b], c[b], lam[b], lam_x[b], lam_c[b])
-
-
-@kernel
-def _step_samples(system, x, c, x_next, scratch):
-    for b in range(x.shape[0]):
-        step_sample(system, x[b], c[b], x_next[b], scratch)
-
-
-@kernel
-def _step_samples_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
-    for b in range(x.shape[0]):
-        step_sample_vjp(system, x[b], x_next[b], c[b], lam[b], lam_x[b], lam_c[b], scratch)
-
-
-@kernel
-def _step_batch(system, x, c, x_next, scratch):
-    step_batch(system, x, c, x_next, scratch)
-
-
-@kernel
-def _step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
-    step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch)
-
-
-@kernel
-def _costs(loss, x, values):
-    for b in range(x.shape[0]):
-        values[b] = cost(loss, x[b])
-
-
-@kernel
-def _costs_vjp(loss, x, cost_bar, x_bar):
-    for b in range(x.shape[0]):
-        cost_vjp(loss, x[b], cost_bar[b], x_bar[b])
-
-
-@kernel
-def _controls(controller, theta, x, c):
-    for b in range(x.shape[0]):
-        control(controller, theta[b], x[b], c[b])
-
-
-@kernel
-def _controls_vjp(controller, theta, x, c_bar, theta_bar, x_bar):
-    for b in range(x.shape[0]):
-        control_vjp(controller, theta[b], x[b], c_bar[b], theta_bar[b], x_bar[b])
-
-
-@kernel
 def _control(controller, theta, weights, x, c, tape):
-    pack(controller, theta, weights)
-    control_batch(controller, weights, x, c, tape, 0)
+    forward.pack(controller, theta, weights)
+    forward.control_batch(controller, weights, x, c, tape, 0)
 
 
 class _Bars(Struct):
@@ -141,86 +58,55 @@ class _Bars(Struct):
 @kernel
 def _control_vjp(controller, weights, tape, x, bars):
     """Compute the cotangents of x, then those of theta."""
-    clear(controller, tape)
-    rows, c_bar, hidden = Rows(x, 0, 0, 0), bars.c_bar, bars.hidden
+    backward.clear(controller, tape)
+    rows, c_bar, hidden = backward.Rows(x, 0, 0, 0), bars.c_bar, bars.hidden
     for v in range(c_bar.shape[0]):
-        control_batch_vjp(controller, weights, tape, rows, c_bar[v])
-        state_vjp(controller, weights, tape, rows, c_bar[v], bars.x_bar[v])
+        backward.control_batch_vjp(controller, weights, tape, rows, c_bar[v])
+        backward.state_vjp(controller, weights, tape, rows, c_bar[v], bars.x_bar[v])
     for v in range(hidden.shape[0]):
-        control_batch_vjp(controller, weights, tape, Rows(x, 0, v, 0), hidden[v])
-    parameter_vjp(controller, weights, tape, rows, c_bar)
-    unpack(controller, tape.sums, bars.gradients, WHOLE)
+        backward.control_batch_vjp(controller, weights, tape, backward.Rows(x, 0, v, 0), hidden[v])
+    backward.parameter_vjp(controller, weights, tape, rows, c_bar)
+    backward.unpack(controller, tape.sums, bars.gradients, WHOLE)
 
 
-STEP_NAMES = {"output": "x_next", "state": "lam_x", "control": "lam_c"}
-STEP_INPUTS = frozenset(("state", "control"))
+# Ways to step a batch: forward, backward, and the scratch space that a system asks for.
+STEPS: dict[str, tuple[Any, Any, Any]] = {
+    "step": (batches.step_each, batches.step_each_vjp, lambda system, batch, m: 0),
+    "step_batch": (batches.step_batch, batches.step_batch_vjp, forward.scratch_size),
+    "step_sample": (batches.step_samples, batches.step_samples_vjp, lambda system, batch, m: forward.sample_scratch(system)),
+}
 
 
-def _rows(problem: Any, inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """States (B, n_state) and controls (B, n_control), or those of one sample."""
-    return inputs["state"].reshape(-1, problem.n_state), inputs["control"].reshape(-1, problem.n_control)
+def step_rule(problem: Any, name: str = "step") -> Rule:
+    """Rule of one of the `STEPS`: in batches of several sizes, with scratch space of just the size asked for, full of NaN."""
+    system, (run, run_vjp, size) = problem.system, STEPS[name]
 
+    def scratch(x: np.ndarray, m: int = 1) -> np.ndarray:
+        return np.full(size(system, len(x), m), np.nan)
 
-def _step_rule(problem: Any, name: str, run: Any, run_vjp: Any) -> Rule:
-    """A rule for one way to step: ``run(x, c, x_next)``, ``run_vjp(x, c, lam (B, m, n), lam_x, lam_c)``."""
+    def rows(inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:
+        return inputs["state"].reshape(-1, problem.n_state), inputs["control"].reshape(-1, problem.n_control)
 
     def write(inputs: Arrays, output: np.ndarray) -> None:
-        run(*_rows(problem, inputs), output)
+        x, c = rows(inputs)
+        for part in _batches(len(x)):
+            run(system, x[part], c[part], output[part], scratch(x[part]))
 
     def add(inputs: Arrays, cotangents: np.ndarray, bars: Arrays) -> None:
-        x, c = _rows(problem, inputs)
+        (x, c), m = rows(inputs), len(cotangents)
         given = (cotangents, bars["state"], bars["control"])  # (m, B, ..); methods take (B, m, ..)
-        arrays = [np.ascontiguousarray(values.reshape(len(cotangents), len(x), -1).swapaxes(0, 1)) for values in given]
-        run_vjp(x, c, *arrays)
+        arrays = [np.ascontiguousarray(values.reshape(m, len(x), -1).swapaxes(0, 1)) for values in given]
+        x_next = np.zeros_like(x)
+        write(inputs, x_next)
+        for part in _batches(len(x)):
+            run_vjp(system, x[part], x_next[part], c[part], *(values[part] for values in arrays), scratch(x[part], m))
         for values, changed in zip(given, arrays):
             values[:] = changed.swapaxes(0, 1).reshape(values.shape)
 
-    def shape(inputs: Arrays) -> tuple[int, ...]:
-        return _rows(problem, inputs)[0].shape
-
-    return in_place(name, write, add, shape, independent=STEP_INPUTS, names=STEP_NAMES)
-
-
-def step_rule(problem: Any) -> Rule:
-    """Rule of `step`, sample by sample."""
-    system = problem.system
-    return _step_rule(problem, "step", lambda *arrays: _steps(system, *arrays), lambda *arrays: _steps_vjp(system, *arrays))
-
-
-def step_sample_rule(problem: Any) -> Rule:
-    """Rule of `step_sample`, with scratch space full of NaN."""
-    system = problem.system
-
-    def scratch() -> np.ndarray:
-        return np.full(sample_scratch(system), np.nan)
-
-    def run_vjp(x: np.ndarray, c: np.ndarray, lam: np.ndarray, lam_x: np.ndarray, lam_c: np.ndarray) -> None:
-        x_next = np.zeros_like(x)
-        _step_samples(system, x, c, x_next, scratch())
-        _step_samples_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch())
-
-    return _step_rule(problem, "step_sample", lambda x, c, out: _step_samples(system, x, c, out, scratch()), run_vjp)
-
-
-def step_batch_rule(problem: Any) -> Rule:
-    """Rule of `step_batch` for batches of several sizes, with scratch space of the size that the system asks for, full of NaN."""
-    system = problem.system
-
-    def scratch(batch: int, m: int) -> np.ndarray:
-        return np.full(scratch_size(system, batch, m), np.nan)
-
-    def run(x: np.ndarray, c: np.ndarray, x_next: np.ndarray) -> None:
-        for part in _batches(len(x)):
-            _step_batch(system, x[part], c[part], x_next[part], scratch(len(x[part]), 1))
-
-    def run_vjp(x: np.ndarray, c: np.ndarray, lam: np.ndarray, lam_x: np.ndarray, lam_c: np.ndarray) -> None:
-        x_next = np.zeros_like(x)
-        run(x, c, x_next)
-        for part in _batches(len(x)):
-            space = scratch(len(x[part]), lam.shape[1])
-            _step_batch_vjp(system, x[part], x_next[part], c[part], lam[part], lam_x[part], lam_c[part], space)
-
-    return _step_rule(problem, "step_batch", run, run_vjp)
+    names = {"output": "x_next", "state": "lam_x", "control": "lam_c"}
+    return in_place(
+        name, write, add, lambda inputs: rows(inputs)[0].shape, independent=frozenset(("state", "control")), names=names
+    )
 
 
 def _batches(count: int) -> Iterator[slice]:
@@ -238,11 +124,11 @@ def cost_rule(problem: Problem) -> Rule:
         return values.reshape(-1, problem.n_state)
 
     def write(inputs: Arrays, output: np.ndarray) -> None:
-        _costs(problem.loss_function, rows(inputs["state"]), output)
+        batches.costs(problem.loss_function, rows(inputs["state"]), output)
 
     def add(inputs: Arrays, cotangents: np.ndarray, bars: Arrays) -> None:
         for bar, x_bar in zip(cotangents, bars["state"]):
-            _costs_vjp(problem.loss_function, rows(inputs["state"]), bar, rows(x_bar))
+            batches.costs_vjp(problem.loss_function, rows(inputs["state"]), bar, rows(x_bar))
 
     names = {"output": "cost", "state": "x_bar"}
     return in_place(
@@ -255,11 +141,11 @@ def single_control_rule(problem: Problem) -> Rule:
     controller = problem.controller
 
     def write(inputs: Arrays, output: np.ndarray) -> None:
-        _controls(controller, inputs["parameters"], inputs["state"], output)
+        batches.controls(controller, inputs["parameters"], inputs["state"], output)
 
     def add(inputs: Arrays, cotangents: np.ndarray, bars: Arrays) -> None:
         for c_bar, theta_bar, x_bar in zip(cotangents, bars["parameters"], bars["state"]):
-            _controls_vjp(controller, inputs["parameters"], inputs["state"], c_bar, theta_bar, x_bar)
+            batches.controls_vjp(controller, inputs["parameters"], inputs["state"], c_bar, theta_bar, x_bar)
 
     def shape(inputs: Arrays) -> tuple[int, ...]:
         return len(inputs["state"]), problem.n_control
@@ -274,8 +160,8 @@ def control_rule(problem: Problem, *, unit: bool = False) -> Rule:
 
     def run(inputs: Arrays, c: np.ndarray, adjoints: int) -> tuple[np.ndarray, Any]:
         n = len(inputs["state"])
-        tape = new_tape(controller, np.float64, rows=n, chunk=n, adjoints=adjoints, unit=unit)
-        weights = aligned((weight_count(controller),), np.float64)
+        tape = forward.new_tape(controller, np.float64, rows=n, chunk=n, adjoints=adjoints, unit=unit)
+        weights = aligned((forward.weight_count(controller),), np.float64)
         _control(controller, inputs["parameters"], weights, inputs["state"], c, tape)
         return weights, tape
 
@@ -392,9 +278,9 @@ def _check_steps(subject: Any, inputs: Arrays, random: np.random.Generator, how:
     """Test all ways to step, and whether they agree with each other."""
     rule = step_rule(subject)
     found, expected = list(findings(rule, inputs, random, **how)), rule.forward(inputs)
-    others = [step_batch_rule(subject)]
-    if plain_python.method(step_sample, subject.system) is not step_sample.methods[System]:
-        others.append(step_sample_rule(subject))
+    others = [step_rule(subject, "step_batch")]
+    if plain_python.method(forward.step_sample, subject.system) is not forward.step_sample.methods[System]:
+        others.append(step_rule(subject, "step_sample"))
     for other in others:
         found += findings(other, inputs, random, **how)
         largest = np.maximum(np.abs(expected), np.abs(inputs["state"])).max(axis=1, keepdims=True)

@@ -5,7 +5,7 @@ import operator
 import os
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import PurePosixPath
 from typing import Any
@@ -114,6 +114,13 @@ def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise ArgumentError(f"unknown {name} {told(value)}; choose from {', '.join(allowed)}")
     return str(value)
+
+
+def known(owner: str, given: Iterable[str], allowed: Collection[str]) -> None:
+    """Raise an error if an option is given that its owner does not have."""
+    for name in given:
+        if name not in allowed:
+            raise ArgumentError(f"{owner} has no option {name!r}; choose from {', '.join(allowed)}")
 
 
 def word(name: str, value: Any) -> str:

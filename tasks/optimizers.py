@@ -24,8 +24,7 @@ def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarra
 
     mode "none" returns it unchanged, "value" limits each component to [-at, at], "norm" limits the 2-norm to `at`. NaN stays NaN.
     """
-    if mode not in CLIP_MODES:
-        raise ArgumentError(f"unknown clip mode {mode!r}; choose from {', '.join(CLIP_MODES)}")
+    arguments.choice("clip mode", mode, CLIP_MODES)
     if not (at > 0 and math.isfinite(at)):
         raise ArgumentError(f"clip at {at}; it must be a positive number")
     arguments.unmasked("gradient", gradient)
@@ -71,9 +70,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Adam(Rule):
-    """Adam, with epsilon outside the root and bias correction folded into the step size."""
+    """Adam as published, with epsilon outside the root and bias correction folded into the step size."""
 
     _below: ClassVar[dict[str, float]] = {"beta1": 1.0, "beta2": 1.0, "epsilon": math.inf}
+    learning_rate: float = 0.001
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-7
@@ -102,9 +102,10 @@ class Adam(Rule):
 
 @dataclass(frozen=True)
 class Sgd(Rule):
-    """Gradient descent, with momentum if it is not zero: ``v = momentum v - rate g; theta += v``."""
+    """Gradient descent, with momentum (0, or 0.8, 0.9, 0.95 as published): ``v = momentum v - rate g; theta += v``."""
 
     _below: ClassVar[dict[str, float]] = {"momentum": 1.0}
+    learning_rate: float = 0.01
     momentum: float = 0.0
 
     def init(self, theta: np.ndarray) -> State:
@@ -120,9 +121,10 @@ class Sgd(Rule):
 
 @dataclass(frozen=True)
 class Adagrad(Rule):
-    """Adagrad: ``a += g^2; theta -= rate g / sqrt(a + epsilon)``."""
+    """Adagrad as published: ``a += g^2; theta -= rate g / sqrt(a + epsilon)``."""
 
     _below: ClassVar[dict[str, float]] = {"initial": math.inf, "epsilon": math.inf}
+    learning_rate: float = 0.001
     initial: float = 0.1
     epsilon: float = 1e-7
 
@@ -138,9 +140,10 @@ class Adagrad(Rule):
 
 @dataclass(frozen=True)
 class Adadelta(Rule):
-    """Adadelta: steps of the size of past steps over past gradients, both as running root mean squares."""
+    """Adadelta as published: steps of the size of past steps over past gradients, both as running root mean squares."""
 
     _below: ClassVar[dict[str, float]] = {"rho": 1.0, "epsilon": math.inf}
+    learning_rate: float = 0.001
     rho: float = 0.95
     epsilon: float = 1e-7
 
@@ -157,9 +160,10 @@ class Adadelta(Rule):
 
 @dataclass(frozen=True)
 class Rmsprop(Rule):
-    """RMSprop: ``s = rho s + (1 - rho) g^2; theta -= rate g / sqrt(s + epsilon)``."""
+    """RMSprop as published: ``s = rho s + (1 - rho) g^2; theta -= rate g / sqrt(s + epsilon)``."""
 
     _below: ClassVar[dict[str, float]] = {"rho": 1.0, "epsilon": math.inf}
+    learning_rate: float = 0.001
     rho: float = 0.9
     epsilon: float = 1e-7
 
@@ -170,31 +174,6 @@ class Rmsprop(Rule):
         arguments.unmasked("gradient", gradient)
         square = self.rho * state["square"] + (1 - self.rho) * gradient * gradient
         return theta - self.learning_rate * gradient / np.sqrt(square + self.epsilon), {"square": square}
-
-
-def adam(learning_rate: float = 0.001, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-7) -> Adam:
-    """Adam as published."""
-    return Adam(learning_rate, beta1, beta2, epsilon)
-
-
-def sgd(learning_rate: float = 0.01, momentum: float = 0.0) -> Sgd:
-    """Gradient descent with momentum (0, or 0.8, 0.9, 0.95 as published)."""
-    return Sgd(learning_rate, momentum)
-
-
-def adagrad(learning_rate: float = 0.001, initial: float = 0.1, epsilon: float = 1e-7) -> Adagrad:
-    """Adagrad as published."""
-    return Adagrad(learning_rate, initial, epsilon)
-
-
-def adadelta(learning_rate: float = 0.001, rho: float = 0.95, epsilon: float = 1e-7) -> Adadelta:
-    """Adadelta as published."""
-    return Adadelta(learning_rate, rho, epsilon)
-
-
-def rmsprop(learning_rate: float = 0.001, rho: float = 0.9, epsilon: float = 1e-7) -> Rmsprop:
-    """RMSprop as published."""
-    return Rmsprop(learning_rate, rho, epsilon)
 
 
 def begin(rule: Rule, theta: np.ndarray) -> State:
@@ -223,6 +202,8 @@ def _types(rule: Rule, state: Any) -> dict[str, str]:
     return {name: f"{values.dtype} {values.shape}" for name, values in state.items()}
 
 
+# Rules by the names that they have in Python, in files and on the command line.
+adam, sgd, adagrad, adadelta, rmsprop = Adam, Sgd, Adagrad, Adadelta, Rmsprop
 RULES: dict[str, Any] = {"adam": adam, "sgd": sgd, "adagrad": adagrad, "adadelta": adadelta, "rmsprop": rmsprop}
 
 
@@ -234,10 +215,6 @@ def describe(rule: Rule) -> dict[str, Any]:
 def from_description(description: dict[str, Any]) -> Rule:
     """The rule with the description that `describe` returns."""
     values = dict(description)
-    name = values.pop("name", None)
-    if name not in RULES:
-        raise ArgumentError(f"unknown optimizer {name!r}; choose from {', '.join(RULES)}")
-    allowed = inspect.signature(RULES[name]).parameters
-    if unknown := [option for option in values if option not in allowed]:
-        raise ArgumentError(f"{name} has no option {unknown[0]!r}; choose from {', '.join(allowed)}")
+    name = arguments.choice("optimizer", values.pop("name", None), tuple(RULES))
+    arguments.known(name, values, inspect.signature(RULES[name]).parameters)
     return RULES[name](**values)

@@ -28,17 +28,14 @@ def _found() -> dict[str, Task]:
 
 def _custom(**parts: Any) -> Any:
     """A problem with custom parts."""
+    from stablebptt.tasks import arguments
     from stablebptt.tasks.custom import custom_problem
 
-    try:
-        return custom_problem(**parts)
-    except TypeError as error:
-        if "required" in str(error):
-            raise ArgumentError(f"{str(error).partition(' ')[2]}; give the name of a task, or all parts of your own") from None
-        if "unexpected keyword argument" not in str(error):
-            raise
-        allowed, given = ", ".join(inspect.signature(custom_problem).parameters), str(error).rsplit("argument ", 1)[1]
-        raise ArgumentError(f"{CUSTOM} has no option {given}; choose from {allowed}") from None
+    parameters = inspect.signature(custom_problem).parameters
+    arguments.known(CUSTOM, parts, parameters)
+    if missing := [name for name, each in parameters.items() if each.default is each.empty and name not in parts]:
+        raise ArgumentError(f"missing {', '.join(missing)}; give the name of a task, or all parts of your own")
+    return custom_problem(**parts)
 
 
 TASKS = _found()

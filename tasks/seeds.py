@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,31 @@ def train_seeds(
     -------
     Run or DivergedError of every seed, in the order of `seeds`. A run that diverges does not end the others.
     """
+    chosen = make_settings(variant=variant, epochs=epochs, seed=Settings.seed, **settings)
+    how: dict[str, Any] = {"resume": resume, "force": force, "checkpoint_seconds": checkpoint_seconds, "threads": threads}
+    return train_runs(problem, seeds, chosen, out, report=report, **how)
+
+
+document(train_seeds, "Settings", OPTIONS.values())
+
+
+def train_runs(
+    problem: Problem,
+    seeds: Sequence[int],
+    settings: Settings,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    report: Callable[[int, Progress], None] | None = None,
+    threads: int | None = None,
+) -> list[Run | DivergedError]:
+    """`train_seeds` with settings that are built already; only their seed is replaced."""
     numbers = [arguments.whole("seed", seed, 0, LARGEST_SEED) for seed in seeds]
     if not numbers or len(set(numbers)) < len(numbers):
         raise ArgumentError(f"seeds are {list(seeds)}; give one or more different whole numbers")
-    by_seed = {seed: make_settings(variant=variant, epochs=epochs, seed=seed, **settings) for seed in numbers}
+    by_seed = {seed: replace(settings, seed=seed) for seed in numbers}
     check_training(problem, by_seed[numbers[0]], checkpoint_seconds)
     if out is not None:
         check_options(problem)
@@ -66,9 +88,6 @@ def train_seeds(
     ]
     with arguments.threads(threads):
         return advance(active)
-
-
-document(train_seeds, "Settings", OPTIONS.values())
 
 
 def _paths(out: str | Path | None, seeds: list[int], *, resume: bool, force: bool) -> dict[int, Path | None]:

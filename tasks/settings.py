@@ -71,10 +71,6 @@ class Settings:
         optimizer = arguments.plain("optimizer", optimizers.describe(self.optimizer))
         return {**asdict(self), "variant": variant, "optimizer": optimizer}
 
-    def given(self) -> dict[str, Any]:
-        """The settings as keywords."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
-
 
 # Settings by name, without the optimizer, which is a rule.
 OPTIONS = {each.name: Option(each.name, **each.metadata) for each in fields(Settings) if each.metadata}
@@ -92,10 +88,9 @@ def settings_of(config: dict[str, Any]) -> Settings:
 
 def make_settings(**given: Any) -> Settings:
     """Settings from keywords; an ArgumentError names an unknown one."""
-    unknown = set(given) - set(Settings.__dataclass_fields__)
-    if unknown:
-        allowed = ", ".join(Settings.__dataclass_fields__)
-        raise ArgumentError(f"train has no option {', '.join(sorted(unknown))}; choose from {allowed}")
+    from stablebptt.tasks import arguments
+
+    arguments.known("train", given, Settings.__dataclass_fields__)
     return Settings(**given)
 
 

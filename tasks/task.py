@@ -105,10 +105,9 @@ class Task:
 
     def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options, checked, in the form of files."""
-        names = [option.name for option in self.options]
-        for name in given:
-            if name not in names:
-                raise ArgumentError(f"{self.name} has no option {name!r}; choose from {', '.join(names)}")
+        from stablebptt.tasks import arguments
+
+        arguments.known(self.name, given, [option.name for option in self.options])
         return {option.name: option.read(given.get(option.name, option.default)) for option in self.options}
 
     def __call__(self, *values: Any, **given: Any) -> Any:

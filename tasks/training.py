@@ -67,22 +67,39 @@ def train(
     FileExistsError
         If `out` exists and neither `force` nor `resume` is given.
     """
-    run_settings = make_settings(variant=variant, epochs=epochs, seed=seed, **settings)
-    check_training(problem, run_settings, checkpoint_seconds)
+    chosen = make_settings(variant=variant, epochs=epochs, seed=seed, **settings)
+    how: dict[str, Any] = {"resume": resume, "force": force, "checkpoint_seconds": checkpoint_seconds, "threads": threads}
+    return train_run(problem, chosen, out, report=report, progress=progress, **how)
+
+
+document(train, "Settings", OPTIONS.values())
+
+
+def train_run(
+    problem: Problem,
+    settings: Settings,
+    out: str | FilePath | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    report: Callable[[Progress], None] | None = None,
+    progress: bool | None = None,
+    threads: int | None = None,
+) -> Run:
+    """`train` with settings that are built already."""
+    check_training(problem, settings, checkpoint_seconds)
     path = None if out is None else usable(atomic.expanded(out), resume=resume, force=force)
     if path is not None:
         check_options(problem)
     wanted = bars.in_notebook() and report is None if progress is None else arguments.flag("progress", progress)
     with arguments.threads(threads), bars.bar() if wanted else nullcontext() as tell:
-        told = _told(report, tell, run_settings.epochs)
-        active = ActiveRun(problem, run_settings, path, resume=resume, checkpoint_seconds=checkpoint_seconds, report=told)
+        told = _told(report, tell, settings.epochs)
+        active = ActiveRun(problem, settings, path, resume=resume, checkpoint_seconds=checkpoint_seconds, report=told)
         [result] = advance([active])
     if isinstance(result, DivergedError):
         raise result
     return result
-
-
-document(train, "Settings", OPTIONS.values())
 
 
 def _told(report: Callable[[Progress], None] | None, tell: Callable[[int, int, str], None] | None, epochs: int) -> Any:

@@ -22,8 +22,7 @@ def gates(variant: Any, steps: int, dtype: Any = np.float64) -> Gates:
         Each part of a pair is a number or an array of length `steps` with values in [0, 1].
     """
     if isinstance(variant, str):
-        if variant not in NAMES:
-            raise ArgumentError(f"unknown variant {variant!r}; choose from {', '.join(NAMES)}")
+        arguments.choice("variant", variant, NAMES)
         pairs = [GATES["R"], GATES["M"]] if variant == "C" else [GATES[variant]]
     elif isinstance(variant, tuple | list) and len(variant) == 2:
         pairs = [tuple(variant)]

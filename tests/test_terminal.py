@@ -464,12 +464,12 @@ def compile_something():
 
 
 def test_compiling_is_said_once(run, monkeypatch, capsys):
-    def train(problem, report, **how):
+    def train(problem, settings, out, report, **how):
         compile_something()
         compile_something()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(training, "train_run", train)
     words = ["cartpole", "train", *SMALL, "--out", "run.h5"]
     first, last = run(*words).err.splitlines()[::2]
     assert first.startswith("compiling, once for this kind of problem") and last == "stablebptt: interrupted"

@@ -118,8 +118,7 @@ def trained(config: dict[str, Any], path: str) -> Outcome:
     place = Path(path)
     try:
         made = problem_of_run(config)
-        settings = settings_of(config)
-        run = training.train(made, out=place, resume=True, report=_watch, threads=1, **settings.given())
+        run = training.train_run(made, settings_of(config), place, resume=True, report=_watch, threads=1)
         note_of(place).unlink(missing_ok=True)
         return ended(place.name, COMPLETE, run.history)
     except BlockingIOError as error:

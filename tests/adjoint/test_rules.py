@@ -20,7 +20,7 @@ from stablebptt.kernels.cartpole import cartpole, pole
 from stablebptt.kernels.core.simd import pointer
 from stablebptt.kernels.dense import tanh_all
 from stablebptt.kernels.guidance import pull, pull_terms
-from stablebptt.tasks.adjoint_check import Rule, control_rule, cost_rule, findings, rollout_rule, step_batch_rule, step_rule
+from stablebptt.tasks.adjoint_check import Rule, control_rule, cost_rule, findings, rollout_rule, step_rule
 from stablebptt.tasks.pictures import landscape  # noqa: F401  (the package's controller that treats one state at a time)
 
 LOSSES = ("final", "continuous")
@@ -126,7 +126,7 @@ def test_step_and_cost(name, random):
     flat = problem.sample(7, 1).reshape(7, -1)
     controls = random.standard_normal((7, problem.n_control))
     assert_rule(step_rule(problem), {"state": flat[0], "control": controls[0]}, random)
-    assert_rule(step_batch_rule(problem), {"state": flat, "control": controls}, random)
+    assert_rule(step_rule(problem, "step_batch"), {"state": flat, "control": controls}, random)
     assert_rule(cost_rule(problem), {"state": flat[0]}, random)
 
 

@@ -107,7 +107,7 @@ def test_a_run_alone_has_the_configuration_of_the_plan(tmp_path):
         ({"task": "fusion"}, "unknown task 'fusion'"),
         ({"options": []}, r"\[options\] must be a table"),
         ({"options": {"pole": 1}}, "no option 'pole'"),
-        ({"train": {"variants": "R"}}, "no option variants"),
+        ({"train": {"variants": "R"}}, "no option 'variants'"),
         ({"train": {"variant": "X"}}, "unknown variant 'X'"),
         ({"train": {"seed": "5:5"}}, "empty range"),
         ({"train": {"seed": "five"}}, "seed is 'five'"),
@@ -229,19 +229,19 @@ def test_failures_are_reported_and_kept_until_told_otherwise(tmp_path, monkeypat
 
 def test_errors_leave_a_note(tmp_path, monkeypatch):
     runs = make_plan(PLAN)[:2]
-    good = workers.training.train
+    good = workers.training.train_run
 
-    def broken(problem, **settings):
-        if settings["variant"] == "R":
+    def broken(problem, settings, *out, **how):
+        if settings.variant == "R":
             raise RuntimeError("out of luck")
-        return good(problem, **settings)
+        return good(problem, settings, *out, **how)
 
-    monkeypatch.setattr(workers.training, "train", broken)
+    monkeypatch.setattr(workers.training, "train_run", broken)
     with ThreadPoolExecutor(1) as executor:
         outcomes = sb.sweep(runs, tmp_path, executor=executor)
         assert [(o.status, o.message) for o in outcomes] == [("failed", "RuntimeError: out of luck"), ("complete", "")]
         assert sb.sweep(runs, tmp_path, executor=executor, resume=True)[0].message == "RuntimeError: out of luck"
-        monkeypatch.setattr(workers.training, "train", good)
+        monkeypatch.setattr(workers.training, "train_run", good)
         again = sb.sweep(runs, tmp_path, executor=executor, resume=True, retry_failed=True)
     assert [o.status for o in again] == ["complete", "complete"]
     assert {path.suffix for path in tmp_path.iterdir()} == {".h5"}

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import click
+import commands
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,7 +115,7 @@ def test_defaults_of_settings_stand_once():
         assert (named["epochs"].default, named["variant"].default) == (Settings.epochs, Settings.variant) == (1000, "C")
     for group in ("cartpole", "custom"):
         params = {p.name: p.default for p in cli.stablebptt.commands[group].commands["train"].params}
-        for name, value in Settings().given().items():
+        for name, value in vars(Settings()).items():
             assert params[name] == (value.name if name == "optimizer" else value), name
     planned = sb.tasks.sweeps.make_plan({"task": "cartpole"})[0].config
     assert {name: planned[name] for name in Settings().describe()} == Settings().describe()
@@ -135,3 +136,20 @@ def test_flags_and_words_of_tasks():
 
     assert command.main([], standalone_mode=False) == (True, "none")
     assert command.main(["--no-damped", "--file-name", "x"], standalone_mode=False) == (False, "x")
+
+
+def test_settings_are_built_once(monkeypatch, tmp_path):
+    """By whoever meets the user; the other functions hand the object over."""
+    built, check = [], Settings.__post_init__
+    monkeypatch.setattr(Settings, "__post_init__", lambda self: (built.append(self), check(self))[1])
+    small = {"steps": 2, "hidden": (2,)}
+    sizes = {"epochs": 1, "train_count": 2, "test_count": 2}
+    sb.train(sb.problem("cartpole", **small), **sizes)
+    assert len(built) == 1
+    words = [word for name, value in sizes.items() for word in (f"--{name.replace('_', '-')}", value)]
+    assert commands.call("cartpole", "train", "--steps", 2, "--hidden", 2, *words, "--quiet", "--out", tmp_path / "run.h5") == 0
+    assert len(built) == 2
+    [planned] = sb.tasks.sweeps.make_plan({"task": "cartpole", "options": small, "train": sizes})
+    del built[:]
+    assert sb.tasks.sweeps.run_one(planned, tmp_path / "sweep").status == "complete"
+    assert len(built) == 1

@@ -1,0 +1,56 @@
+"""The generic functions on whole batches, as entry points of compiled code; their declarations tell the shapes."""
+
+from stablebptt.adjoint import generics as backward
+from stablebptt.kernels import generics as forward
+from stablebptt.kernels.core.dispatch import kernel
+
+# What `step_batch` does by default: it steps sample by sample.
+step_each = kernel(forward.step_batch.methods[forward.System])
+step_each_vjp = kernel(backward.step_batch_vjp.methods[forward.System])
+
+
+@kernel
+def step_batch(system, x, c, x_next, scratch):
+    forward.step_batch(system, x, c, x_next, scratch)
+
+
+@kernel
+def step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
+    backward.step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch)
+
+
+@kernel
+def step_samples(system, x, c, x_next, scratch):
+    for b in range(x.shape[0]):
+        forward.step_sample(system, x[b], c[b], x_next[b], scratch)
+
+
+@kernel
+def step_samples_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
+    for b in range(x.shape[0]):
+        backward.step_sample_vjp(system, x[b], x_next[b], c[b], lam[b], lam_x[b], lam_c[b], scratch)
+
+
+@kernel
+def costs(loss, x, values):
+    for b in range(x.shape[0]):
+        values[b] = forward.cost(loss, x[b])
+
+
+@kernel
+def costs_vjp(loss, x, cost_bars, x_bar):
+    for b in range(x.shape[0]):
+        backward.cost_vjp(loss, x[b], cost_bars[b], x_bar[b])
+
+
+@kernel
+def controls(controller, thetas, x, c):
+    """Each state has its own parameters: thetas (B, n_parameters)."""
+    for b in range(x.shape[0]):
+        forward.control(controller, thetas[b], x[b], c[b])
+
+
+@kernel
+def controls_vjp(controller, thetas, x, c_bar, theta_bar, x_bar):
+    for b in range(x.shape[0]):
+        backward.control_vjp(controller, thetas[b], x[b], c_bar[b], theta_bar[b], x_bar[b])
