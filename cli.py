@@ -297,8 +297,8 @@ def _simulate(
 
     _free(out, force=force)
     x0 = run.problem.sample(count, seed)
-    with output.compiling(quiet=quiet):
-        paths = trajectories(on_backend(run.problem, backend), [run.best_theta if best else run.theta], x0)
+    with output.counter("{} of {} thousand states", quiet=quiet, as_json=as_json) as tell:
+        paths = trajectories(on_backend(run.problem, backend), [run.best_theta if best else run.theta], x0, tell)
     run_file.save_paths(out, run, paths, seed, best_weights=best, origin=origin)
     loss = paths["loss"][0]
     show({"file": str(out), "count": count, "mean_loss": float(loss.mean()), "worst_loss": float(loss.max())}, as_json=as_json)
@@ -399,8 +399,8 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
 
         rollouts = load_rollouts(file, task)
         _free(out, force=force)
-        with own_code(task):
-            pictures = films.save_film(rollouts, trajectory, out, fps, task=task, **look)
+        with own_code(task), output.counter("{} of {} pictures", quiet=quiet) as tell:
+            pictures = films.save_film(rollouts, trajectory, out, fps, task=task, tell=tell, **look)
         if not quiet:
             output.say(f"{out}: {pictures} pictures, {pictures / fps:.1f} s", err=True)
 
@@ -483,7 +483,9 @@ def report(folder: Path, as_json: bool, quiet: bool) -> None:
     """Collect the runs of a sweep in FOLDER/report: a table, a page (Markdown and HTML) and the published figures with bands."""
     from stablebptt.tasks import reports
 
-    show(reports.write(folder), as_json=as_json)
+    with output.counter("{} of {} files read", quiet=quiet, as_json=as_json) as tell:
+        found = reports.write(folder, tell)
+    show(found, as_json=as_json)
 
 
 @stablebptt.group("landscape", cls=Group)
@@ -498,8 +500,8 @@ def fields(out: Path, force: bool, quiet: bool, resolution: int) -> None:
     """Loss and gradient fields of a controller with two parameters: R explodes and vanishes, M is balanced and rotates."""
     from stablebptt.tasks.pictures import landscape as pictures
 
-    with output.compiling(quiet=quiet):
-        _picture(out, lambda: pictures.draw_fields(pictures.fields(resolution)), force=force)
+    with output.counter("{} of {} rows", quiet=quiet) as tell:
+        _picture(out, lambda: pictures.draw_fields(pictures.fields(resolution, tell)), force=force)
 
 
 @command(landscape, "rotation")

@@ -9,6 +9,7 @@ import numpy as np
 
 from stablebptt.data import run_file
 from stablebptt.tasks import TASKS, arguments, descriptions, optimizers
+from stablebptt.tasks.bars import Tell, each
 from stablebptt.tasks.custom import TASK as CUSTOM
 from stablebptt.tasks.custom import Described, custom_facts
 from stablebptt.tasks.errors import ArgumentError
@@ -18,6 +19,8 @@ from stablebptt.tasks.problems import Problem
 HISTORY = tuple(run_file.HISTORY)
 # Test states whose rollouts are stored.
 TRAJECTORIES = 4
+# States that are rolled out at once.
+PART = 1000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -217,17 +220,18 @@ def run_of(problem: Problem, settings: Any, progress: Progress, testing: np.ndar
     )
 
 
-def trajectories(problem: Problem, thetas: list[np.ndarray], x0: np.ndarray) -> dict[str, np.ndarray]:
-    """Rollouts of several controllers (the phases) from the same states x0 (n, *state_shape).
+def trajectories(problem: Problem, thetas: list[np.ndarray], x0: np.ndarray, tell: Tell | None = None) -> dict[str, np.ndarray]:
+    """Rollouts of several controllers (the phases) from the same states x0 (n, *state_shape), a part of them after another.
 
     Returns
     -------
     time (T+1,) [s], states (phases, n, T+1, *state), controls (phases, n, T, *control), loss (phases, n)
     """
-    paths = [problem.follow(theta, x0) for theta in thetas]
-    return {
-        "time": problem.time,
-        "states": np.stack([path.states for path in paths]),
-        "controls": np.stack([path.controls for path in paths]),
-        "loss": np.stack([problem.losses(theta, x0)[0] for theta in thetas]),
-    }
+    parts = [x0[first : first + PART] for first in range(0, len(x0), PART)]
+
+    def rolled(theta: np.ndarray) -> list[np.ndarray]:
+        paths = [(problem.follow(theta, part), problem.losses(theta, part)[0]) for part in each(parts, tell)]
+        return [np.concatenate(values) for values in zip(*((path.states, path.controls, loss) for path, loss in paths))]
+
+    phases = zip(("states", "controls", "loss"), zip(*map(rolled, thetas)))
+    return {"time": problem.time} | {name: np.stack(values) for name, values in phases}
