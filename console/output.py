@@ -113,6 +113,9 @@ def _lines(line: str, *, at_once: bool) -> Callable[[int, int, str], None]:
 @contextmanager
 def compiling(*, quiet: bool) -> Iterator[None]:
     """Say so, once, if code has to be compiled."""
+    if "numba" not in sys.modules:  # a command that needs none
+        yield
+        return
     from numba.core import event
 
     class Told(event.Listener):

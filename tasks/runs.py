@@ -116,7 +116,7 @@ def load(path: str | FilePath, problem: Problem | None = None) -> Run:
     if problem is not None:
         here = {name: value for name, value in problem.options.items() if name != "code"}  # new code may read old runs
         there = {"task": stored.task, "options": stored.options}
-        if found := descriptions.differences(there, {"task": problem.task, "options": here}):
+        if found := _differences(there, {"task": problem.task, "options": here}):
             what, advice = f"{path} is a run of another problem", "give the problem it was made with"
             raise ArgumentError(descriptions.refusal(what, found, advice))
     problem = stored if problem is None else problem
@@ -155,11 +155,25 @@ def resumed(path: FilePath, problem: Problem, settings: Any) -> Progress:
     content = run_file.load(path)
     known = {**content.config, "options": problem_of(content.config, path).options}
     wanted = {**config_of(problem, settings), "epochs": known.get("epochs")}
-    if found := descriptions.differences(known, wanted):
+    if found := _differences(known, wanted):
         advice = "give the options it was made with, or another file"
         raise ArgumentError(descriptions.refusal(f"{path} cannot be resumed", found, advice))
     _check_parameters(content, problem, path)
     return _checkpoint(content, settings, path)
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """`descriptions.differences`; where the arguments of a function that makes problems differ, they are named, not what follows."""
+    found = descriptions.differences(there, here)
+    made = [config["options"].get("arguments") for config in (there, here)]
+    if found and all(isinstance(each, dict) for each in made):
+        names = dict.fromkeys(name for each in made for name in each)
+        first, second = (
+            {**config, "options": {name: (config["options"] | each).get(name) for name in names}}
+            for config, each in zip((there, here), made)
+        )
+        return descriptions.differences(first, second) or found
+    return found
 
 
 def _checkpoint(content: run_file.Content, settings: Any, path: FilePath) -> Progress:

@@ -107,6 +107,7 @@ def test_resume_takes_the_arguments_of_a_function(run, tmp_path):
     assert run(*words, "--resume", "--epochs", 2, "--set", "poles=2").code == 0
     assert sb.load("run.h5").config["options"]["arguments"] == {"poles": 2, "steps": 3}
     assert "steps: 3 in the file, 5 given" in run(*words, "--resume", "--set", "steps=5").err
+    assert "resumed: poles: 2 in the file, 3 given; give" in run(*words, "--resume", "--set", "poles=3").err
 
 
 @pytest.mark.parametrize("spoiled", [
