@@ -163,7 +163,7 @@ def resumed(path: FilePath, problem: Problem, settings: Any) -> Progress:
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """`descriptions.differences`; where the arguments of a function that makes problems differ, they are named, not what follows."""
+    """`descriptions.differences`; where arguments of a function that makes problems differ, they are named, not what follows."""
     found = descriptions.differences(there, here)
     made = [config["options"].get("arguments") for config in (there, here)]
     if found and all(isinstance(each, dict) for each in made):
