@@ -4,12 +4,14 @@ Data goes to stdout, messages and progress to stderr. Exit codes: 0 done, 1 othe
 or foreign file, 5 cannot read or write, 130 interrupted.
 """
 
+import _thread
 import functools
 import json
 import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -606,6 +608,14 @@ def _terminated(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def _not_lost(otherwise: Callable[[Any], None], told: Any) -> None:
+    """What Python would only print, as it met the clean-up of an object: an interrupt comes again, a little later."""
+    if issubclass(told.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    else:
+        otherwise(told)
+
+
 def _warning_line(message: Any, *unused: Any, **more: Any) -> str:
     return f"stablebptt: warning: {' '.join(str(message).split())}\n"
 
@@ -615,6 +625,8 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.formatwarning = _warning_line
     given = {"debug": "--debug" in (sys.argv[1:] if arguments is None else arguments)}
     signal.signal(signal.SIGTERM, _terminated)
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_not_lost, hook)
     try:
         code = stablebptt.main(arguments, prog_name="stablebptt", standalone_mode=False, obj=given)
     except (Exception, KeyboardInterrupt) as error:
@@ -622,5 +634,7 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
         message, code = _explain(error)
         output.say(f"stablebptt: {' '.join(_as_options(message).split())}", err=True)
+    finally:
+        sys.unraisablehook = hook
     if code:
         sys.exit(code)

@@ -56,7 +56,7 @@ def bar(patience: float = 0.0) -> Iterator[Tell]:
 def _format(drawn: Any, done: int, words: str) -> str:
     """What fits into the columns that there are: all of it, fewer words, no bar, the percentage alone."""
     known = drawn.format_dict
-    pieces = ["{percentage:3.0f}%", "{n_fmt}/{total_fmt}", "[{elapsed}<{remaining}]", *words.split(", ")]
+    pieces = ["{percentage:3.0f}%", "{n_fmt}/{total_fmt}", "[{elapsed}<{remaining}]", *filter(None, words.split(", "))]
     kinds = [f"{pieces[0]}|{{bar}}| {pieces[1]} {', '.join(pieces[2:k])}" for k in range(len(pieces), 2, -1)]
     kinds += [" ".join(pieces[:k]) for k in (3, 2)]
     facts = {**known, "n": done, "ncols": None}

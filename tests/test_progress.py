@@ -52,7 +52,7 @@ def test_what_is_quick_shows_no_bar(monkeypatch, capsys):
         tell(2, 4, "")
         assert capsys.readouterr().err == ""
         tell(3, 4, "")
-    assert "3/4 [" in capsys.readouterr().err
+    assert re.search(r"| 3/4 \[[\d:<?]+\]\s+$", capsys.readouterr().err)
 
 
 def test_lines_where_there_is_no_bar_come_when_it_takes_long(monkeypatch, capsys):
@@ -154,6 +154,23 @@ def test_a_session_that_learned_nothing_is_interrupted(problem, monkeypatch):
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     with pytest.raises(KeyboardInterrupt):
         sb.train(problem, "R", epochs=3, **SIZES)
+
+
+def test_an_interrupt_that_meets_the_end_of_an_object_is_not_lost(run, monkeypatch):
+    class Object:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def write(folder, tell):
+        Object()
+        for _ in range(10_000_000):
+            tell(1, 2, "")
+        return {}
+
+    monkeypatch.setattr(reports, "write", write)
+    hook = sys.unraisablehook
+    result = run("report", ".")
+    assert (result.code, result.err.strip()) == (130, "stablebptt: interrupted") and sys.unraisablehook is hook
 
 
 def test_an_interrupt_waits_until_processes_are_started_or_ended():
