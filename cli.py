@@ -311,7 +311,7 @@ def _check(problem: Any, how: dict[str, Any], *, as_json: bool) -> None:
     from stablebptt.tasks.custom import in_float64
 
     exact = problem if problem.dtype.__name__ == "float64" else in_float64(problem)
-    output.findings(adjoint_check.check(exact, **how), as_json=as_json)
+    output.findings(functools.partial(adjoint_check.check, exact, **how), as_json=as_json)
 
 
 for _task in TASKS.values():
@@ -333,7 +333,7 @@ def check(source: str, as_json: bool, quiet: bool, **how: Any) -> None:
         found = found()
     with output.compiling(quiet=quiet):
         if isinstance(found, System):
-            output.findings(checking.check_system(found, **how), as_json=as_json)
+            output.findings(functools.partial(checking.check_system, found, **how), as_json=as_json)
         else:
             _check(from_source(source), how, as_json=as_json)
 

@@ -147,11 +147,14 @@ def progress(epochs: int, *, quiet: bool, as_json: bool) -> Iterator[Callable[[A
         yield report
 
 
-def findings(found: list[Any], *, as_json: bool) -> None:
-    """A table of findings, and an error if one is wrong."""
-    if not as_json:
-        say(f"{'function':<26}{'argument':<12}{'step':>8}{'sure to':>9}{'error':>10}")
-    for finding in found:
+def findings(check: Callable[..., list[Any]], *, as_json: bool) -> None:
+    """A table of findings, row by row, and an error if one is wrong. `check` is called with what to report one to."""
+    shown: list[Any] = []
+
+    def show_row(finding: Any) -> None:
+        if not (as_json or shown):
+            say(f"{'function':<26}{'argument':<12}{'step':>8}{'sure to':>9}{'error':>10}")
+        shown.append(finding)
         if as_json:
             record: dict[str, Any] = {"event": "finding", "function": finding.rule, "argument": finding.argument}
             record |= {"error": finding.error, "step": finding.step}
@@ -160,6 +163,8 @@ def findings(found: list[Any], *, as_json: bool) -> None:
         else:
             numbers = f"{finding.step:>8.0e}{finding.certainty:>9.0e}{finding.error:>10.1e}"
             say(f"{finding.rule:<26}{finding.argument:<12}{numbers}  {finding.verdict}")
+
+    found = check(report=show_row)
     for verdict, words in (("WRONG", "these derivatives disagree"), ("unsure", "no differences are good enough to judge")):
         named = [f"{f.rule} ({f.argument}{': ' * bool(f.note)}{f.note})" for f in found if f.verdict == verdict]
         if named:

@@ -11,7 +11,7 @@ import pytest
 
 import stablebptt as sb
 from stablebptt.console import output
-from stablebptt.tasks import bars, reports, seeds, sweeps, training
+from stablebptt.tasks import adjoint_check, bars, reports, seeds, sweeps, training
 from stablebptt.tasks.pictures import landscape
 from stablebptt.tasks.runs import trajectories
 from stablebptt.tasks.sweeps import drive, workers
@@ -220,3 +220,19 @@ def test_no_worker_is_left_behind(script, said, code):
     """An interrupt comes twice; a sweep is killed while workers are idle."""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)  # of the workers, too
     assert (done.stdout, done.returncode) == (said, code) and "Traceback" not in done.stderr
+
+
+def test_a_check_shows_every_finding_at_once(run, monkeypatch):
+    """Compiling the functions takes most of the time, so that rows come one by one."""
+    shown, after = [], []
+    monkeypatch.setattr(output, "say", lambda text, err=False: shown.append(text))
+    findings = adjoint_check.findings
+
+    def watched(rule, *given, **how):
+        after.append(sum(not text.startswith(("function", "compiling")) for text in shown))
+        yield from findings(rule, *given, **how)
+
+    monkeypatch.setattr(adjoint_check, "findings", watched)
+    assert run("cartpole", "check", "--steps", 4, "--hidden", 4).code == 0
+    assert after[:4] == [0, 2, 4, 5], after  # step, step_batch, cost, control
+    assert sum(text.startswith("function") for text in shown) == 1 and shown[-1].startswith("whole rollout")
