@@ -4,12 +4,14 @@ Data goes to stdout, messages and progress to stderr. Exit codes: 0 done, 1 othe
 or foreign file, 5 cannot read or write, 130 interrupted.
 """
 
+import _thread
 import functools
 import json
 import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -297,8 +299,8 @@ def _simulate(
 
     _free(out, force=force)
     x0 = run.problem.sample(count, seed)
-    with arguments.threads(threads), output.compiling(quiet=quiet):
-        paths = trajectories(on_backend(run.problem, backend), [run.best_theta if best else run.theta], x0)
+    with arguments.threads(threads), output.counter("{} of {} thousand states", quiet=quiet, as_json=as_json) as tell:
+        paths = trajectories(on_backend(run.problem, backend), [run.best_theta if best else run.theta], x0, tell)
     run_file.save_paths(out, run, paths, seed, best_weights=best, origin=origin)
     loss = paths["loss"][0]
     show({"file": str(out), "count": count, "mean_loss": float(loss.mean()), "worst_loss": float(loss.max())}, as_json=as_json)
@@ -309,7 +311,7 @@ def _check(problem: Any, how: dict[str, Any], *, as_json: bool) -> None:
     from stablebptt.tasks.custom import in_float64
 
     exact = problem if problem.dtype.__name__ == "float64" else in_float64(problem)
-    output.findings(adjoint_check.check(exact, **how), as_json=as_json)
+    output.findings(functools.partial(adjoint_check.check, exact, **how), as_json=as_json)
 
 
 for _task in TASKS.values():
@@ -331,7 +333,7 @@ def check(source: str, as_json: bool, quiet: bool, **how: Any) -> None:
         found = found()
     with output.compiling(quiet=quiet):
         if isinstance(found, System):
-            output.findings(checking.check_system(found, **how), as_json=as_json)
+            output.findings(functools.partial(checking.check_system, found, **how), as_json=as_json)
         else:
             _check(from_source(source), how, as_json=as_json)
 
@@ -399,8 +401,8 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
 
         rollouts = load_rollouts(file, task)
         _free(out, force=force)
-        with own_code(task):
-            pictures = films.save_film(rollouts, trajectory, out, fps, task=task, **look)
+        with own_code(task), output.counter("{} of {} pictures", quiet=quiet) as tell:
+            pictures = films.save_film(rollouts, trajectory, out, fps, task=task, tell=tell, **look)
         if not quiet:
             output.say(f"{out}: {pictures} pictures, {pictures / fps:.1f} s", err=True)
 
@@ -483,7 +485,9 @@ def report(folder: Path, as_json: bool, quiet: bool) -> None:
     """Collect the runs of a sweep in FOLDER/report: a table, a page (Markdown and HTML) and the published figures with bands."""
     from stablebptt.tasks import reports
 
-    show(reports.write(folder), as_json=as_json)
+    with output.counter("{} of {} files read", quiet=quiet, as_json=as_json) as tell:
+        found = reports.write(folder, tell)
+    show(found, as_json=as_json)
 
 
 @stablebptt.group("landscape", cls=Group)
@@ -498,8 +502,8 @@ def fields(out: Path, force: bool, quiet: bool, resolution: int) -> None:
     """Loss and gradient fields of a controller with two parameters: R explodes and vanishes, M is balanced and rotates."""
     from stablebptt.tasks.pictures import landscape as pictures
 
-    with output.compiling(quiet=quiet):
-        _picture(out, lambda: pictures.draw_fields(pictures.fields(resolution)), force=force)
+    with output.counter("{} of {} rows", quiet=quiet) as tell:
+        _picture(out, lambda: pictures.draw_fields(pictures.fields(resolution, tell)), force=force)
 
 
 @command(landscape, "rotation")
@@ -604,6 +608,14 @@ def _terminated(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def _not_lost(otherwise: Callable[[Any], None], told: Any) -> None:
+    """What Python would only print, as it met the clean-up of an object: an interrupt comes again, a little later."""
+    if issubclass(told.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    else:
+        otherwise(told)
+
+
 def _warning_line(message: Any, *unused: Any, **more: Any) -> str:
     return f"stablebptt: warning: {' '.join(str(message).split())}\n"
 
@@ -613,6 +625,8 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.formatwarning = _warning_line
     given = {"debug": "--debug" in (sys.argv[1:] if arguments is None else arguments)}
     signal.signal(signal.SIGTERM, _terminated)
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_not_lost, hook)
     try:
         code = stablebptt.main(arguments, prog_name="stablebptt", standalone_mode=False, obj=given)
     except (Exception, KeyboardInterrupt) as error:
@@ -620,5 +634,7 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
         message, code = _explain(error)
         output.say(f"stablebptt: {' '.join(_as_options(message).split())}", err=True)
+    finally:
+        sys.unraisablehook = hook
     if code:
         sys.exit(code)

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 LINE_SECONDS = 10.0  # between lines, where there is no bar
+PATIENCE = 1.0  # what takes less shows no bar [s]
 WHOLE = ("epoch", "skipped")  # columns of the history that count
 
 
@@ -69,35 +70,42 @@ def _is_live(*, as_json: bool) -> bool:
 
 
 @contextmanager
-def _counter(line: str, *, quiet: bool, as_json: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """Something to tell how many of how many are done: a bar on a terminal, now and then a `line` elsewhere."""
-    if not quiet and _is_live(as_json=as_json):
-        from stablebptt.tasks import bars
+def counter(
+    line: str, *, quiet: bool, as_json: bool = False, patience: float = PATIENCE
+) -> Iterator[Callable[[int, int, str], None]]:
+    """Something to tell how many of how many are done: a bar on a terminal, now and then a `line` elsewhere.
 
-        with bars.bar() as tell:
-            yield tell
-    else:
-        yield _nothing if quiet or as_json else _lines(line)
+    If code has to be compiled, that is said. What takes less than `patience` [s] is not shown.
+    """
+    with compiling(quiet=quiet):
+        if not quiet and _is_live(as_json=as_json):
+            from stablebptt.tasks import bars
+
+            with bars.bar(patience) as tell:
+                yield tell
+        else:
+            yield _nothing if quiet or as_json else _lines(line, at_once=patience == 0)
 
 
 def _nothing(done: int, total: int, words: str) -> None:
     """Records are shown instead, or it was not asked for."""
 
 
-def _lines(line: str) -> Callable[[int, int, str], None]:
-    shown = -math.inf
+def _lines(line: str, *, at_once: bool) -> Callable[[int, int, str], None]:
+    begin = time.monotonic()
+    shown = -math.inf if at_once else begin
     first: tuple[int, float] | None = None
 
     def tell(done: int, total: int, words: str) -> None:
         nonlocal shown, first
         now = time.monotonic()
         first = first or (done, now)  # before it, code may have been compiled, or a file read
-        if now - shown < LINE_SECONDS and done < total:
+        if now - shown < LINE_SECONDS and (done < total or shown == begin):
             return
         shown = now
         pace = (now - first[1]) / (done - first[0]) if done > first[0] else math.nan
-        rest = f"  {_duration(pace * (total - done))} left" if done < total and math.isfinite(pace) else ""
-        say(f"{line.format(done, total)}  {words}{rest}", err=True)
+        rest = f"{_duration(pace * (total - done))} left" if done < total and math.isfinite(pace) else ""
+        say("  ".join(filter(None, (line.format(done, total), words, rest))), err=True)
 
     return tell
 
@@ -105,6 +113,9 @@ def _lines(line: str) -> Callable[[int, int, str], None]:
 @contextmanager
 def compiling(*, quiet: bool) -> Iterator[None]:
     """Say so, once, if code has to be compiled."""
+    if "numba" not in sys.modules:  # a command that needs none
+        yield
+        return
     from numba.core import event
 
     class Told(event.Listener):
@@ -125,7 +136,7 @@ def compiling(*, quiet: bool) -> Iterator[None]:
 @contextmanager
 def progress(epochs: int, *, quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]]:
     """Something to report epochs to."""
-    with compiling(quiet=quiet), _counter("epoch {}/{}", quiet=quiet, as_json=as_json) as tell:
+    with counter("epoch {}/{}", quiet=quiet, as_json=as_json, patience=0) as tell:
 
         def report(progress: Any) -> None:
             row = epoch_record(progress)
@@ -136,11 +147,14 @@ def progress(epochs: int, *, quiet: bool, as_json: bool) -> Iterator[Callable[[A
         yield report
 
 
-def findings(found: list[Any], *, as_json: bool) -> None:
-    """A table of findings, and an error if one is wrong."""
-    if not as_json:
-        say(f"{'function':<26}{'argument':<12}{'step':>8}{'sure to':>9}{'error':>10}")
-    for finding in found:
+def findings(check: Callable[..., list[Any]], *, as_json: bool) -> None:
+    """A table of findings, row by row, and an error if one is wrong. `check` is called with what to report one to."""
+    shown: list[Any] = []
+
+    def show_row(finding: Any) -> None:
+        if not (as_json or shown):
+            say(f"{'function':<26}{'argument':<12}{'step':>8}{'sure to':>9}{'error':>10}")
+        shown.append(finding)
         if as_json:
             record: dict[str, Any] = {"event": "finding", "function": finding.rule, "argument": finding.argument}
             record |= {"error": finding.error, "step": finding.step}
@@ -149,6 +163,8 @@ def findings(found: list[Any], *, as_json: bool) -> None:
         else:
             numbers = f"{finding.step:>8.0e}{finding.certainty:>9.0e}{finding.error:>10.1e}"
             say(f"{finding.rule:<26}{finding.argument:<12}{numbers}  {finding.verdict}")
+
+    found = check(report=show_row)
     for verdict, words in (("WRONG", "these derivatives disagree"), ("unsure", "no differences are good enough to judge")):
         named = [f"{f.rule} ({f.argument}{': ' * bool(f.note)}{f.note})" for f in found if f.verdict == verdict]
         if named:
@@ -182,7 +198,7 @@ def event(outcome: Any) -> dict[str, Any]:
 def sweep_progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]]:
     """Something to report a sweep to; an interrupt carries a note of what is done."""
     done = total = 0
-    with compiling(quiet=quiet), _counter("{} of {} runs done", quiet=quiet, as_json=as_json) as tell:
+    with counter("{} of {} runs done", quiet=quiet, as_json=as_json, patience=0) as tell:
 
         def report(progress: Any) -> None:
             nonlocal done, total
@@ -190,12 +206,13 @@ def sweep_progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[[Any], No
             facts = {"done": done, "running": progress.running, "failed": bad, "total": total}
             if as_json and progress.ended is not None:
                 show(event(progress.ended) | facts | {"seconds_left": progress.seconds_left}, as_json=True)
-            tell(done + bad, total, f"{progress.running} running, {bad} failed or diverged")
+            tell(done + bad, total, f"{progress.running} running at {progress.share:.0%}, {bad} failed or diverged")
 
         try:
             yield report
         except KeyboardInterrupt as stop:
-            stop.add_note(_saved(done, total))
+            if total:
+                stop.add_note(_saved(done, total))
             raise
 
 

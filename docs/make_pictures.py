@@ -100,7 +100,7 @@ def regulator(picture: Path) -> None:
         axes.plot(gap.clip(1e-14), color=curves.COLOURS[variant], label=variant, linewidth=1.4)
     axes.set(yscale="log", xlabel="update", ylabel="loss above the optimum, relative", ylim=(1e-14, 1e3))
     axes.grid(True, alpha=0.3)
-    axes.legend(frameon=False, loc="center right")
+    figure.legend(frameon=False, loc="outside right center")
     curves.save(lambda: figure, picture)
 
 

@@ -1,8 +1,8 @@
 """Adjoints against finite differences, for `stablebptt TASK check` and for the tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import chain, cycle
 from typing import Any
 
 import numpy as np
@@ -209,8 +209,9 @@ class _Subject:
 
 
 def check_system(
-    system: System, seed: int = 0, *, step: float | None = None, tolerance: float = TOLERANCE, states: Any = None
-) -> list[Finding]:
+    system: System, seed: int = 0, *, step: float | None = None, tolerance: float = TOLERANCE, states: Any = None,
+    report: Callable[[Finding], None] | None = None,
+) -> list[Finding]:  # fmt: skip
     """Test `step_vjp` of a system alone, at random states and controls and along rollouts from there.
 
     The system must define `state_shape` and `control_shape`. The parameters are those of `check`; states (n, *state_shape).
@@ -228,12 +229,13 @@ def check_system(
         plain_python.try_system(subject.system, given[:PLAIN], subject.n_control)
         inputs = adjoint_check_states.of_states(given, subject.n_control, random)
     plain_python.try_system(subject.system, inputs["state"][:MANY], subject.n_control, (1,))
-    return _check_steps(subject, inputs, random, how)
+    return _reported(report, _check_steps(subject, inputs, random, how))
 
 
 def check(
-    problem: Problem, seed: int = 0, *, step: float | None = None, tolerance: float = TOLERANCE, states: Any = None
-) -> list[Finding]:
+    problem: Problem, seed: int = 0, *, step: float | None = None, tolerance: float = TOLERANCE, states: Any = None,
+    report: Callable[[Finding], None] | None = None,
+) -> list[Finding]:  # fmt: skip
     """Test all adjoints of a float64 problem.
 
     Parameters
@@ -243,6 +245,7 @@ def check(
     tolerance : relative errors up to this one pass
     states : where to take derivatives: (n, *state_shape), or a file (.npy, a run file or one of `simulate`); by default along
         rollouts of the initial controller and of random ones, and near initial states
+    report : called with every finding at once
 
     Raises
     ------
@@ -261,10 +264,21 @@ def check(
         starts = given[:ROLLED].reshape(-1, *problem.state_shape)
         inputs = adjoint_check_states.of_states(given, problem.n_control, random)
     plain_python.try_problem(problem, inputs["state"][:MANY], (1,))
-    found = _check_steps(problem, inputs, random, how)
-    found += findings(cost_rule(problem), {"state": inputs["state"]}, random, **how)
-    found += _check_controls(problem, inputs["state"], theta, random, how)
-    found += findings(rollout_rule(problem), {"state": starts, "parameters": theta}, random, **how)
+    parts = (
+        _check_steps(problem, inputs, random, how),
+        findings(cost_rule(problem), {"state": inputs["state"]}, random, **how),
+        _check_controls(problem, inputs["state"], theta, random, how),
+        findings(rollout_rule(problem), {"state": starts, "parameters": theta}, random, **how),
+    )
+    return _reported(report, *parts)
+
+
+def _reported(report: Callable[[Finding], None] | None, *parts: Iterator[Finding]) -> list[Finding]:
+    found = []
+    for finding in chain(*parts):
+        found.append(finding)
+        if report is not None:
+            report(finding)
     return found
 
 
@@ -274,20 +288,20 @@ def _how(step: float | None, tolerance: float) -> dict[str, Any]:
     return {"step": step, "tolerance": arguments.real("tolerance", tolerance, above=0)}
 
 
-def _check_steps(subject: Any, inputs: Arrays, random: np.random.Generator, how: dict[str, Any]) -> list[Finding]:
+def _check_steps(subject: Any, inputs: Arrays, random: np.random.Generator, how: dict[str, Any]) -> Iterator[Finding]:
     """Test all ways to step, and whether they agree with each other."""
     rule = step_rule(subject)
-    found, expected = list(findings(rule, inputs, random, **how)), rule.forward(inputs)
+    yield from findings(rule, inputs, random, **how)
+    expected = rule.forward(inputs)
     others = [step_rule(subject, "step_batch")]
     if plain_python.method(forward.step_sample, subject.system) is not forward.step_sample.methods[System]:
         others.append(step_rule(subject, "step_sample"))
     for other in others:
-        found += findings(other, inputs, random, **how)
+        yield from findings(other, inputs, random, **how)
         largest = np.maximum(np.abs(expected), np.abs(inputs["state"])).max(axis=1, keepdims=True)
         off = (np.abs(other.forward(inputs) - expected) / np.where(largest > 0, largest, 1.0))[np.isfinite(expected)]
         if not np.all(off <= SAME):
-            found.append(Finding(other.name, "x_next", float(np.max(off)), note=f"{other.name} and step disagree"))
-    return found
+            yield Finding(other.name, "x_next", float(np.max(off)), note=f"{other.name} and step disagree")
 
 
 def _check_controls(

@@ -1,14 +1,18 @@
 """Bars of tqdm, in a terminal or a notebook."""
 
+import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
-AT_THE_END = FORMAT.replace("<{remaining}", "")
+from stablebptt.data.run_file import HISTORY
+from stablebptt.tasks import arguments
+
+Tell = Callable[[int, int, str], None]
+Item = TypeVar("Item")
 
 
 def in_notebook() -> bool:
@@ -17,11 +21,16 @@ def in_notebook() -> bool:
     return hasattr(shell, "kernel")
 
 
-@contextmanager
-def bar() -> Iterator[Callable[[int, int, str], None]]:
-    """Something to tell how many of how many are done, and a few words.
+def in_session() -> bool:
+    """Whether a person types what this process runs: in a notebook, in IPython, at Python's prompt."""
+    return in_notebook() or hasattr(sys, "ps1")
 
-    It is drawn when it is told something for the first time, below what was said before.
+
+@contextmanager
+def bar(patience: float = 0.0) -> Iterator[Tell]:
+    """Something to tell how many of how many are done, and a few words, the most important ones first, separated by ", ".
+
+    It is drawn when it is told something for the first time after `patience` [s], below what was said before.
     """
     begin = time.time()
     drawn: Any = None
@@ -29,18 +38,59 @@ def bar() -> Iterator[Callable[[int, int, str], None]]:
     def tell(done: int, total: int, words: str) -> None:
         nonlocal drawn
         if drawn is None:
-            drawn = _tqdm()(total=total, initial=done, file=sys.stderr, dynamic_ncols=True, bar_format=FORMAT)
+            if time.time() - begin < patience:
+                return
+            drawn = _tqdm()(total=total, initial=done, file=sys.stderr, dynamic_ncols=True, bar_format="{percentage:3.0f}%")
             drawn.start_t = begin
-        if done == total:
-            drawn.bar_format = AT_THE_END
-        drawn.set_postfix_str(words, refresh=False)
+        drawn.bar_format = _format(drawn, done, words)
         drawn.update(done - drawn.n)
 
     try:
         yield tell
     finally:
         if drawn is not None:
+            drawn.bar_format = drawn.bar_format.replace("<{remaining}", "")
             drawn.close()
+
+
+def _format(drawn: Any, done: int, words: str) -> str:
+    """What fits into the columns that there are: all of it, fewer words, no bar, the percentage alone."""
+    known = drawn.format_dict
+    pieces = ["{percentage:3.0f}%", "{n_fmt}/{total_fmt}", "[{elapsed}<{remaining}]", *filter(None, words.split(", "))]
+    kinds = [f"{pieces[0]}|{{bar}}| {pieces[1]} {', '.join(pieces[2:k])}" for k in range(len(pieces), 2, -1)]
+    kinds += [" ".join(pieces[:k]) for k in (3, 2)]
+    facts = {**known, "n": done, "ncols": None}
+    for kind in kinds:
+        if len(drawn.format_meter(**facts | {"bar_format": kind.replace("{bar}", " ")})) <= (known["ncols"] or math.inf):
+            return kind
+    return pieces[0]
+
+
+def each(items: Sequence[Item], tell: Tell | None, words: str = "") -> Iterator[Item]:
+    """Items, telling how many are done."""
+    for done, item in enumerate(items, 1):
+        yield item
+        if tell is not None:
+            tell(done, len(items), words)
+
+
+@contextmanager
+def epochs(report: Callable[..., None] | None, progress: bool | None, total: int) -> Iterator[Callable[..., None] | None]:
+    """What is called after every epoch, with a `Progress` at last: the user's `report`, and a bar, by default in a notebook."""
+    if not (in_notebook() and report is None if progress is None else arguments.flag("progress", progress)):
+        yield report
+        return
+    done: dict[tuple[Any, ...], int] = {}
+    with bar() as tell:
+
+        def both(*given: Any) -> None:
+            done[given[:-1]] = given[-1].epoch
+            loss = dict(zip(HISTORY, given[-1].history[-1]))["test_loss"]
+            tell(sum(done.values()), total, f"test loss {loss:.5g}")
+            if report is not None:
+                report(*given)
+
+        yield both
 
 
 def _tqdm() -> Any:

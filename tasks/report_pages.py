@@ -6,15 +6,16 @@ from urllib.parse import quote
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 STYLE = """
-body{font-family:system-ui,sans-serif;margin:0 auto;padding:1em;max-width:90em;line-height:1.4;color:#111;background:#fff}
+:root{color-scheme:light dark}
+body{font-family:system-ui,sans-serif;margin:0 auto;padding:1em;max-width:90em;line-height:1.4}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.2em 1em}dt{font-weight:bold}dd{margin:0;overflow-wrap:anywhere}
 img{max-width:100%;height:auto}.wide{overflow-x:auto}table{border-collapse:collapse;width:100%}
-td,th{padding:.25em .8em;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
+td,th{padding:.25em .5em;text-align:right;vertical-align:bottom;border-bottom:1px solid #8886}td{white-space:nowrap}
 td:first-child,th:first-child{text-align:left}
 th button{all:unset;cursor:pointer;font-weight:bold}th button:focus-visible{outline:2px solid}
 th[aria-sort=ascending] button::after{content:" \\25B2"}th[aria-sort=descending] button::after{content:" \\25BC"}
 li{overflow-wrap:anywhere}
-@media(max-width:40em){dl{display:block}td,th{padding:.25em .4em}}
+@media(max-width:40em){dl{display:block}dd{margin-bottom:.4em}}
 """
 SCRIPT = """
 for (const button of document.querySelectorAll("th button")) button.addEventListener("click", () => {
@@ -26,7 +27,7 @@ for (const button of document.querySelectorAll("th button")) button.addEventList
   const compare = (a, b) => {
     const x = parseFloat(key(a)), y = parseFloat(key(b));
     if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1;
-    const order = Number.isNaN(x) ? key(a).localeCompare(key(b)) : x - y;
+    const order = Number.isNaN(x) ? key(a).localeCompare(key(b), "en", {numeric: true}) : x - y;
     return down ? -order : order;
   };
   table.tBodies[0].append(...[...table.tBodies[0].rows].sort(compare));

@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 from stablebptt.data import run_file, storage
 from stablebptt.data.run_file import Content
 from stablebptt.data.storage import FileFormatError, Group, Variable
+from stablebptt.tasks.bars import Tell, each
 from stablebptt.tasks.families import COMPLETE, DIVERGED, UNFINISHED, facts, groups, outcome, shown, variant_name, varied, word
 from stablebptt.tasks.pictures import curves
 from stablebptt.tasks.registry import TASKS
@@ -89,12 +90,12 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def load_runs(folder: Path) -> tuple[list[Content], list[str]]:
+def load_runs(folder: Path, tell: Tell | None = None) -> tuple[list[Content], list[str]]:
     """All run files in a folder, and one line about each file that could not be read."""
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder")
     runs, problems = [], []
-    for path in sorted(folder.glob("*.h5")):
+    for path in each(sorted(folder.glob("*.h5")), tell):
         try:
             if run_file.kind(path) == run_file.RUN_FORMAT:
                 runs.append(_load(path))
@@ -328,12 +329,12 @@ def _letters(long_name: str, dim: str, values: list[str]) -> Variable:
     return Variable(np.array([list(word.ljust(widest, b"\0")) for word in words], np.uint8), ("run", dim), "1", long_name)
 
 
-def write(folder: Path) -> dict[str, Any]:
+def write(folder: Path, tell: Tell | None = None) -> dict[str, Any]:
     """Write report.h5, report.md, report.html and a figure per task into the subfolder `report` of a folder of run files.
 
-    Returns the report's path and the counts of runs by outcome.
+    Returns the report's path and the counts of runs by outcome. `tell` is told how many files are read.
     """
-    runs, problems = load_runs(folder)
+    runs, problems = load_runs(folder, tell)
     if not runs:
         raise FileFormatError(f"{folder} holds no run file")
     found = families(runs)

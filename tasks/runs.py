@@ -9,6 +9,7 @@ import numpy as np
 
 from stablebptt.data import run_file
 from stablebptt.tasks import TASKS, arguments, descriptions, optimizers
+from stablebptt.tasks.bars import Tell, each
 from stablebptt.tasks.custom import TASK as CUSTOM
 from stablebptt.tasks.custom import Described, custom_facts
 from stablebptt.tasks.errors import ArgumentError
@@ -18,6 +19,8 @@ from stablebptt.tasks.problems import Problem
 HISTORY = tuple(run_file.HISTORY)
 # Test states whose rollouts are stored.
 TRAJECTORIES = 4
+# States that are rolled out at once.
+PART = 1000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -113,7 +116,7 @@ def load(path: str | FilePath, problem: Problem | None = None) -> Run:
     if problem is not None:
         here = {name: value for name, value in problem.options.items() if name != "code"}  # new code may read old runs
         there = {"task": stored.task, "options": stored.options}
-        if found := descriptions.differences(there, {"task": problem.task, "options": here}):
+        if found := _differences(there, {"task": problem.task, "options": here}):
             what, advice = f"{path} is a run of another problem", "give the problem it was made with"
             raise ArgumentError(descriptions.refusal(what, found, advice))
     problem = stored if problem is None else problem
@@ -152,7 +155,7 @@ def resumed(path: FilePath, problem: Problem, settings: Any) -> Progress:
     content = run_file.load(path)
     known = {**content.config, "options": problem_of(content.config, path).options}
     wanted = {**config_of(problem, settings), "epochs": known.get("epochs")}
-    if found := descriptions.differences(known, wanted):
+    if found := _differences(known, wanted):
         advice = "give the options it was made with, or another file"
         raise ArgumentError(descriptions.refusal(f"{path} cannot be resumed", found, advice))
     _check_parameters(content, problem, path)
@@ -161,6 +164,20 @@ def resumed(path: FilePath, problem: Problem, settings: Any) -> Progress:
         advice = "train anew into another file"
         raise ArgumentError(f"{path} cannot be resumed: version 0.1 made it, whose last bits differ; {advice}")
     return progress
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """`descriptions.differences`; where arguments of a function that makes problems differ, they are named, not what follows."""
+    found = descriptions.differences(there, here)
+    made = [config["options"].get("arguments") for config in (there, here)]
+    if found and all(isinstance(each, dict) for each in made):
+        names = dict.fromkeys(name for each in made for name in each)
+        first, second = (
+            {**config, "options": {name: (config["options"] | each).get(name) for name in names}}
+            for config, each in zip((there, here), made)
+        )
+        return descriptions.differences(first, second) or found
+    return found
 
 
 def _checkpoint(content: run_file.Content, settings: Any, path: FilePath) -> Progress:
@@ -221,17 +238,18 @@ def run_of(problem: Problem, settings: Any, progress: Progress, testing: np.ndar
     )
 
 
-def trajectories(problem: Problem, thetas: list[np.ndarray], x0: np.ndarray) -> dict[str, np.ndarray]:
-    """Rollouts of several controllers (the phases) from the same states x0 (n, *state_shape).
+def trajectories(problem: Problem, thetas: list[np.ndarray], x0: np.ndarray, tell: Tell | None = None) -> dict[str, np.ndarray]:
+    """Rollouts of several controllers (the phases) from the same states x0 (n, *state_shape), a part of them after another.
 
     Returns
     -------
     time (T+1,) [s], states (phases, n, T+1, *state), controls (phases, n, T, *control), loss (phases, n)
     """
-    paths = [problem.follow(theta, x0) for theta in thetas]
-    return {
-        "time": problem.time,
-        "states": np.stack([path.states for path in paths]),
-        "controls": np.stack([path.controls for path in paths]),
-        "loss": np.stack([problem.losses(theta, x0)[0] for theta in thetas]),
-    }
+    parts = [x0[first : first + PART] for first in range(0, len(x0), PART)]
+
+    def rolled(theta: np.ndarray) -> list[np.ndarray]:
+        paths = [(problem.follow(theta, part), problem.losses(theta, part)[0]) for part in each(parts, tell)]
+        return [np.concatenate(values) for values in zip(*((path.states, path.controls, loss) for path, loss in paths))]
+
+    phases = zip(("states", "controls", "loss"), zip(*map(rolled, thetas)))
+    return {"time": problem.time} | {name: np.stack(values) for name, values in phases}

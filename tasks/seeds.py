@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stablebptt.data.atomic import expanded
-from stablebptt.tasks import arguments
+from stablebptt.tasks import arguments, bars
 from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.problems import LARGEST_SEED, Problem
 from stablebptt.tasks.runs import Progress, Run, check_options, resumed
@@ -31,6 +31,7 @@ def train_seeds(
     force: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: Callable[[int, Progress], None] | None = None,
+    progress: bool | None = None,
     threads: int | None = None,
     **settings: Any,
 ) -> list[Run | DivergedError]:
@@ -42,7 +43,7 @@ def train_seeds(
     out : folder for the run files ``seed_0.h5``, ..; created if missing
     report : called with a seed and its `Progress` after every epoch
     checkpoint_seconds : time between writes of a run file [s]; longer with many runs, so writing takes at most 1 % of the time
-    problem, variant, epochs, resume, force, threads, **settings : as in `train`
+    problem, variant, epochs, resume, force, progress, threads, **settings : as in `train`
 
     Returns
     -------
@@ -50,7 +51,7 @@ def train_seeds(
     """
     chosen = make_settings(variant=variant, epochs=epochs, seed=Settings.seed, **settings)
     how: dict[str, Any] = {"resume": resume, "force": force, "checkpoint_seconds": checkpoint_seconds, "threads": threads}
-    return train_runs(problem, seeds, chosen, out, report=report, **how)
+    return train_runs(problem, seeds, chosen, out, report=report, progress=progress, **how)
 
 
 document(train_seeds, "Settings", OPTIONS.values())
@@ -66,6 +67,7 @@ def train_runs(
     force: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: Callable[[int, Progress], None] | None = None,
+    progress: bool | None = None,
     threads: int | None = None,
 ) -> list[Run | DivergedError]:
     """`train_seeds` with settings that are built already; only their seed is replaced."""
@@ -81,13 +83,14 @@ def train_runs(
         if path is not None and resume and path.exists():
             resumed(path, problem, by_seed[seed])
     pause = max(checkpoint_seconds, SECONDS_PER_FILE * len(numbers)) if len(numbers) > 1 else checkpoint_seconds
-    told = {seed: None if report is None else partial(report, seed) for seed in numbers}
-    active = [
-        ActiveRun(problem, by_seed[seed], paths[seed], resume=resume, checkpoint_seconds=pause, report=told[seed])
-        for seed in numbers
-    ]
-    with arguments.threads(threads):
-        return advance(active)
+    with arguments.threads(threads), bars.epochs(report, progress, settings.epochs * len(numbers)) as told:
+        reports = {seed: None if told is None else partial(told, seed) for seed in numbers}
+        return advance(
+            [
+                ActiveRun(problem, by_seed[seed], paths[seed], resume=resume, checkpoint_seconds=pause, report=reports[seed])
+                for seed in numbers
+            ]
+        )
 
 
 def _paths(out: str | Path | None, seeds: list[int], *, resume: bool, force: bool) -> dict[int, Path | None]:

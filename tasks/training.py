@@ -2,9 +2,9 @@
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any, Self
@@ -62,6 +62,9 @@ def train(
     DivergedError
         With epoch, batch and time step; the file then holds the epochs before. An interrupted run also leaves a complete file.
         So does a run that ends without a finite test loss.
+    KeyboardInterrupt
+        If it is interrupted; but in an interactive session (a notebook, IPython, Python's prompt) it returns the epochs that are
+        done, as a run with the status "interrupted".
     BlockingIOError
         If another process writes `out`.
     FileExistsError
@@ -92,27 +95,12 @@ def train_run(
     path = None if out is None else usable(atomic.expanded(out), resume=resume, force=force)
     if path is not None:
         check_options(problem)
-    wanted = bars.in_notebook() and report is None if progress is None else arguments.flag("progress", progress)
-    with arguments.threads(threads), bars.bar() if wanted else nullcontext() as tell:
-        told = _told(report, tell, settings.epochs)
+    with arguments.threads(threads), bars.epochs(report, progress, settings.epochs) as told:
         active = ActiveRun(problem, settings, path, resume=resume, checkpoint_seconds=checkpoint_seconds, report=told)
         [result] = advance([active])
     if isinstance(result, DivergedError):
         raise result
     return result
-
-
-def _told(report: Callable[[Progress], None] | None, tell: Callable[[int, int, str], None] | None, epochs: int) -> Any:
-    """What is called after every epoch: the user's function, and a bar."""
-    if tell is None:
-        return report
-
-    def both(progress: Progress) -> None:
-        tell(progress.epoch, epochs, f"test loss {progress.history[-1][runs.HISTORY.index('test_loss')]:.5g}")
-        if report is not None:
-            report(progress)
-
-    return both
 
 
 def check_training(problem: Problem, settings: Settings, checkpoint_seconds: float) -> None:
@@ -292,7 +280,8 @@ class ActiveRun:
 def advance(active: Sequence[ActiveRun]) -> list[Run | DivergedError]:
     """Advance runs that differ only in the seed together to their ends; returns the result of each.
 
-    The engine works for one half of them while the optimizers work for the other. An error carries a note of what is saved.
+    The engine works for one half of them while the optimizers work for the other. An error carries a note of what is saved. In an
+    interactive session the results of interrupted runs are returned, too, if an epoch is done.
     """
     try:
         with contextlib.ExitStack() as stack:
@@ -302,9 +291,14 @@ def advance(active: Sequence[ActiveRun]) -> list[Run | DivergedError]:
             while turns:
                 turns = [turn for turn in turns if next(turn, "over") != "over"]
     except KeyboardInterrupt as stop:
-        if saved := kept(active):
-            stop.add_note(f"{saved}; go on with resume=True" if any(run.kept is not None for run in active) else saved)
-        raise
+        saved = kept(active)
+        if bars.in_session() and any(run.progress.epoch for run in active):
+            done = max(run.progress.epoch for run in active)
+            sys.stderr.write(f"interrupted after epoch {done}; what was learned is returned{'; ' * bool(saved)}{saved}\n")
+        else:
+            if saved:
+                stop.add_note(f"{saved}; go on with resume=True" if any(run.kept is not None for run in active) else saved)
+            raise
     return [run.result for run in active if run.result is not None]
 
 

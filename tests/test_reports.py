@@ -292,3 +292,37 @@ def test_many_difficulties_take_several_rows():
     assert figure.axes[0].get_ylim() == figure.axes[4].get_ylim() and figure.axes[13].texts[0].get_text() == "no run"
     named = [text.get_text() for text in figure.legends[0].get_texts()]  # also where a difficulty has one rate only
     assert named == ["C, learning rate 0.0001", "C, learning rate 0.001"]
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SEEN = """<script>
+addEventListener("load", () => {
+  const table = document.querySelectorAll("table")[1], told = [], head = document.documentElement;
+  for (const k of [6, 6, 0]) {
+    table.querySelectorAll("th button")[k].click();
+    told.push([...table.tBodies[0].rows].map(row => row.cells[k].textContent));
+  }
+  const fits = head.scrollWidth <= innerWidth, scrolls = getComputedStyle(table.parentElement).overflowX;
+  const picture = document.querySelector("img").naturalWidth;
+  head.innerHTML = "<pre>" + JSON.stringify({told, fits, scrolls, picture, width: innerWidth}) + "</pre>";
+});
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("width, height", [(1280, 1000), (500, 844)])  # the narrowest window it has
+def test_the_page_in_a_browser(reported, tmp_path, width, height):
+    """Its tables sort, it is no wider than the window, its pictures are found, and the console holds no error."""
+    page = reported[0] / "report" / "seen.html"
+    page.write_text((reported[0] / "report" / "report.html").read_text().replace("</body>", SEEN))
+    told = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
+    told += ["disable-component-update", "disable-sync", f"user-data-dir={tmp_path}", "enable-logging=stderr", "v=0"]
+    command = [CHROMIUM, *(f"--{word}" for word in told), f"--window-size={width},{height}", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    seen = json.loads(done.stdout.partition("<pre>")[2].partition("</pre>")[0])
+    up, down, files = seen.pop("told")
+    assert up == sorted(up, key=float) and down == sorted(up, key=float, reverse=True) and len(set(up)) > 1
+    assert files == sorted(files) and seen.pop("picture") > 500
+    assert seen == {"fits": True, "scrolls": "auto", "width": width}

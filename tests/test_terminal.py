@@ -107,6 +107,7 @@ def test_resume_takes_the_arguments_of_a_function(run, tmp_path):
     assert run(*words, "--resume", "--epochs", 2, "--set", "poles=2").code == 0
     assert sb.load("run.h5").config["options"]["arguments"] == {"poles": 2, "steps": 3}
     assert "steps: 3 in the file, 5 given" in run(*words, "--resume", "--set", "steps=5").err
+    assert "resumed: poles: 2 in the file, 3 given; give" in run(*words, "--resume", "--set", "poles=3").err
 
 
 @pytest.mark.parametrize("spoiled", [
@@ -436,7 +437,7 @@ LONG = ["cartpole", "train", *SMALL, "--epochs", "1500", "--out", "run.h5"]
 def test_a_bar_fits_the_terminal(tmp_path, columns):
     drawn = on_terminal(tmp_path, LONG, columns).partition("\nfile: run.h5\n")[0].split("\r")
     assert len(drawn) > 2 and all(len(line) <= columns for line in drawn)
-    assert drawn[-1].startswith("100%|") and re.search(r" 1500/1500 \[\d\d:\d\d\], test ", drawn[-1])
+    assert re.search(r"^100%\|.* 1500/1500 \[\d\d:\d\d\]", drawn[-1]) and (", test loss " in drawn[-1]) == (columns > 49)
 
 
 @POSIX

@@ -7,6 +7,7 @@ from typing import Any
 
 from stablebptt.data.atomic import replacing
 from stablebptt.tasks import arguments
+from stablebptt.tasks.bars import Tell, each
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.pictures.curves import literally, new_figure
 from stablebptt.tasks.pictures.rollouts import curves, look, window
@@ -43,9 +44,13 @@ def film(rollouts: Rollouts, sample: int, task: Task | None = None) -> tuple[Any
 
 
 def save_film(
-    rollouts: Rollouts, sample: int, path: Path, fps: int = 25, every: int = 1, *, dpi: int = 80, task: Task | None = None
-) -> int:
-    """Write a film of one initial state, a picture for every `every`-th time step; returns the number of pictures."""
+    rollouts: Rollouts, sample: int, path: Path, fps: int = 25, every: int = 1, *, dpi: int = 80, task: Task | None = None,
+    tell: Tell | None = None,
+) -> int:  # fmt: skip
+    """Write a film of one initial state, a picture for every `every`-th time step; returns the number of pictures.
+
+    `tell` is told how many of them are written.
+    """
     arguments.choice("film format", path.suffix.lower(), FORMATS)
     for name, value in (("fps", fps), ("every", every), ("dpi", dpi)):
         arguments.whole(name, value, 1, 1000)
@@ -59,7 +64,7 @@ def save_film(
 
     writer = PillowWriter(fps=fps) if path.suffix.lower() == ".gif" else FFMpegWriter(fps=fps)
     with replacing(path) as beside, writer.saving(figure, str(beside), dpi):
-        for step in steps:
+        for step in each(steps, tell):
             update(step)
             writer.grab_frame()
     return len(steps)

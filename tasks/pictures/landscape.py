@@ -12,6 +12,7 @@ from stablebptt.adjoint.generics import control_vjp, cost_vjp, step_vjp
 from stablebptt.kernels.core.dispatch import implements, like
 from stablebptt.kernels.generics import Controller, Loss, System, control, cost, step
 from stablebptt.tasks import arguments, optimizers
+from stablebptt.tasks.bars import Tell, each
 from stablebptt.tasks.pictures.curves import COLOURS, new_figure
 from stablebptt.tasks.problems import Axis, Problem, mean_weights
 
@@ -93,8 +94,8 @@ def walk_problem() -> Problem:
     )
 
 
-def fields(resolution: int = 121) -> dict[str, np.ndarray]:
-    """Loss (n, n) and the fields R, M and C (n, n, 2) over theta in [-4, 4]^2.
+def fields(resolution: int = 121, tell: Tell | None = None) -> dict[str, np.ndarray]:
+    """Loss (n, n) and the fields R, M and C (n, n, 2) over theta in [-4, 4]^2; `tell` is told how many rows are done.
 
     Returns
     -------
@@ -104,7 +105,7 @@ def fields(resolution: int = 121) -> dict[str, np.ndarray]:
     problem, x0 = walk_problem(), np.array([[START]])
     found: dict[str, np.ndarray] = {"theta": theta, "loss": np.empty((resolution, resolution))}
     found |= {name: np.empty((resolution, resolution, 2)) for name in "RMC"}
-    for i, second in enumerate(theta):
+    for i, second in enumerate(each(theta.tolist(), tell)):
         for j, first in enumerate(theta):
             gradient = problem.gradient(np.array([first, second]), x0, "C")
             found["loss"][i, j] = gradient.loss.total

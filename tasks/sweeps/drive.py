@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,14 @@ ATTEMPTS = 5  # of a run whose worker died
 
 @dataclass(frozen=True)
 class SweepProgress:
-    """Where a sweep stands; `ended` is the run that just ended, if one did."""
+    """Where a sweep stands; `ended` is the run that just ended, if one did, `share` that of the running ones that is done."""
 
     total: int
     outcomes: tuple[Outcome, ...]
     running: int
     seconds_left: float
     ended: Outcome | None = None
+    share: float = 0.0
 
     def count(self, *statuses: str) -> int:
         return sum(outcome.status in statuses for outcome in self.outcomes)
@@ -204,15 +206,30 @@ class Drive:
     def _tell(self, outcome: Outcome | None = None) -> None:
         if self.report is None:
             return
-        running = sum(future.running() for future in self.flying)
+        running = [planned for future, (planned, _) in self.flying.items() if future.running()]
         remaining = [planned for planned, _ in (*self.flying.values(), *self.waiting)]
-        left = sum(self._expected(planned) for planned in remaining) / max(running, 1)
-        self.report(SweepProgress(self.total, tuple(self.ended.values()), running, left, outcome))
+        left = sum(self._expected(planned) for planned in remaining) / max(len(running), 1)
+        share = sum(map(self._share, running)) / max(len(running), 1)
+        self.report(SweepProgress(self.total, tuple(self.ended.values()), len(running), left, outcome, share))
+
+    def _share(self, planned: Planned) -> float:
+        """Of the epochs of a run, those that its file holds, which is written now and then."""
+        path = self.folder / planned.name
+        try:
+            return _epochs_in(path, path.stat().st_mtime_ns) / max(planned.config["epochs"], 1)
+        except OSError:  # there is none yet
+            return 0.0
 
     def _expected(self, planned: Planned) -> float:
         """Seconds of a run, from those of its task (or of all) that are done; NaN at first."""
         known = self.seconds.get(planned.config["task"]) or [s for each in self.seconds.values() for s in each]
         return float(np.mean(known)) if known else float("nan")
+
+
+@lru_cache
+def _epochs_in(path: Path, stamp: int) -> int:
+    """How many epochs the file of a run holds that was written at a time `stamp`."""
+    return outcome_of(path).epochs
 
 
 @dataclass(frozen=True)

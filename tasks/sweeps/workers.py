@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -75,6 +77,15 @@ class Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
         signal.signal(signal.SIGTERM, self.terminate)
         self.busy = False
+        threading.Thread(target=self.end_with_parent, daemon=True).start()
+
+    def end_with_parent(self) -> None:
+        """Leave a dead parent, when no run is under way."""
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+        while self.busy:
+            time.sleep(1)
+        os._exit(1)
 
     def terminate(self, number: int, frame: Any) -> None:
         if not self.busy:
@@ -120,7 +131,7 @@ def trained(config: dict[str, Any], path: str) -> Outcome:
         made = problem_of_run(config)
         run = training.train_run(made, settings_of(config), place, resume=True, report=_watch, threads=1)
         note_of(place).unlink(missing_ok=True)
-        return ended(place.name, COMPLETE, run.history)
+        return ended(place.name, run.status, run.history)
     except BlockingIOError as error:
         return Outcome(place.name, BUSY, message=str(error))
     except (DivergedError, KeyboardInterrupt):
@@ -141,44 +152,99 @@ def gathered(config: dict[str, Any], path: str) -> tuple[Outcome, bytes | None]:
         return outcome, place.read_bytes() if place.exists() else None
 
 
+class _Interrupts:
+    """SIGINT and SIGTERM raise one KeyboardInterrupt; as a context, not before its end.
+
+    An interrupt that meets the start of a process leaves one behind that nobody ends. One that meets the join of a thread lets
+    Python take it for ended: the exit of the program then waits for workers that nobody tells to go.
+    """
+
+    def __init__(self) -> None:
+        self.held = self.came = self.raised = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        self.came = True
+        if not self.held:
+            self._raise()
+
+    def __enter__(self) -> None:
+        self.held = True
+
+    def __exit__(self, *_: Any) -> None:
+        self.held = False
+        if self.came:
+            self._raise()
+
+    def _raise(self) -> None:
+        if not self.raised:
+            self.raised = True
+            raise KeyboardInterrupt
+
+
 class _Pool(ProcessPoolExecutor):
     """Processes that do not run the user's script again: it may have no main guard, or be the standard input."""
 
+    interrupts: _Interrupts
+
     def submit(self, *arguments: Any, **more: Any) -> Future:  # starts processes, which would run what is called __main__
         script = sys.modules["__main__"]
-        sys.modules["__main__"] = ModuleType("__main__")
-        try:
-            return super().submit(*arguments, **more)
-        finally:
-            sys.modules["__main__"] = script
+        with self.interrupts, _deaf():
+            sys.modules["__main__"] = ModuleType("__main__")
+            try:
+                return super().submit(*arguments, **more)
+            finally:
+                sys.modules["__main__"] = script
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are started here hear no Ctrl-C from the terminal, which is the parent's affair."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
 def local_workers(count: int) -> Iterator[Callable[[], Executor]]:
     """Makes pools of processes with one thread each; when the block ends, runs that are under way save and end."""
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    pools: list[ProcessPoolExecutor] = []
+    stop, interrupts = context.Event(), _Interrupts()
+    pools: list[_Pool] = []
     before = {name: os.environ.get(name) for name in SINGLE_THREAD}
     os.environ.update(SINGLE_THREAD)
 
     def make() -> Executor:
-        for broken in pools:
-            broken.shutdown(wait=True)  # those of its workers that live save their runs and leave them to others
+        with interrupts:
+            for broken in pools:
+                broken.shutdown(wait=True)  # those of its workers that live save their runs and leave them to others
         pools.append(_Pool(count, context, begin_worker, (stop, os.getpid())))
+        pools[-1].interrupts = interrupts
         return pools[-1]
 
+    main = threading.current_thread() is threading.main_thread()  # the only one that is interrupted
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if main and callable(signal.getsignal(n))]
+    handlers = {number: signal.signal(number, interrupts) for number in numbers}
     try:
         yield make
     finally:
-        stop.set()
-        for pool in pools:
-            pool.shutdown(wait=True, cancel_futures=True)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        try:
+            with interrupts:
+                stop.set()
+                for pool in pools:
+                    pool.shutdown(wait=True, cancel_futures=True)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def cores() -> int:

@@ -90,7 +90,7 @@ def test_a_record_is_a_command(run, tmp_path):
     assert run(source, "train", "--resume", "--out", "h.h5").code == 0  # all else is in the file
     assert sb.load("h.h5").config["options"]["arguments"] == arguments
     other = run(source, "train", "--pull", 2, "--layers", "3,2", *COUNTS, "--resume", "--out", "h.h5")
-    refused(other, 2, "loss.target_x: 3.0 in the file")
+    refused(other, 2, "resumed: pull: 3.0 in the file, 2.0 given; give")
     simulated = run(source, "simulate", "h.h5", "--count", 3, "--json", "--out", "paths.h5")
     assert simulated.code == 0 and json.loads(simulated.out)["count"] == 3, simulated.err
     checked = run(source, "check", "--pull", 2)
