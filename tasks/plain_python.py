@@ -120,8 +120,7 @@ def _where(error: Exception, function: Any) -> str:
     code = function.__code__
     loc = getattr(error, "loc", None)
     file, line = (code.co_filename, code.co_firstlineno) if loc is None else (loc.filename, loc.line)
-    text = linecache.getline(file, line).strip()
-    return f"{file}, line {line}, in {function.__name__}" + (f" ({text})" if text else "")
+    return _shown(code, file, line)
 
 
 def _gist(error: Exception) -> str:
@@ -179,7 +178,8 @@ def _try(function: Any, part: Any, *arrays: Any) -> None:
     except (NameError, IndexError, AttributeError) as error:
         if not isinstance(error, AttributeError) or isinstance(error.obj, Struct | np.ndarray | types.ModuleType):
             told = str(error).replace(f"'{Counted.__name__}' object", "an array")
-            raise ArgumentError(f"{_place(error)}: {told}") from error
+            code, line = users_line(error) or (own.__code__, own.__code__.co_firstlineno)
+            raise ArgumentError(f"{_shown(code, code.co_filename, line)}: {told}") from error
     except Exception:  # 1 / 0, square roots of -1, the compiler's own functions: not so in compiled code, or it says so itself
         return
 
@@ -218,11 +218,18 @@ def _of_library(file: str) -> bool:
     return any(folder in Path(file).resolve().parents for folder in LIBRARIES)
 
 
-def _place(error: BaseException) -> str:
-    """File, number and text of the line of the user's code that led to an error."""
-    frames = [f for f in traceback.walk_tb(error.__traceback__) if not _ours(f[0].f_globals.get("__name__"))]
-    users = [f for f in frames if not _of_library(f[0].f_code.co_filename)] or frames
-    frame, line = users[-1]
-    file = frame.f_code.co_filename
+def users_line(error: BaseException) -> tuple[types.CodeType, int] | None:
+    """Function and line of the user's code that led to an error, or else of a library's."""
+    frames = [
+        (frame.f_code, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("stablebptt", "importlib")
+    ]
+    users = [(code, line) for code, line in frames if not _of_library(code.co_filename)] or frames
+    return users[-1] if users else None
+
+
+def _shown(code: types.CodeType, file: str, line: int) -> str:
+    """File, number and text of a line of a function."""
     text = linecache.getline(file, line).strip()
-    return f"{file}, line {line}, in {frame.f_code.co_name}" + (f" ({text})" if text else "")
+    return f"{file}, line {line}, in {code.co_name}" + (f" ({text})" if text else "")
