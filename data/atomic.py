@@ -5,9 +5,9 @@ import errno
 import glob
 import json
 import os
+import secrets
 import socket
 import stat
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -70,23 +70,21 @@ def replacing(path: Path, *, rehearsal: bool = False) -> Iterator[Path]:
     OSError
         If the file cannot be written, or `path` cannot hold a file.
     """
-    name, place = None, target(path)
+    place = target(path)
+    name = str(place.with_name(f"{_beside(place)}{secrets.token_hex(4)}{place.suffix}"))
     try:
-        handle, name = tempfile.mkstemp(prefix=_beside(place), suffix=place.suffix, dir=place.parent)
-        os.close(handle)
+        open(name, "xb").close()
         yield Path(name)
         with open(name, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
         if rehearsal:
             os.unlink(name)
         else:
             os.replace(name, place)
     except BaseException as error:
-        if name is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-        if isinstance(error, OSError) and (name is None or error.filename in (None, name)):  # name the file the user asked for
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        if isinstance(error, OSError) and error.filename in (None, name):  # name the file the user asked for
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(place.parent)
@@ -193,12 +191,6 @@ def _is_there(handle: int, place: Path) -> bool:
 def _beside(path: Path, *, pattern: bool = False) -> str:
     """Prefix of the names of unfinished files."""
     return f".{glob.escape(path.name) if pattern else path.name}.part-"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

@@ -138,7 +138,8 @@ def load(path: str | Path) -> Content:
         raise FileFormatError(f"{path} is a run file of version {version}; this program reads version {FORMAT_VERSION}")
     try:
         columns = groups["history"]
-        columns.setdefault("skipped", _none_skipped(columns["epoch"]))  # the oldest files lack this column
+        none_skipped = np.zeros_like(columns["epoch"].values)  # the oldest files lack this column
+        columns.setdefault("skipped", Variable(none_skipped, ("epoch",), "1", HISTORY["skipped"]))
         history = {name: columns[name].values for name in HISTORY}
         checkpoint = {name: variable.values for name, variable in groups["checkpoint"].items()}
         for name in ("epoch", "best_loss", "best_epoch"):
@@ -212,10 +213,6 @@ def _places(scale: Variable) -> tuple[Any, ...]:
         words = json.loads(scale.attributes["names"])
     known = isinstance(words, list) and len(words) == len(scale.values) and all(isinstance(word, str) for word in words)
     return tuple(words) if known else tuple(scale.values.tolist())
-
-
-def _none_skipped(epoch: Variable) -> Variable:
-    return Variable(np.zeros_like(epoch.values), ("epoch",), "1", HISTORY["skipped"])
 
 
 def config_of(attributes: Mapping[str, Any], path: Any) -> dict[str, Any]:

@@ -229,10 +229,8 @@ def _attributes(item: Any) -> dict[str, Any]:
         value = item.attrs[name]
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace")
-        if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub":
             value = value.tolist()
-        if isinstance(value, np.generic) and value.dtype.kind in "fiub":
-            value = value.item()
         if isinstance(value, str | int | float | list):
             found[name] = value
     return found

@@ -136,6 +136,10 @@ def cost_rule(problem: Problem) -> Rule:
     )
 
 
+def _controls_shape(problem: Problem) -> Callable[[Arrays], tuple[int, ...]]:
+    return lambda inputs: (len(inputs["state"]), problem.n_control)
+
+
 def single_control_rule(problem: Problem) -> Rule:
     """Rule of `control`, state by state, each with its own parameters: inputs (B, n_state), (B, n_parameters)."""
     controller = problem.controller
@@ -147,11 +151,8 @@ def single_control_rule(problem: Problem) -> Rule:
         for c_bar, theta_bar, x_bar in zip(cotangents, bars["parameters"], bars["state"]):
             batches.controls_vjp(controller, inputs["parameters"], inputs["state"], c_bar, theta_bar, x_bar)
 
-    def shape(inputs: Arrays) -> tuple[int, ...]:
-        return len(inputs["state"]), problem.n_control
-
     names = {"output": "c", "state": "x_bar", "parameters": "theta_bar"}
-    return in_place("control", write, add, shape, independent=frozenset(names), names=names)
+    return in_place("control", write, add, _controls_shape(problem), independent=frozenset(names), names=names)
 
 
 def control_rule(problem: Problem, *, unit: bool = False) -> Rule:
@@ -178,12 +179,9 @@ def control_rule(problem: Problem, *, unit: bool = False) -> Rule:
     def write(inputs: Arrays, output: np.ndarray) -> None:
         run(inputs, output, 1)
 
-    def shape(inputs: Arrays) -> tuple[int, ...]:
-        return len(inputs["state"]), problem.n_control
-
     names = {"output": "c", "state": "x_bar", "parameters": "gradients"}
     name = "control (unit cotangents)" if unit else "control_batch" if isinstance(controller, Controller) else "control"
-    return in_place(name, write, add, shape, independent=frozenset(("state",)), names=names)
+    return in_place(name, write, add, _controls_shape(problem), independent=frozenset(("state",)), names=names)
 
 
 def rollout_rule(problem: Problem) -> Rule:
@@ -206,6 +204,8 @@ class _Subject:
     system: System
     n_state: int
     n_control: int
+    loss_function: None = None
+    controller: None = None
 
 
 def check_system(
@@ -222,13 +222,13 @@ def check_system(
     random, (how, shapes) = np.random.default_rng(seed), (_how(step, tolerance), [np.atleast_1d(s).tolist() for s in shapes])
     subject = _Subject(cast(system, np.float64), *(int(np.prod(shape)) for shape in shapes))
     if states is None:
-        plain_python.try_system(subject.system, random.standard_normal((PLAIN, subject.n_state)), subject.n_control)
+        plain_python.try_problem(subject, random.standard_normal((PLAIN, subject.n_state)))
         inputs = adjoint_check_states.of_system(step_rule(subject).forward, (subject.n_state, subject.n_control), random)
     else:
         given = adjoint_check_states.read_states(states, tuple(shapes[0]))
-        plain_python.try_system(subject.system, given[:PLAIN], subject.n_control)
+        plain_python.try_problem(subject, given[:PLAIN])
         inputs = adjoint_check_states.of_states(given, subject.n_control, random)
-    plain_python.try_system(subject.system, inputs["state"][:MANY], subject.n_control, (1,))
+    plain_python.try_problem(subject, inputs["state"][:MANY], (1,))
     return _reported(report, _check_steps(subject, inputs, random, how))
 
 

@@ -67,10 +67,7 @@ def memory(what: str, wanted: float) -> None:
 
 def index(name: str, value: Any, count: int) -> int:
     """An index below `count`."""
-    number = whole(name, value, 0)
-    if number >= count:
-        raise ArgumentError(f"{name} is {number}; it must be at most {count - 1}")
-    return number
+    return whole(name, value, 0, count - 1)
 
 
 def real(name: str, value: Any, above: float | None = None, least: float | None = None, below: float | None = None) -> float:

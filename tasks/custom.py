@@ -5,8 +5,6 @@ import importlib.util
 import inspect
 import os
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -30,7 +28,6 @@ TASK = CUSTOM
 SYSTEM, LOSS = (forward.step, backward.step_vjp), (forward.cost, backward.cost_vjp)
 CONTROLLER = (forward.control, backward.control_vjp)
 PARTS = ("system", "controller", "loss")
-LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 importing: list[str] = []  # the user's modules whose import is under way
 
 
@@ -277,12 +274,8 @@ def _place(error: BaseException) -> str | None:
     """File and line of the user's code where an error arose."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
-    places = []
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("stablebptt", "importlib"):
-            places.append(f"{frame.f_code.co_filename}:{line}")
-    own = [place for place in places if not place.startswith(LIBRARIES)] or places
-    return own[-1] if own else None
+    found = plain_python.users_line(error)
+    return found and f"{found[0].co_filename}:{found[1]}"
 
 
 def cast(part: Any, kind: Any) -> Any:

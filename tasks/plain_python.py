@@ -71,29 +71,17 @@ def try_new(problem: Problem) -> None:
     try_problem(problem, states, (2,))
 
 
-def try_problem(problem: Problem, states: np.ndarray, cotangents: tuple[int, ...] = (1, 2, 3)) -> None:
-    """Call a problem's user-defined functions at a few states (n, n_state).
+def try_problem(problem: Any, states: np.ndarray, cotangents: tuple[int, ...] = (1, 2, 3)) -> None:
+    """Call a problem's user-defined functions at a few states (n, n_state); loss and controller may be None.
 
     Raises
     ------
     ValueError
         With file and line, if a function uses a missing name or attribute, or an index out of bounds.
     """
-    try_system(problem.system, states, problem.n_control, cotangents)
     for x in states:
-        for call in _loss_calls(problem.loss_function, x):
+        for call in _calls(problem, x, cotangents):
             _try(*call)
-        if isinstance(problem.controller, forward.Controller):
-            for call in _controller_calls(problem.controller, x, problem.n_control):
-                _try(*call)
-
-
-def try_system(system: Any, states: np.ndarray, n_control: int, cotangents: tuple[int, ...] = (1, 2, 3)) -> None:
-    """`try_problem` for a system alone, at states (n, n_state)."""
-    for x in states:
-        for m in cotangents:
-            for call in _system_calls(system, x, n_control, m):
-                _try(*call)
 
 
 def why_not_compiled(problem: Problem, error: Exception) -> Exception:
@@ -101,11 +89,7 @@ def why_not_compiled(problem: Problem, error: Exception) -> Exception:
 
     Within the package's loops the compiler tells of every function on its way. So the user's are compiled alone.
     """
-    x = problem.sample(1).reshape(-1)
-    calls = [*_system_calls(problem.system, x, problem.n_control, 2), *_loss_calls(problem.loss_function, x)]
-    if isinstance(problem.controller, forward.Controller):
-        calls += _controller_calls(problem.controller, x, problem.n_control)
-    for function, part, *arrays in calls:
+    for function, part, *arrays in _calls(problem, problem.sample(1).reshape(-1), (2,)):
         own = method(function, part)
         if own is not None and not _ours(getattr(own, "__module__", None)):
             try:
@@ -120,8 +104,7 @@ def _where(error: Exception, function: Any) -> str:
     code = function.__code__
     loc = getattr(error, "loc", None)
     file, line = (code.co_filename, code.co_firstlineno) if loc is None else (loc.filename, loc.line)
-    text = linecache.getline(file, line).strip()
-    return f"{file}, line {line}, in {function.__name__}" + (f" ({text})" if text else "")
+    return _shown(code, file, line)
 
 
 def _gist(error: Exception) -> str:
@@ -134,6 +117,15 @@ def _gist(error: Exception) -> str:
 def method(function: Any, part: Any) -> Any:
     """The method of a generic function for a struct; None if there is no method."""
     return next((function.methods[cls] for cls in type(part).__mro__ if cls in function.methods), None)
+
+
+def _calls(problem: Any, x: np.ndarray, cotangents: tuple[int, ...]) -> Iterator[Call]:
+    """Calls of all functions of a problem at one state x (n_state,)."""
+    for m in cotangents:
+        yield from _system_calls(problem.system, x, problem.n_control, m)
+    yield from _loss_calls(problem.loss_function, x)
+    if isinstance(problem.controller, forward.Controller):
+        yield from _controller_calls(problem.controller, x, problem.n_control)
 
 
 def _system_calls(system: Any, x: np.ndarray, n_control: int, m: int) -> Iterator[Call]:
@@ -179,7 +171,8 @@ def _try(function: Any, part: Any, *arrays: Any) -> None:
     except (NameError, IndexError, AttributeError) as error:
         if not isinstance(error, AttributeError) or isinstance(error.obj, Struct | np.ndarray | types.ModuleType):
             told = str(error).replace(f"'{Counted.__name__}' object", "an array")
-            raise ArgumentError(f"{_place(error)}: {told}") from error
+            code, line = users_line(error) or (own.__code__, own.__code__.co_firstlineno)
+            raise ArgumentError(f"{_shown(code, code.co_filename, line)}: {told}") from error
     except Exception:  # 1 / 0, square roots of -1, the compiler's own functions: not so in compiled code, or it says so itself
         return
 
@@ -218,11 +211,18 @@ def _of_library(file: str) -> bool:
     return any(folder in Path(file).resolve().parents for folder in LIBRARIES)
 
 
-def _place(error: BaseException) -> str:
-    """File, number and text of the line of the user's code that led to an error."""
-    frames = [f for f in traceback.walk_tb(error.__traceback__) if not _ours(f[0].f_globals.get("__name__"))]
-    users = [f for f in frames if not _of_library(f[0].f_code.co_filename)] or frames
-    frame, line = users[-1]
-    file = frame.f_code.co_filename
+def users_line(error: BaseException) -> tuple[types.CodeType, int] | None:
+    """Function and line of the user's code that led to an error, or else of a library's."""
+    frames = [
+        (frame.f_code, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("stablebptt", "importlib")
+    ]
+    users = [(code, line) for code, line in frames if not _of_library(code.co_filename)] or frames
+    return users[-1] if users else None
+
+
+def _shown(code: types.CodeType, file: str, line: int) -> str:
+    """File, number and text of a line of a function."""
     text = linecache.getline(file, line).strip()
-    return f"{file}, line {line}, in {frame.f_code.co_name}" + (f" ({text})" if text else "")
+    return f"{file}, line {line}, in {code.co_name}" + (f" ({text})" if text else "")

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from stablebptt.data import run_file
-from stablebptt.tasks import custom, descriptions
-from stablebptt.tasks.errors import ArgumentError
+from stablebptt.tasks import custom
 from stablebptt.tasks.problems import Axis, Problem
-from stablebptt.tasks.runs import problem_of
+from stablebptt.tasks.runs import check_same, problem_of
 from stablebptt.tasks.task import Task
 
 
@@ -56,10 +55,7 @@ def load_rollouts(path: str | Path, task: Task | None = None) -> Rollouts:
     problem = problem_of(config, path)
     if task is not None:
         own = custom.from_file(task, problem)
-        there, here = ({"task": each.task, "options": {**each.options, "code": None}} for each in (problem, own))
-        if found := descriptions.differences(there, here):
-            what, advice = f"{path} is a run of another problem", "give the task it was made with"
-            raise ArgumentError(descriptions.refusal(what, found, advice))
+        check_same(path, problem, own, "give the task it was made with")
         problem = own
     count, steps = arrays["states"].shape[1:2], problem.steps
     wanted = {

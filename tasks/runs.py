@@ -114,15 +114,18 @@ def load(path: str | FilePath, problem: Problem | None = None) -> Run:
     content = run_file.load(path)
     stored = problem_of(content.config, path)
     if problem is not None:
-        here = {name: value for name, value in problem.options.items() if name != "code"}  # new code may read old runs
-        there = {"task": stored.task, "options": stored.options}
-        if found := _differences(there, {"task": problem.task, "options": here}):
-            what, advice = f"{path} is a run of another problem", "give the problem it was made with"
-            raise ArgumentError(descriptions.refusal(what, found, advice))
+        check_same(path, stored, problem, "give the problem it was made with")
     problem = stored if problem is None else problem
     _check_parameters(content, problem, path)
     theta, best = (np.asarray(values, problem.dtype) for values in (content.theta, content.best_theta))
     return Run(content.config, content.history, theta, best, problem, content.trajectories, content.status)
+
+
+def check_same(path: str | FilePath, stored: Problem, given: Problem, advice: str) -> None:
+    """Raise an error if the problem given is not the one in a file; its code may be newer."""
+    there, here = ({"task": each.task, "options": {**each.options, "code": None}} for each in (stored, given))
+    if found := _differences(there, here):
+        raise ArgumentError(descriptions.refusal(f"{path} is a run of another problem", found, advice))
 
 
 def problem_of(config: dict[str, Any], path: Any) -> Problem:
