@@ -220,7 +220,8 @@ def check_system(
     if None in shapes:
         raise ArgumentError(f"{type(system).__name__} has no state_shape and control_shape; define them in the class")
     random, (how, shapes) = np.random.default_rng(seed), (_how(step, tolerance), [np.atleast_1d(s).tolist() for s in shapes])
-    subject = _Subject(cast(system, np.float64), *(int(np.prod(shape)) for shape in shapes))
+    n_state, n_control = (int(np.prod(shape)) for shape in shapes)
+    subject = _Subject(cast(system, np.float64), n_state, n_control)
     if states is None:
         plain_python.try_problem(subject, random.standard_normal((PLAIN, subject.n_state)))
         inputs = adjoint_check_states.of_system(step_rule(subject).forward, (subject.n_state, subject.n_control), random)
