@@ -219,14 +219,14 @@ def check_system(
     shapes: list[Any] = [getattr(system, name, None) for name in ("state_shape", "control_shape")]
     if None in shapes:
         raise ArgumentError(f"{type(system).__name__} has no state_shape and control_shape; define them in the class")
-    random, (how, shapes) = np.random.default_rng(seed), (_how(step, tolerance), [np.atleast_1d(s).tolist() for s in shapes])
-    n_state, n_control = (int(np.prod(shape)) for shape in shapes)
-    subject = _Subject(cast(system, np.float64), n_state, n_control)
+    random, how = np.random.default_rng(seed), _how(step, tolerance)
+    state_shape, control_shape = (tuple(np.atleast_1d(shape).tolist()) for shape in shapes)
+    subject = _Subject(cast(system, np.float64), int(np.prod(state_shape)), int(np.prod(control_shape)))
     if states is None:
         plain_python.try_problem(subject, random.standard_normal((PLAIN, subject.n_state)))
         inputs = adjoint_check_states.of_system(step_rule(subject).forward, (subject.n_state, subject.n_control), random)
     else:
-        given = adjoint_check_states.read_states(states, tuple(shapes[0]))
+        given = adjoint_check_states.read_states(states, state_shape)
         plain_python.try_problem(subject, given[:PLAIN])
         inputs = adjoint_check_states.of_states(given, subject.n_control, random)
     plain_python.try_problem(subject, inputs["state"][:MANY], (1,))

@@ -315,7 +315,7 @@ def test_files_are_not_overwritten_by_accident(tmp_path):
         ({"clip_at": 0}, ValueError, "clip_at is 0.0; it must be above 0"),
         ({"optimizer": "adam"}, TypeError, "optimizers.adam"),
         ({"batch_size": 0}, ValueError, "batch_size"),
-        ({"rate": 3}, TypeError, "no option rate"),
+        ({"rate": 3}, TypeError, "no option 'rate'"),
     ],
 )
 def test_bad_settings(settings, error, message):
