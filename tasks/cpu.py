@@ -47,6 +47,7 @@ class Engine:
             n_control=problem.n_control,
         )
         self._works = _Works()
+        self._work = problem.steps * (problem.n_parameters + OVERHEAD)  # multiply-adds per sample
 
     def evaluate(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, paths: bool = False, queue: int = ALONE
@@ -103,8 +104,7 @@ class Engine:
 
     def _parts(self, batch: int) -> int:
         """Parts of the work on a batch: one per thread, none too small to be worth it."""
-        work = batch * self.problem.steps * (self.problem.n_parameters + OVERHEAD)
-        return max(1, min(threads.available(), batch, work // PART_WORK))
+        return max(1, min(threads.available(), batch, batch * self._work // PART_WORK))
 
     def _call(self, works: StructArray, kernel: Any, *arguments: Any) -> Any:
         """Call an entry point; what the compiler has against a user's function is told in the user's terms."""

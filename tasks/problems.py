@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -186,12 +187,12 @@ class Problem:
     @property
     def n_state(self) -> int:
         """Numbers in a state."""
-        return int(np.prod(self.state_shape))
+        return math.prod(self.state_shape)
 
     @property
     def n_control(self) -> int:
         """Numbers in a control."""
-        return int(np.prod(self.control_shape))
+        return math.prod(self.control_shape)
 
     @property
     def time(self) -> np.ndarray:

@@ -330,7 +330,8 @@ class Crew:
         self.threads: list[threading.Thread] = []
         self.bells: list[Any] = []
         self.busy, self.parking = threading.Lock(), threading.Lock()
-        self.place = -1  # the caller's processor when it last woke threads
+        self.wanted = 0  # threads that the caller wants
+        self.place = -1  # its processor when it last woke some
 
     def call(self, parts: int, function: Any, *arguments: Any) -> Any:
         """Call a compiled function (*arguments, team) whose phases have `parts` parts, with a thread for each.
@@ -347,6 +348,7 @@ class Crew:
 
     def _wake(self, count: int) -> None:
         """Begin or wake threads. If the system refuses some, the others do their parts."""
+        self.wanted = count
         if self.words[PARKED] or len(self.threads) < count:
             self.place = _processor()
         with contextlib.suppress(RuntimeError):
@@ -370,10 +372,11 @@ class Crew:
         while serve(self.words, number):
             with self.parking:
                 self.words[PARKED] += 1
-            bell.acquire()
+            if not (self.busy.locked() and number <= self.wanted):  # otherwise the caller has looked already, and counts on it
+                bell.acquire()
+                self._move(number)
             with self.parking:
                 self.words[PARKED] -= 1
-            self._move(number)
 
     def _move(self, number: int) -> None:
         """Leave the caller's processor: Linux wakes a thread where it was called from, and may let both wait for each other."""
