@@ -1,8 +1,8 @@
 """One and more threads: ``python benchmarks/threads.py``.
 
-It prints one table: milliseconds (medians) of an update C with 8 and 64 samples, of the evaluation of 512 states, and of ten epochs
-(32 updates each, evaluation, optimizer and all), on one thread and on more; and how many times as fast they are. All counts of
-threads take turns in one process, ten calls each, so drift hits all.
+It prints one table, in milliseconds (medians): an update C with 8 and with 64 samples, the evaluation of 512 states, and ten
+epochs (32 updates each, evaluation, optimizer and all), on one thread and on more, and how many times as fast they are. All
+counts of threads take turns in one process, ten calls each, so drift hits all.
 """
 
 import argparse
