@@ -34,7 +34,7 @@ from stablebptt.adjoint.generics import (
 from stablebptt.kernels import rollout as forward
 from stablebptt.kernels.core.dispatch import block, inline, kernel, like
 from stablebptt.kernels.core.simd import padded
-from stablebptt.kernels.core.structs import Struct, StructArray
+from stablebptt.kernels.core.structs import Struct, StructArray, struct_at
 from stablebptt.kernels.core.threads import cut, share_out, shared
 from stablebptt.kernels.dense import aligned
 from stablebptt.kernels.generics import control_batch, new_sums, new_tape, parameter_count, tape_width
@@ -308,10 +308,10 @@ BACK, SUM, JOIN, COMPARE, PHASES = range(5)
 
 @shared
 def _part_of_gradient(part, episode, theta, x0, gates, works):
-    work = works[0]
+    work = struct_at(works, 0)
     gradients = work.gradients
     if part.phase == BACK:
-        arena = work.arenas[part.index]
+        arena = struct_at(work.arenas, part.index)
         forward.follow_part(part, episode, theta, x0, arena.forward, work)
         rollout_vjp(episode, gates, arena.forward, arena.bars)
     elif part.phase == SUM:
@@ -349,12 +349,12 @@ def gradient(episode, theta, x0, gates, works, team):
     It returns the numbers of `Results` as a plain tuple. Numba would call Python to make the named one. A signal that arrived
     during the computation would interrupt that call, and Numba does not expect it to fail.
     """
-    work = works[0]
+    work = struct_at(works, 0)
     parts = work.bounds.size - 1
     share_out(team, PHASES, parts, _part_of_gradient, (episode, theta, x0, gates, works))
     finite = True
     for p in range(parts):
-        states = work.arenas[p].forward.path.states
+        states = struct_at(work.arenas, p).forward.path.states
         for b in range(states.shape[1]):
             for k in range(states.shape[2]):
                 finite = finite and math.isfinite(states[states.shape[0] - 1, b, k])

@@ -13,6 +13,7 @@ import numpy as np
 from common import times
 
 import stablebptt as sb
+from stablebptt.kernels.core.structs import StructArray
 
 HORIZONS = (100, 1_000, 10_000, 100_000)
 LEAN = 16 << 20
@@ -24,10 +25,12 @@ def arena_bytes(problem):
     def total(item):
         if isinstance(item, np.ndarray):
             return item.nbytes
+        if isinstance(item, StructArray):
+            return sum(map(total, item))
         names = getattr(item, "fields", None) or getattr(item, "__dataclass_fields__", ())
         return sum(total(getattr(item, name)) for name in names)
 
-    return sum(total(arena) for arena in problem.engine._arenas.gradients.values())
+    return sum(map(total, problem.engine._works.gradients.values()))
 
 
 def peak():

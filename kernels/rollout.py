@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stablebptt.kernels.core.dispatch import block, inline, kernel, like
-from stablebptt.kernels.core.structs import Struct, StructArray
+from stablebptt.kernels.core.structs import Struct, StructArray, struct_at
 from stablebptt.kernels.core.threads import share_out, shared
 from stablebptt.kernels.dense import aligned
 from stablebptt.kernels.generics import control_batch, cost, new_tape, pack, scratch_size, step_batch, weight_count
@@ -161,8 +161,8 @@ def follow_part(part, episode, theta, x0, arena, work):
 
 @shared
 def _part_of_evaluation(part, episode, theta, x0, works):
-    work = works[0]
-    follow_part(part, episode, theta, x0, work.arenas[part.index], work)
+    work = struct_at(works, 0)
+    follow_part(part, episode, theta, x0, struct_at(work.arenas, part.index), work)
 
 
 @kernel
@@ -171,4 +171,4 @@ def evaluate(episode, theta, x0, works, team):
 
     works : array of one `Work`
     """
-    share_out(team, 1, works[0].bounds.size - 1, _part_of_evaluation, (episode, theta, x0, works))
+    share_out(team, 1, struct_at(works, 0).bounds.size - 1, _part_of_evaluation, (episode, theta, x0, works))

@@ -55,6 +55,7 @@ def test_its_last_bits_differ_so_it_is_not_resumed(name, capsys):
     assert call(*command, "--epochs", "2") == 0  # nothing is left to do
 
 
+@pytest.mark.slow
 def test_training_anew_gives_the_same_but_for_the_last_bits(name):
     options = TRAIN[name].split()
     counts = ["--train-count", "16", "--test-count", "8", "--epochs", "4", "--out", "new.h5", "--quiet"]

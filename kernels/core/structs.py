@@ -12,7 +12,6 @@ A field may have any name, because the package asks the class (``type(part).fiel
 
 import dataclasses
 import inspect
-import operator
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -36,9 +35,9 @@ from numba.extending import (
     typeof_impl,
     unbox,
 )
+from numba.np.arrayobj import make_array
 
 from stablebptt.kernels.core import fingerprints
-from stablebptt.kernels.core.linking import NO_WRAPPERS
 
 
 class StructType(types.Type):
@@ -152,28 +151,36 @@ def _unbox_array(kind: StructArrayType, instance: Any, c: Any) -> NativeValue:
 
 
 @intrinsic
-def _struct_at(typing_context, array, index):
+def struct_at(typing_context, array, index):
+    """Number `index` of a StructArray. Its arrays are borrowed."""
+
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        value = load_each(builder, builder.gep(given[0], [given[1]]))
-        return impl_ret_borrowed(context, builder, array.struct, value)
+        return borrowed(context, builder, array.struct, builder.gep(given[0], [given[1]]))
 
     return array.struct(array, types.intp), generate
 
 
-@overload(operator.getitem, jit_options={"forceinline": True, **NO_WRAPPERS})
-def _getitem(array, index):
-    return (lambda array, index: _struct_at(array, index)) if isinstance(array, StructArrayType) else None
+def borrowed(context: Any, builder: Any, kind: Any, address: Any) -> Any:
+    """Load a value of a Numba type number by number, so that what is not used is not loaded, and without owners of arrays.
 
-
-def load_each(builder: Any, address: Any) -> Any:
-    """Load a value number by number, so that what is not used is not loaded."""
-    kind = address.type.pointee
-    if not isinstance(kind, ir.LiteralStructType | ir.ArrayType):
-        return builder.load(address)
-    value = ir.Constant(kind, ir.Undefined)
-    for k in range(kind.count if isinstance(kind, ir.ArrayType) else len(kind.elements)):
-        value = builder.insert_value(value, load_each(builder, cgutils.gep_inbounds(builder, address, 0, k)), k)
-    return value
+    Somebody else keeps the arrays alive. So there are no references to count, and the compiler has less to do.
+    """
+    if isinstance(kind, types.Array):
+        array = make_array(kind)(context, builder)
+        here = make_array(kind)(context, builder, ref=address)
+        for name in ("data", "shape", "strides", "nitems"):
+            setattr(array, name, getattr(here, name))
+        array.itemsize = ir.Constant(array.itemsize.type, kind.dtype.bitwidth // 8)
+        array.meminfo, array.parent = (ir.Constant(part.type, None) for part in (array.meminfo, array.parent))
+        return array._getvalue()
+    if isinstance(kind, StructType | types.BaseTuple):
+        inside: Any = [field for _, field in kind.fields] if isinstance(kind, StructType) else kind
+        value = ir.Constant(context.get_value_type(kind), ir.Undefined)
+        for k, each in enumerate(inside):
+            item = borrowed(context, builder, each, cgutils.gep_inbounds(builder, address, 0, k))
+            value = builder.insert_value(value, item, k)
+        return value
+    return builder.load(address)
 
 
 @unbox(StructType)

@@ -29,7 +29,7 @@ from numba.extending import intrinsic, models, overload, register_model
 from stablebptt.kernels.core.dispatch import OPTIONS, block, inline, kernel
 from stablebptt.kernels.core.linking import NO_WRAPPERS
 from stablebptt.kernels.core.simd import pointer
-from stablebptt.kernels.core.structs import Struct, load_each
+from stablebptt.kernels.core.structs import Struct, borrowed
 
 MOST_THREADS = 256
 LINE = 8  # words per cache line
@@ -125,10 +125,7 @@ def _boxed(typing_context, arguments):
 @intrinsic
 def _content(typing_context, box):
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        value = load_each(builder, given[0])
-        if context.enable_nrt:
-            context.nrt.incref(builder, box.content, value)
-        return value
+        return borrowed(context, builder, box.content, given[0])
 
     return box.content(box), generate
 
