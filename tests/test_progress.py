@@ -69,6 +69,7 @@ def test_lines_where_there_is_no_bar_come_when_it_takes_long(monkeypatch, capsys
     assert capsys.readouterr().err == ""  # it was quick
 
 
+@pytest.mark.slow
 def test_films_reports_fields_and_rollouts_tell_how_far_they_are(problem, tmp_path):
     run = sb.train(problem, "R", epochs=1, out=tmp_path / "run.h5", **SIZES)
     seen = []

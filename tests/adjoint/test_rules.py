@@ -190,6 +190,7 @@ NOT_DIFFERENTIATED = {
         "places": "addresses",
     },
     "network": {"layer_of": "numbers of a table"},
+    "structs": {"struct_at": "reads a struct"},
     "threads": dict.fromkeys(
         ("add", "cut", "invoke", "leave", "pause", "read", "serve", "share_out", "take", "write"),
         "who computes what; test_threads.py compares the bits",

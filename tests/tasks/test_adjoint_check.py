@@ -200,6 +200,7 @@ def test_a_right_adjoint_through_a_stiff_contact_is_right(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.slow
 def test_one_sign_in_the_contact_is_wrong(seed):
     """Although no initial state touches the ground."""
     found = adjoint_check.check(ball(SIGN_IN_CONTACT), seed)

@@ -60,6 +60,7 @@ def test_links_hang_at_first():
     assert x0.shape == (500, 1, 2) and np.abs(x0[..., 0] - np.pi).max() <= np.pi / 6 and np.abs(x0[..., 1]).max() <= 1
 
 
+@pytest.mark.slow
 def test_it_learns():
     fast = sb.optimizers.adam(0.02)
     run = sb.train(sb.problem("pendulum", hidden=(20,)), "C", 12, clip="norm", optimizer=fast, train_count=64, test_count=32)
