@@ -73,4 +73,4 @@ if not TYPE_CHECKING:  # else every name would seem to be there
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_ROOMS})
+    return sorted({*(name for name in globals() if name.startswith("__")), *__all__, *_ROOMS})

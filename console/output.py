@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import click
@@ -113,23 +114,12 @@ def _lines(line: str, *, at_once: bool) -> Callable[[int, int, str], None]:
 @contextmanager
 def compiling(*, quiet: bool) -> Iterator[None]:
     """Say so, once, if code has to be compiled."""
-    if "numba" not in sys.modules:  # a command that needs none
+    if quiet or "numba" not in sys.modules:  # a command that needs none
         yield
         return
-    from numba.core import event
+    from stablebptt.tasks import bars
 
-    class Told(event.Listener):
-        told = quiet
-
-        def on_start(self, event: Any) -> None:
-            if not self.told:
-                say("compiling, once for this kind of problem: 10 to 60 s ...", err=True)
-            self.told = True
-
-        def on_end(self, event: Any) -> None:
-            """The next thing that is said shows it."""
-
-    with event.install_listener("numba:compile", Told()):
+    with bars.compiling(partial(say, err=True)):
         yield
 
 

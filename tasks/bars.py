@@ -66,6 +66,26 @@ def _format(drawn: Any, done: int, words: str) -> str:
     return pieces[0]
 
 
+@contextmanager
+def compiling(say: Callable[[str], Any]) -> Iterator[None]:
+    """Say so, once, if code has to be compiled."""
+    from numba.core import event
+
+    class Told(event.Listener):
+        told = False
+
+        def on_start(self, event: Any) -> None:
+            if not self.told:
+                say("compiling, once for this kind of problem: 10 to 60 s ...")
+            self.told = True
+
+        def on_end(self, event: Any) -> None:
+            """The next thing that is said shows it."""
+
+    with event.install_listener("numba:compile", Told()):
+        yield
+
+
 def each(items: Sequence[Item], tell: Tell | None, words: str = "") -> Iterator[Item]:
     """Items, telling how many are done."""
     for done, item in enumerate(items, 1):
@@ -81,7 +101,7 @@ def epochs(report: Callable[..., None] | None, progress: bool | None, total: int
         yield report
         return
     done: dict[tuple[Any, ...], int] = {}
-    with bar() as tell:
+    with compiling(lambda line: print(line, file=sys.stderr)), bar() as tell:
 
         def both(*given: Any) -> None:
             done[given[:-1]] = given[-1].epoch

@@ -71,7 +71,7 @@ def trouble(runs: list[Any]) -> list[str]:
     (run,) = runs
     done = len(run.history["epoch"])
     if outcome(run) == DIVERGED:
-        return [f"diverged in epoch {done + 1}"]
+        return [f"diverged in epoch {done + 1}" if done < run.config["epochs"] else "diverged: no finite test loss"]
     return [f"unfinished: {done} of {run.config['epochs']} epochs"] if outcome(run) == UNFINISHED else []
 
 
@@ -89,7 +89,7 @@ def groups(runs: list[AnyRun]) -> list[Alike[AnyRun]]:
         here = [name for name, scopes in names.items() if name in known and _scope(first, owners[name]) in scopes]
         parts |= {name: word(known[name]) for name in here}
         found.append(Alike(parts, {name: known.get(name) for name in names}, _distinct(alike)))
-    return list(_told_apart(found))
+    return list(_told_apart(_in_order(found)))
 
 
 def varied(runs: list[Any]) -> dict[str, set[str]]:
@@ -165,6 +165,17 @@ def _scope(run: Any, owner: str) -> str:
 def _key(value: Any) -> Any:
     """A value that can be compared: 1 is 1.0, but not True."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else json.dumps(value)
+
+
+def _in_order(found: list[Alike[AnyRun]]) -> list[Alike[AnyRun]]:
+    """By variant, then by what was varied: numbers by size, all else as it came first; the names of files mean nothing."""
+    rows = [[alike.parts["variant"], *map(_key, alike.values.values())] for alike in found]
+    columns = [list(dict.fromkeys(column)) for column in zip(*rows)]
+
+    def place(row: list[Any]) -> list[tuple[bool, float]]:
+        return [(isinstance(k, str), seen.index(k) if isinstance(k, str) else k) for k, seen in zip(row, columns)]
+
+    return [found[k] for k in sorted(range(len(found)), key=lambda k: place(rows[k]))]
 
 
 def _variant(run: Any, schedules: list[Any]) -> str:

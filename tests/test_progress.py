@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numba
 import numpy as np
 import pytest
 
@@ -106,6 +107,13 @@ def test_a_bar_of_many_seeds(problem, capsys, monkeypatch):
     monkeypatch.setattr(bars, "in_notebook", lambda: True)
     seeds.train_seeds(problem, [3, 5], "R", 1, **SIZES)
     assert "| 2/2 [" in capsys.readouterr().err
+
+
+def test_a_session_says_that_code_is_compiled(capsys):
+    for progress, said in ((None, ""), (True, "compiling, once for this kind of problem: 10 to 60 s ...\n")):
+        with bars.epochs(None, progress, 1):
+            numba.njit(lambda x: x + 1)(1)
+        assert capsys.readouterr().err == said
 
 
 def test_a_sweep_shows_how_far_its_long_runs_are(problem, tmp_path, capsys):

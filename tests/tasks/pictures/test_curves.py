@@ -60,7 +60,7 @@ def test_only_runs_that_differ_in_the_seed_share_a_line(runs):
     figure = curves.learning_curves([*runs[:2], *others], ("test",))
     axes, labels = figure.axes[0], entries(figure)
     assert len(labels) == 4 and labels[0].endswith("(2 seeds)")
-    assert "learning rate 0.01" in labels[1] and "poles 2" in labels[2] and "clip norm" in labels[3]
+    assert "learning rate 0.01" in labels[1] and "clip norm" in labels[2] and "poles 2" in labels[3]
     assert len({line.get_color() for line in axes.get_lines()}) == 4
 
 
@@ -185,6 +185,16 @@ def test_runs_that_diverged_are_called_so():
     crosses = [c.get_offsets().tolist()[0] for c in figure.axes[0].collections if len(c.get_offsets()) == 1]
     assert [5.0, single.history["test_loss"][4]] in crosses and [2.0, group[1].history["test_loss"][1]] in crosses
     assert np.isfinite(figure.axes[0].get_lines()[1].get_ydata()).all()
+
+
+def test_a_run_without_a_finite_loss_did_not_diverge_in_an_epoch_beyond_its_last():
+    assert entries(curves.learning_curves([fake(status="diverged: nan")], ("test",))) == ["C (diverged: no finite test loss)"]
+
+
+def test_numbers_are_sorted_by_size_and_all_else_stays():
+    many = [fake(variant=v, clip=c, batch_size=size) for size in (32, 8, 16) for v in "RC" for c in ("norm", "none")]
+    expected = [(v, c, size) for v in "RC" for c in ("norm", "none") for size in ("8", "16", "32")]
+    assert [tuple(alike.parts.values()) for alike in groups(many)] == expected
 
 
 def test_a_gap_stays_a_gap(runs):
