@@ -144,6 +144,9 @@ def _native(value: Any) -> Any:
 
 @unbox(StructArrayType)
 def _unbox_array(kind: StructArrayType, instance: Any, c: Any) -> NativeValue:
+    expected = c.context.get_abi_sizeof(c.context.get_value_type(kind.struct))
+    if _layout(kind.struct).itemsize != expected:
+        raise TypeError(f"this Numba lays structs out in {expected} bytes, not {_layout(kind.struct).itemsize}")
     item = c.pyapi.object_getattr_string(instance, "address")
     address = c.unbox(types.intp, item)
     c.pyapi.decref(item)

@@ -5,7 +5,7 @@
 Parts of one phase are independent; a phase begins when the one before is complete. Nothing depends on who computes what: the
 calling thread takes its part, then whatever nobody has taken. So a thread that comes late, or never, costs time, not results.
 
-    words    job | function data phases parts base finished | finished | parked | taken ..      one cache line each group
+    words    job | function data phases parts base before | finished | parked | failed | yield | taken ..      a cache line each
 
 A job is published by its number. Phases have numbers that only grow, so a part is taken once, also if a thread still reads an
 old job. Threads wait in a loop for a while; then they leave the processor to others and wait for Python to wake them.
