@@ -143,6 +143,18 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
+def modules_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A test forgets the modules that it wrote: the next one may write others of the same names."""
+    before, path = set(sys.modules), list(sys.path)
+    yield
+    written = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(written):
+            del sys.modules[name]
+    sys.path[:] = path
+
+
+@pytest.fixture(autouse=True)
 def quick_switches() -> Iterator[None]:
     """The simulator waits actively: its threads must give way soon."""
     from numba import config

@@ -528,9 +528,7 @@ def module(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
         return importlib.import_module(name)
 
-    yield load
-    for name in ("mistakes", "right"):
-        sys.modules.pop(name, None)
+    return load
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,6 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
     (plan,) = (text for language, text in blocks if language == "toml")
     (tmp_path / "my_plan.toml").write_text(plan)
     names = {}
-    sys.modules.pop("my_spring", None)
     for language, text in blocks[1:]:
         if language == "console":
             for line in text.splitlines():
@@ -71,7 +70,6 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
         assert names["lam_x"][0, k] == pytest.approx(slope, rel=1e-7)
     slope = (coarse(system, x, c + 1e-6, 5)[-1, 0] - coarse(system, x, c - 1e-6, 5)[-1, 0]) / 2e-6
     assert names["lam_c"][0, 0] == pytest.approx(slope, rel=1e-7)
-    sys.modules.pop("my_spring")
 
 
 # --- examples -----------------------------------------------------------------------------------------------------

@@ -28,14 +28,8 @@ COUNTS = {"train_count": 4, "test_count": 4, "epochs": 1}
 
 @pytest.fixture(autouse=True)
 def apart(monkeypatch, tmp_path):
-    """A folder, import path and modules of the test's own."""
+    """A folder of the test's own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
 
 
 @pytest.fixture

@@ -58,15 +58,9 @@ COUNTS = ["--train-count", "4", "--test-count", "4", "--epochs", "1"]
 
 @pytest.fixture(autouse=True)
 def herd(monkeypatch, tmp_path):
-    """The module, in a folder and an import path of the test's own."""
+    """The module, in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "herding.py").write_text(MODULE)
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
 
 
 def refused(result, code, *words):
