@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -160,6 +160,15 @@ def findings(check: Callable[..., list[Any]], *, as_json: bool) -> None:
         if named:
             hint = "; try other --states or another --step" if verdict == "unsure" else ""
             raise click.ClickException(f"{words}: {', '.join(named)}{hint}")
+
+
+def in_vectors(steps: Iterable[tuple[str, str]], *, as_json: bool) -> None:
+    """Which of a user's steps compute registers full of samples, and why others do not."""
+    for name, reason in steps:
+        if as_json:
+            show({"event": "compiled", "function": name, "in_vectors": not reason, "reason": reason or None}, as_json=True)
+        else:
+            say(f"{name} computes {'one sample at a time: ' + reason if reason else 'many samples at once'}")
 
 
 def dry_run(estimate: Any, jobs: int, *, as_json: bool) -> None:

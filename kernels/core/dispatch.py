@@ -64,13 +64,22 @@ def compiled_as(function: Callable, resolve: Callable, *, forceinline: bool) -> 
         def resolve_on(*arguments: Any, target: str = target) -> Any:
             return resolve(*arguments) if current_target() == target else None
 
-        overload(function, jit_options={"forceinline": forceinline, **options}, strict=False)(resolve_on)
-        template = builtin_registry.globals[-1][1].templates[0]
+        template = _overload(function, resolve_on, {"forceinline": forceinline, **options})
         if target == "cpu":
             _compile_once(template)
         templates.append(template)
     function.compiled, function.templates = True, templates  # type: ignore[attr-defined]
     return function
+
+
+def also(function: Any, resolve: Callable) -> None:
+    """Let `function`, one of Python's or NumPy's, take types of ours: `resolve` returns what to compile for them, or None."""
+    _compile_once(_overload(function, resolve, {"forceinline": True, **OPTIONS, **NO_WRAPPERS}))
+
+
+def _overload(function: Any, resolve: Callable, options: dict[str, Any]) -> Any:
+    overload(function, jit_options=options, strict=False)(resolve)
+    return builtin_registry.globals[-1][1].templates[0]
 
 
 def _compile_once(template: Any) -> None:
@@ -157,5 +166,5 @@ def like(x: Any, value: float) -> Any:
 
 @overload(like, jit_options={"forceinline": True}, inline="always")
 def _like(x, value):
-    kind = x if isinstance(x, types.Float) else x.dtype
-    return lambda x, value: kind(value)
+    kind = x if isinstance(x, types.Float) else getattr(x, "dtype", None)
+    return (lambda x, value: kind(value)) if kind is not None else None
