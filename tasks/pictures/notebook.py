@@ -92,7 +92,8 @@ def of_run(run: Any) -> Any:
     from stablebptt.tasks.rollouts import Rollouts
 
     axes = {f"{what}_axes": getattr(run.problem, f"{what}_axes") for what in ("state", "control")}
-    return Rollouts(run.problem, run.config, PHASES, **run.trajectories, **axes)
+    values = {name: run.trajectories[name] for name in ("time", "states", "controls", "loss")}  # a file has scales, too
+    return Rollouts(run.problem, run.config, PHASES, **values, **axes)
 
 
 def of_path(path: Any) -> Any:

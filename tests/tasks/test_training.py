@@ -14,11 +14,11 @@ import pytest
 
 import stablebptt as sb
 from stablebptt.adjoint.generics import cost_vjp, step_vjp
+from stablebptt.data import run_file
+from stablebptt.data.run_file import LOSSES
 from stablebptt.kernels.core.dispatch import implements, like
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.generics import System, cost, step
-from stablebptt.data import run_file
-from stablebptt.data.run_file import LOSSES
 from stablebptt.tasks import training
 from stablebptt.tasks.cpu import Engine
 from stablebptt.tasks.engine import Loss
