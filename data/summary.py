@@ -80,9 +80,7 @@ def text(summary: dict[str, Any]) -> str:
         lines += _entry("unknown", f"attribute{'s' * (len(unknown) > 1)} {', '.join(unknown)}", 1)
     lines += _settings(summary["config"], summary["status"]) if summary["config"] else []
     lines += _paths(summary)
-    if losses := summary.get("losses"):
-        curve = through(summary["test_loss"], summary["evaluated"])
-        lines += _loss_lines(losses, summary["config"].get("epochs"), curve)
+    lines += _loss_lines(summary) if "losses" in summary else []
     lines += _tables(summary["datasets"])
     lines += _entry("origin", _origin(summary))
     trajectory = ", --trajectory K" if "/trajectories/states" in summary["datasets"] else ""
@@ -130,7 +128,8 @@ def _paths(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _loss_lines(losses: dict[str, Any], planned: Any, curve: list[float]) -> list[str]:
+def _loss_lines(summary: dict[str, Any]) -> list[str]:
+    losses, planned = summary["losses"], summary["config"].get("epochs")
     if not losses["epochs"]:
         return _entry("epochs", f"0 of {planned}")
     done = _entry("epochs", f"{losses['epochs']} of {planned} in {_number(losses['seconds'], '.1f')} s")
@@ -143,7 +142,7 @@ def _loss_lines(losses: dict[str, Any], planned: Any, curve: list[float]) -> lis
         *done,
         *_entry("test loss", f"last {_number(losses['last_test_loss'], '.6g')}{then}, {lowest}"),
         *_entry("train loss", f"last {_number(losses['last_train_loss'], '.6g')}{then}"),
-        *text_plot(curve, 60, 5),
+        *text_plot(through(summary["test_loss"], summary["evaluated"]), 60, 5),
     ]
 
 

@@ -47,8 +47,8 @@ class Progress:
     @property
     def test_loss(self) -> float | None:
         """The last test loss that was computed; None before the first."""
-        rows = (dict(zip(HISTORY, row)) for row in reversed(self.history))
-        return next((row["test_loss"] for row in rows if row["evaluated"]), None)
+        loss, known = HISTORY.index("test_loss"), HISTORY.index("evaluated")
+        return next((row[loss] for row in reversed(self.history) if row[known]), None)
 
     def __repr__(self) -> str:
         return f"Progress(epoch={self.epoch}, best_loss={self.best_loss:.4g}, best_epoch={self.best_epoch})"

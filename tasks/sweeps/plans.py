@@ -41,8 +41,8 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """Name of its file: the label, and a hash of the whole configuration."""
-        told = {name: value for name, value in self.config.items() if EVERY_EPOCH.get(name) != value}  # as in older names
+        """Name of its file: the label, and a hash of the whole configuration, without what older ones did not say."""
+        told = {name: value for name, value in self.config.items() if (name, value) not in EVERY_EPOCH.items()}
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         return f"{self.label}-{digest[:8]}.h5"
 
