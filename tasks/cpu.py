@@ -89,7 +89,8 @@ class Engine:
         new = partial(forward.new_work, self.episode, batch, self.problem.dtype, parts=parts)
         work = _kept(self._works.rollouts, (batch, parts), new)
         self._call(work, forward_linked, forward.evaluate, theta, x0.reshape(batch, self.problem.n_state))
-        return work.struct
+        found: forward.Work = work.struct
+        return found
 
     def _gradient(self, theta: np.ndarray, x0: np.ndarray, gates: Gates) -> Gradient:
         problem, batch, adjoints, parts = self.problem, len(x0), len(gates.physics), self._parts(len(x0))

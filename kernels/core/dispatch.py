@@ -21,13 +21,14 @@ from stablebptt.kernels.core.structs import ReferenceType, Struct, StructType
 # Reassociation and contraction let loops vectorise. Without `nnan` and `ninf`, NaN and Inf stay visible.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp", "afn"}
 OPTIONS: Any = {"fastmath": FASTMATH, "error_model": "numpy"}
+ENTRY: Any = {"nogil": True, "no_cfunc_wrapper": True, **OPTIONS}
 
 
 def kernel(function: Callable) -> Any:
     """Compile an entry point. Its machine code, with everything it calls, is stored on disk."""
     if vars(config)["DISABLE_JIT"]:
         return _uncompiled(function)
-    dispatcher = njit(nogil=True, no_cfunc_wrapper=True, **OPTIONS)(function)
+    dispatcher = njit(**ENTRY)(function)
     dispatcher._cache = KernelCache(function)
     optimise_once(dispatcher)
     return dispatcher
@@ -77,7 +78,7 @@ def also(function: Any, resolve: Callable) -> None:
     _compile_once(_overload(function, resolve, {"forceinline": True, **OPTIONS, **NO_WRAPPERS}))
 
 
-def _overload(function: Any, resolve: Callable, options: dict[str, Any]) -> Any:
+def _overload(function: Any, resolve: Callable, options: Any) -> Any:
     overload(function, jit_options=options, strict=False)(resolve)
     return builtin_registry.globals[-1][1].templates[0]
 
@@ -85,7 +86,7 @@ def _overload(function: Any, resolve: Callable, options: dict[str, Any]) -> Any:
 def _compile_once(template: Any) -> None:
     """Compile a function once per types: Numba would compile it anew for every set of flags that its callers have."""
     find, flags = template._get_impl, Flags()
-    flags.nrt = True
+    flags.nrt = True  # type: ignore[assignment, misc]
 
     def find_once(self: Any, arguments: Any, keywords: Any) -> Any:
         with ConfigStack().enter(flags):

@@ -12,6 +12,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.typeconv import Conversion
 from numba.extending import intrinsic, models, overload, register_model
 from numba.np.arrayobj import make_array
 
@@ -84,6 +85,16 @@ class Vector(types.Type):
     def __init__(self, dtype: Any) -> None:
         self.dtype = dtype
         super().__init__(f"Vector{VECTOR_BYTES}({dtype})")
+
+    # A number passes for a vector: a variable may begin as the one and become the other.
+
+    def unify(self, typingctx: Any, other: Any) -> Any:
+        """The common type of a vector and a number."""
+        return self if isinstance(other, types.Number) else None
+
+    def can_convert_from(self, typingctx: Any, other: Any) -> Any:
+        """How a number becomes a vector."""
+        return Conversion.safe if isinstance(other, types.Number) else None
 
 
 @register_model(Vector)

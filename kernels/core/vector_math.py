@@ -18,7 +18,6 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.imputils import lower_cast
-from numba.core.typeconv import Conversion
 from numba.extending import intrinsic, models, register_model
 
 from stablebptt.kernels.core.dispatch import also, block, compiled_as, inline
@@ -40,13 +39,6 @@ class MaskModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Mask) -> None:
         count = manager.lookup(kind.vector).get_value_type().count
         super().__init__(manager, kind, ir.VectorType(ir.IntType(1), count))
-
-
-# A number passes for a vector: a variable may begin as the one and become the other.
-Vector.unify = lambda self, context, other: self if isinstance(other, types.Number) else None  # type: ignore[attr-defined]
-Vector.can_convert_from = (  # type: ignore[attr-defined]
-    lambda self, context, other: Conversion.safe if isinstance(other, types.Number) else None
-)
 
 
 @lower_cast(types.Number, Vector)
@@ -165,7 +157,10 @@ def _logic(symbol: Any, name: str) -> None:
     def combine(typing_context, a, b):
         return a(a, b), lambda context, builder, signature, given: getattr(builder, name)(*given)
 
-    also(symbol, lambda a, b: (lambda a, b: combine(a, b)) if isinstance(a, Mask) and a == b else None)
+    def typed(a, b):
+        return (lambda a, b: combine(a, b)) if isinstance(a, Mask) and a == b else None
+
+    also(symbol, typed)
 
 
 for _symbol, _name in ((operator.and_, "and_"), (operator.or_, "or_"), (operator.xor, "xor")):
@@ -173,11 +168,15 @@ for _symbol, _name in ((operator.and_, "and_"), (operator.or_, "or_"), (operator
 
 
 @intrinsic
-def _not(typing_context, mask):
+def _opposite(typing_context, mask):
     return mask(mask), lambda context, builder, signature, given: builder.not_(given[0])
 
 
-also(operator.invert, lambda mask: (lambda mask: _not(mask)) if isinstance(mask, Mask) else None)
+def _invert(mask):
+    return (lambda mask: _opposite(mask)) if isinstance(mask, Mask) else None
+
+
+also(operator.invert, _invert)
 
 
 @intrinsic
@@ -409,5 +408,5 @@ def _power(a, b):
     return _powers if _vector_of(a, b) else None
 
 
-for _symbol in (operator.pow, operator.ipow, math.pow, np.power):
-    also(_symbol, _power)
+for _pow in (operator.pow, operator.ipow, math.pow, np.power):
+    also(_pow, _power)
