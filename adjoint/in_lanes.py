@@ -2,7 +2,7 @@
 
 from stablebptt.adjoint.generics import step_batch_vjp, step_sample_vjp
 from stablebptt.kernels.core.dispatch import compiled_as, implements, like
-from stablebptt.kernels.core.lanes import Lanes, LanesOf, add_from_lanes, padded_batch, to_lanes, view_type
+from stablebptt.kernels.core.lanes import Lanes, LanesOf, add_from_lanes, to_lanes, view_type
 from stablebptt.kernels.core.simd import lanes, offset, pointer
 from stablebptt.kernels.generics import System
 from stablebptt.kernels.in_lanes import fits
@@ -21,33 +21,35 @@ def _step_all_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
 
 def _registers(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     batch, m, n_state = lam.shape
-    n_control, stride, base = c.shape[1], padded_batch(batch), pointer(scratch)
-    after = offset(base, n_state * stride)
-    controls = offset(after, n_state * stride)
-    bars = offset(controls, n_control * stride)
-    x_bars = offset(bars, m * n_state * stride)
-    c_bars = offset(x_bars, m * n_state * stride)
-    space = offset(c_bars, m * n_control * stride)
-    size = scratch.size // stride - 2 * n_state - n_control - m * (2 * n_state + n_control)
-    to_lanes(batch, n_state, pointer(x), base, stride)
-    to_lanes(batch, n_state, pointer(x_next), after, stride)
-    to_lanes(batch, n_control, pointer(c), controls, stride)
-    to_lanes(batch, m * n_state, pointer(lam), bars, stride)
-    for k in range(m * (n_state + n_control) * stride):
-        x_bars[k] = like(lam, 0.0)
-    for b in range(0, batch, lanes(base)):
+    n_control, base = c.shape[1], pointer(scratch)
+    width = lanes(base)
+    after = offset(base, n_state * width)
+    controls = offset(after, n_state * width)
+    bars = offset(controls, n_control * width)
+    x_bars = offset(bars, m * n_state * width)
+    c_bars = offset(x_bars, m * n_state * width)
+    space = offset(c_bars, m * n_control * width)
+    size = scratch.size // width - 2 * n_state - n_control - m * (2 * n_state + n_control)
+    for b in range(0, batch, width):
+        n = min(width, batch - b)
+        to_lanes(n, n_state, offset(pointer(x), b * n_state), base)
+        to_lanes(n, n_state, offset(pointer(x_next), b * n_state), after)
+        to_lanes(n, n_control, offset(pointer(c), b * n_control), controls)
+        to_lanes(n, m * n_state, offset(pointer(lam), b * m * n_state), bars)
+        for k in range(m * (n_state + n_control) * width):
+            x_bars[k] = like(lam, 0.0)
         step_sample_vjp(
             system,
-            Lanes(offset(base, b), stride, n_state),
-            Lanes(offset(after, b), stride, n_state),
-            Lanes(offset(controls, b), stride, n_control),
-            LanesOf(offset(bars, b), stride, m, n_state),
-            LanesOf(offset(x_bars, b), stride, m, n_state),
-            LanesOf(offset(c_bars, b), stride, m, n_control),
-            Lanes(offset(space, b), stride, size),
+            Lanes(base, n_state),
+            Lanes(after, n_state),
+            Lanes(controls, n_control),
+            LanesOf(bars, m, n_state),
+            LanesOf(x_bars, m, n_state),
+            LanesOf(c_bars, m, n_control),
+            Lanes(space, size),
         )
-    add_from_lanes(batch, m * n_state, pointer(lam_x), x_bars, stride)
-    add_from_lanes(batch, m * n_control, pointer(lam_c), c_bars, stride)
+        add_from_lanes(n, m * n_state, offset(pointer(lam_x), b * m * n_state), x_bars)
+        add_from_lanes(n, m * n_control, offset(pointer(lam_c), b * m * n_control), c_bars)
 
 
 compiled_as(step_all_vjp, _step_all_vjp, forceinline=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stablebptt.kernels.core.dispatch import generic, generic_block, implements
-from stablebptt.kernels.core.simd import padded
+from stablebptt.kernels.core.simd import PAD
 from stablebptt.kernels.core.structs import Struct
 
 
@@ -58,9 +58,9 @@ class ControllerTape(Struct):
 
 
 def scratch_size(system: System, batch: int, variants: int, n_state: int, n_control: int) -> int:
-    """Numbers that `step_batch` and its vjp need: what the system asks for, or states, controls and cotangents in lanes."""
-    lanes = 2 * n_state + n_control + variants * (2 * n_state + n_control) + sample_scratch(system)
-    return max(type(system).scratch_size(system, batch, variants), padded(batch) * lanes)
+    """Numbers that `step_batch` and its vjp need: what the system asks for, or what a register full of samples takes."""
+    numbers = 2 * n_state + n_control + variants * (2 * n_state + n_control) + sample_scratch(system)
+    return max(type(system).scratch_size(system, batch, variants), PAD * numbers)
 
 
 def sample_scratch(system: System) -> int:

@@ -11,7 +11,7 @@ from numba.core.registry import cpu_target
 from numba.core.target_extension import current_target
 
 from stablebptt.kernels.core.dispatch import compiled_as, implements
-from stablebptt.kernels.core.lanes import Lanes, from_lanes, padded_batch, to_lanes, view_type
+from stablebptt.kernels.core.lanes import Lanes, from_lanes, to_lanes, view_type
 from stablebptt.kernels.core.simd import lanes, offset, pointer
 from stablebptt.kernels.generics import System, step_batch, step_sample
 
@@ -41,21 +41,17 @@ def _step_all(system, x, c, x_next, scratch):
 
 def _step_registers(system, x, c, x_next, scratch):
     batch, n_state = x.shape
-    n_control, stride, base = c.shape[1], padded_batch(batch), pointer(scratch)
-    controls = offset(base, n_state * stride)
-    after = offset(controls, n_control * stride)
-    space, size = offset(after, n_state * stride), scratch.size // stride - 2 * n_state - n_control
-    to_lanes(batch, n_state, pointer(x), base, stride)
-    to_lanes(batch, n_control, pointer(c), controls, stride)
-    for b in range(0, batch, lanes(base)):
-        step_sample(
-            system,
-            Lanes(offset(base, b), stride, n_state),
-            Lanes(offset(controls, b), stride, n_control),
-            Lanes(offset(after, b), stride, n_state),
-            Lanes(offset(space, b), stride, size),
-        )
-    from_lanes(batch, n_state, pointer(x_next), after, stride)
+    n_control, base = c.shape[1], pointer(scratch)
+    width = lanes(base)
+    controls = offset(base, n_state * width)
+    after = offset(controls, n_control * width)
+    space, size = offset(after, n_state * width), scratch.size // width - 2 * n_state - n_control
+    for b in range(0, batch, width):
+        n = min(width, batch - b)
+        to_lanes(n, n_state, offset(pointer(x), b * n_state), base)
+        to_lanes(n, n_control, offset(pointer(c), b * n_control), controls)
+        step_sample(system, Lanes(base, n_state), Lanes(controls, n_control), Lanes(after, n_state), Lanes(space, size))
+        from_lanes(n, n_state, offset(pointer(x_next), b * n_state), after)
 
 
 compiled_as(step_all, _step_all, forceinline=True)

@@ -104,16 +104,24 @@ def in_vectors(system: Any, dtype: Any = np.float64) -> Iterator[tuple[str, str]
     """Name of each of a user's steps, and why it is computed sample by sample; "" if registers full of samples compute it."""
     numbers = from_dtype(np.dtype(dtype))
     one, several = view_type(numbers), view_type(numbers, several=True)
-    views = {forward.step: [one] * 3, backward.step_vjp: [one] * 2 + [several] * 3}
-    views |= {forward.step_sample: [one] * 4, backward.step_sample_vjp: [one] * 3 + [several] * 3 + [one]}
-    for function, kinds in views.items():
+    for function, views, sample, more in (
+        (forward.step, [one] * 3, forward.step_sample, [one] * 4),
+        (backward.step_vjp, [one] * 2 + [several] * 3, backward.step_sample_vjp, [one] * 3 + [several] * 3 + [one]),
+    ):
+        if _of_the_user(sample, system):  # batches are made of these
+            function, views = sample, more
         if own := _of_the_user(function, system):
-            try:
-                njit(**OPTIONS)(own).compile((typeof(system), *kinds))
-                yield function.__name__, ""
-            except (*COMPILER_ERRORS, NotImplementedError) as found:
-                branches = "bool(Mask" in str(found).partition("There are")[0]
-                yield function.__name__, f"{_where(found, own)}: {BRANCH if branches else _gist(found)}"
+            yield function.__name__, _why_not(own, (typeof(system), *views))
+
+
+def _why_not(function: Any, kinds: Any) -> str:
+    """Why a function of the user's does not compile for vectors; "" if it does."""
+    try:
+        njit(**OPTIONS)(function).compile(kinds)
+    except (*COMPILER_ERRORS, NotImplementedError) as found:
+        branches = "bool(Mask" in str(found).partition("There are")[0]
+        return f"{_where(found, function)}: {BRANCH if branches else _gist(found)}"
+    return ""
 
 
 def _where(error: Exception, function: Any) -> str:

@@ -1,7 +1,7 @@
 """Views of a register full of samples, indexed like the arrays of one sample.
 
-    x[j], lam[v, j], x[2:], x.shape, x.dtype             so the text of a step for one sample computes a register full of them
-    number 0 of all samples (padded) | number 1 of all samples | ..              in memory: number j lies at base + j * stride
+    x[j], lam[v, j], x[2:], x.shape, x.dtype       so the text of a step for one sample computes a register full of them
+    number 0 of each sample | number 1 of each sample | ..                                       in memory, a register each
 
 `to_lanes` and `add_from_lanes` convert between the rows of a batch and lanes.
 """
@@ -13,15 +13,14 @@ from numba import types
 from numba.extending import intrinsic, overload_attribute
 
 from stablebptt.kernels.core.dispatch import also, inline, like
-from stablebptt.kernels.core.simd import PAD, Vector, load, offset, store
+from stablebptt.kernels.core.simd import Vector, lanes, load, offset, store
 from stablebptt.kernels.core.structs import Struct, StructType
 
 
 class Lanes(Struct):
-    """Numbers of a register full of samples: number j lies at ``base + j * stride``, up to number `length`."""
+    """`length` numbers of a register full of samples, one register after the other from `base` on."""
 
     base: Any
-    stride: int
     length: int
 
 
@@ -29,7 +28,6 @@ class LanesOf(Struct):
     """The same for `count` cotangents, one after the other."""
 
     base: Any
-    stride: int
     count: int
     length: int
 
@@ -66,11 +64,15 @@ def _at(index, length):
     return index + length if index < 0 else index
 
 
+def _is_slice(index: Any) -> bool:
+    return isinstance(index, types.SliceType) and not index.has_step
+
+
 def _get(view, index):
     if _is_a(view, Lanes):
         if isinstance(index, types.Integer):
-            return lambda view, index: load(view.base, _at(index, view.length) * view.stride)
-        if isinstance(index, types.SliceType):
+            return lambda view, index: load(view.base, _at(index, view.length) * lanes(view.base))
+        if _is_slice(index):
             return _slice
     if _is_a(view, LanesOf):
         if isinstance(index, types.Integer):
@@ -81,21 +83,21 @@ def _get(view, index):
 
 
 def _slice(view, index):
-    first, end, step = index.indices(view.length)
-    return Lanes(offset(view.base, first * view.stride), view.stride * step, max(0, (end - first + step - 1) // step))
+    first, end, _ = index.indices(view.length)
+    return Lanes(offset(view.base, first * lanes(view.base)), max(0, end - first))
 
 
 def _line(view, index):
-    return Lanes(offset(view.base, _at(index, view.count) * view.length * view.stride), view.stride, view.length)
+    return Lanes(offset(view.base, _at(index, view.count) * view.length * lanes(view.base)), view.length)
 
 
 def _set(view, index, value):
     if _is_a(view, Lanes) and isinstance(value, Vector | types.Number):
         if isinstance(index, types.Integer):
             return _put
-        if isinstance(index, types.SliceType):
+        if _is_slice(index):
             return _fill
-    if _is_a(view, Lanes) and isinstance(index, types.SliceType) and _is_a(value, Lanes):
+    if _is_a(view, Lanes) and _is_slice(index) and _is_a(value, Lanes):
         return _copy
     if _is_a(view, LanesOf) and isinstance(index, types.BaseTuple) and len(index) == 2:
         return _put_in_line
@@ -103,7 +105,7 @@ def _set(view, index, value):
 
 
 def _put(view, index, value):
-    store(view.base, _at(index, view.length) * view.stride, _as_vector(view.base, value))
+    store(view.base, _at(index, view.length) * lanes(view.base), _as_vector(view.base, value))
 
 
 def _fill(view, index, value):
@@ -160,33 +162,27 @@ also(like, _like)
 
 
 @inline
-def padded_batch(batch):
-    """Samples per number in lanes, padding included."""
-    return (batch + PAD - 1) // PAD * PAD
-
-
-@inline
-def to_lanes(n, length, rows, base, stride):
-    """Copy n samples of `length` numbers each, one after the other, to the lanes at `base` (length, stride)."""
+def to_lanes(n, length, rows, base):
+    """Copy n samples of `length` numbers each, one after the other, to the lanes at `base`."""
     for b in range(n):
         source = offset(rows, b * length)
         for k in range(length):
-            base[k * stride + b] = source[k]
+            base[k * lanes(base) + b] = source[k]
 
 
 @inline
-def from_lanes(n, length, rows, base, stride):
-    """Copy the lanes at `base` (length, stride) back to n samples."""
+def from_lanes(n, length, rows, base):
+    """Copy the lanes at `base` back to n samples."""
     for b in range(n):
         target = offset(rows, b * length)
         for k in range(length):
-            target[k] = base[k * stride + b]
+            target[k] = base[k * lanes(base) + b]
 
 
 @inline
-def add_from_lanes(n, length, rows, base, stride):
-    """Add the lanes at `base` (length, stride) to n samples."""
+def add_from_lanes(n, length, rows, base):
+    """Add the lanes at `base` to n samples."""
     for b in range(n):
         target = offset(rows, b * length)
         for k in range(length):
-            target[k] += base[k * stride + b]
+            target[k] += base[k * lanes(base) + b]

@@ -188,10 +188,7 @@ NOT_DIFFERENTIATED = {
         "evader_sum": "part of step",
     },
     "in_lanes": {"step_all": "is step_batch"},
-    "lanes": {
-        **dict.fromkeys(("to_lanes", "from_lanes", "add_from_lanes"), "moves numbers"),
-        "padded_batch": "a size",
-    },
+    "lanes": dict.fromkeys(("to_lanes", "from_lanes", "add_from_lanes"), "moves numbers"),
     "linked": dict.fromkeys(("step_entry", "cost_entry"), "an entry point; of step_batch and cost_batch"),
     "native": {"call": "calls a kernel"},
     "network": {"layer_of": "numbers of a table"},
