@@ -106,13 +106,11 @@ class Engine:
         """Parts of the work on a batch: one per thread, none too small to be worth it."""
         return max(1, min(threads.available(), batch, batch * self._work // PART_WORK))
 
-    def _call(self, works: StructArray, kernel: Any, *arguments: Any) -> Any:
-        """Call an entry point; what the compiler has against a user's function is told in the user's terms."""
+    def _call(self, works: StructArray, kernel: Any, theta: np.ndarray, x0: np.ndarray, *more: Any) -> Any:
+        """Call an entry point; what is wrong with a user's function is told in the user's terms."""
         [work] = works
-        try:
-            return threads.call(len(work.bounds) - 1, kernel, self.episode, *arguments, works)
-        except plain_python.COMPILER_ERRORS as error:
-            raise plain_python.why_not_compiled(self.problem, error) from error
+        with plain_python.explained(self.problem, x0[0]):
+            return threads.call(len(work.bounds) - 1, kernel, self.episode, theta, x0, *more, works)
 
 
 def _kept(known: dict[tuple[int, ...], StructArray], sizes: tuple[int, ...], new: Callable[[], Any]) -> StructArray:
