@@ -449,8 +449,10 @@ def sweep(
         raise click.UsageError("give either a plan or --paper")
     if gather and dask is None:
         raise click.UsageError("--gather goes with --dask")
-    if out is None and (resume or not dry_run):
+    if out is None and not dry_run:
         raise click.UsageError("Missing option '--out', the folder for the run files; only --dry-run goes without")
+    if out is None and resume and not quiet:
+        output.say("without --out no folder is looked into, and all runs count", err=True)
     chosen: Any = int(seeds) if seeds is not None and seeds.isdecimal() else seeds
     runs = sweeps.read_plan(plan, chosen, epochs) if plan is not None else sweeps.paper_plan(str(paper), chosen, epochs)
     if jobs is not None:

@@ -75,8 +75,6 @@ class Engine:
             part = slice(first, min(first + EVALUATION_BATCH, len(x0)))
             work = self._rolled_out(theta, x0[part])
             physics[part], effort[part] = work.physics, work.effort
-            last = np.concatenate([arena.path.states[-1] for arena in work.arenas])
-            physics[part][~np.isfinite(last).all(axis=1)] = np.nan  # a loss may ignore some numbers
         return Evaluation(physics, effort)
 
     def _rolled_out(self, theta: np.ndarray, x0: np.ndarray) -> forward.Work:
@@ -85,6 +83,8 @@ class Engine:
         works = _kept(self._works.rollouts, (batch, parts), new)
         self._call(works, forward.evaluate, theta, x0.reshape(batch, self.problem.n_state))
         [work] = works
+        last = np.concatenate([arena.path.states[-1] for arena in work.arenas])
+        work.physics[~np.isfinite(last).all(axis=1)] = np.nan  # a loss may ignore some numbers
         return work
 
     def _gradient(self, theta: np.ndarray, x0: np.ndarray, gates: Gates) -> Gradient:

@@ -116,6 +116,34 @@ def test_a_session_says_that_code_is_compiled(capsys):
         assert capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize("call", ["rollout", "loss", "losses", "gradient", "train"])
+def test_what_is_called_in_a_session_says_that_code_is_compiled(problem, capsys, monkeypatch, call):
+    theta, x0, engine = problem.init(), problem.sample(2), type(problem.engine)
+    evaluate, gradients = engine.evaluate, engine.gradients
+
+    def compiling(compute):
+        def computed(*given, **more):
+            numba.njit(lambda x: x + 1)(1)
+            return compute(*given, **more)
+
+        return computed
+
+    monkeypatch.setattr(engine, "evaluate", compiling(evaluate))
+    monkeypatch.setattr(engine, "gradients", compiling(gradients))
+
+    def computed(**more):
+        return sb.train(problem, "R", 1, **SIZES, **more) if call == "train" else getattr(problem, call)(theta, x0)
+
+    computed()
+    assert capsys.readouterr().err == ""  # in a script
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    computed()
+    assert capsys.readouterr().err == "compiling, once for this kind of problem: 10 to 60 s ...\n"
+    if call == "train":
+        computed(progress=False)
+        assert capsys.readouterr().err == ""
+
+
 def test_a_sweep_shows_how_far_its_long_runs_are(problem, tmp_path, capsys):
     """From their files, which workers write now and then."""
     [planned] = sweeps.make_plan({"task": "cartpole", "options": {"steps": 4, "hidden": [4]}, "train": {"epochs": 4}})

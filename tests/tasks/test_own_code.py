@@ -320,7 +320,7 @@ def test_errors_that_are_none_of_the_users_stay(write):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["custom train spring.py:make --out x.h5", "spring.py:TASK train --out x.h5", "check spring.py:make"])
+@pytest.mark.parametrize("words", ["custom train spring.py:make -o x.h5", "spring.py:TASK train -o x.h5", "check spring.py:make"])
 def test_a_wrong_shape_in_compiled_code(write, capsys, words):
     path, line = spring(write, STEP, "    x_next[:] = np.zeros(3)")
     path.write_text(path.read_text() + "TASK = sb.Task('spring', 'A mass.', [], make)\n")
