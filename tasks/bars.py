@@ -88,11 +88,20 @@ def compiling(say: Callable[[str], Any]) -> Iterator[None]:
 
 def in_session_compiling() -> AbstractContextManager[None]:
     """Say so to a person who waits, if code has to be compiled; a script hears nothing."""
-    return compiling(_tell_person) if in_session() else nullcontext()
+    return _compiling_for_a_person() if in_session() else nullcontext()
 
 
-def _tell_person(line: str) -> None:
-    print(line, file=sys.stderr)
+@contextmanager
+def _compiling_for_a_person() -> Iterator[None]:
+    """Say so if code has to be compiled; an interrupt leaves the compiler's calls behind, which IPython shows for seconds."""
+    try:
+        with compiling(lambda line: print(line, file=sys.stderr)):
+            yield
+    except KeyboardInterrupt as stop:
+        short = KeyboardInterrupt(*stop.args)
+        for note in getattr(stop, "__notes__", ()):
+            short.add_note(note)
+        raise short from None
 
 
 def each(items: Sequence[Item], tell: Tell | None, words: str = "") -> Iterator[Item]:
@@ -111,7 +120,7 @@ def epochs(report: Callable[..., None] | None, progress: bool | None, total: int
             yield report
         return
     done: dict[tuple[Any, ...], int] = {}
-    with compiling(_tell_person), bar() as tell:
+    with _compiling_for_a_person(), bar() as tell:
 
         def both(*given: Any) -> None:
             done[given[:-1]] = given[-1].epoch
