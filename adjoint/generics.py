@@ -5,7 +5,7 @@ import numpy as np
 from stablebptt.kernels.core.dispatch import generic, generic_block, implements
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.core.threads import cut
-from stablebptt.kernels.generics import Controller, System
+from stablebptt.kernels.generics import Controller, Loss, System
 
 
 class Rows(Struct):
@@ -47,6 +47,11 @@ def step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
 @generic
 def cost_vjp(loss, x, cost_bar, x_bar):
     """Add cost_bar, a number, times the derivative of `cost` at x (n_state,) to x_bar (n_state,)."""
+
+
+@generic
+def cost_batch_vjp(loss, x, weight, lam):
+    """Add weight, a number, times the derivative of the loss of every state x (B, n_state) to all of lam (B, m, n_state)."""
 
 
 @generic
@@ -99,6 +104,18 @@ def _step_sample_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
 def _step_each_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     for b in range(x.shape[0]):
         step_vjp(system, x[b], c[b], lam[b], lam_x[b], lam_c[b])
+
+
+@implements(cost_batch_vjp, Loss)
+def _cost_each_vjp(loss, x, weight, lam):
+    batch, adjoints, n_state = lam.shape
+    x_bar = np.empty_like(x[0])
+    for b in range(batch):
+        x_bar[:] = 0
+        cost_vjp(loss, x[b], weight, x_bar)
+        for v in range(adjoints):
+            for k in range(n_state):
+                lam[b, v, k] += x_bar[k]
 
 
 @implements(clear, Controller)

@@ -124,6 +124,11 @@ def cost(loss, x):
     """Loss l(x) of one state x (n_state,); a number."""
 
 
+@generic
+def cost_batch(loss, x, weight, total):
+    """Add weight times the loss of every state x (B, n_state) to total (B,)."""
+
+
 @generic_block
 def pack(controller, theta, weights):
     """Arrange theta (n_parameters,), in the users' order, in the padded arena `weights` (n_weights,)."""
@@ -148,6 +153,12 @@ def _step_sample(system, x, c, x_next, scratch):
 def _step_each(system, x, c, x_next, scratch):
     for b in range(x.shape[0]):
         step(system, x[b], c[b], x_next[b])
+
+
+@implements(cost_batch, Loss)
+def _cost_each(loss, x, weight, total):
+    for b in range(x.shape[0]):
+        total[b] += weight * cost(loss, x[b])
 
 
 @implements(pack, Controller)

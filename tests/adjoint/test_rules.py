@@ -159,7 +159,7 @@ def test_rollout_and_sweep(name, random):
 # --- completeness: no kernel without a rule -----------------------------------------------------------------------
 
 VJP_OF = {"step": "step_vjp", "step_batch": "step_batch_vjp", "cost": "cost_vjp", "control": "control_vjp"}
-VJP_OF |= {"control_batch": "control_batch_vjp", "step_sample": "step_sample_vjp"}
+VJP_OF |= {"control_batch": "control_batch_vjp", "step_sample": "step_sample_vjp", "cost_batch": "cost_batch_vjp"}
 # Compiled functions of kernels/ without a rule of their own, by module, and why.
 ON_A_DEVICE = "on a device; test_cuda.py compares it with the CPU"
 NOT_DIFFERENTIATED = {
@@ -189,8 +189,10 @@ NOT_DIFFERENTIATED = {
         "advance": "is step on views",
         "places": "addresses",
     },
+    "linked": dict.fromkeys(("step_entry", "cost_entry"), "an entry point; of step_batch and cost_batch"),
+    "native": {"call": "calls a kernel"},
     "network": {"layer_of": "numbers of a table"},
-    "structs": {"struct_at": "reads a struct"},
+    "structs": dict.fromkeys(("struct_at", "loaded"), "reads a struct"),
     "threads": dict.fromkeys(
         ("add", "cut", "invoke", "leave", "pause", "read", "serve", "share_out", "take", "write"),
         "who computes what; test_threads.py compares the bits",

@@ -19,6 +19,7 @@ LONGER = {
     "adjoint/c_interface.py": {"function": "called from C, whose arrays do not know their sizes"},
     "adjoint/generics.py": dict.fromkeys(("step_sample_vjp", "step_batch_vjp", "_step_sample_vjp", "_step_each_vjp"), USERS),
     "adjoint/guidance.py": {"_step_batch_vjp": USERS},
+    "adjoint/linked.py": dict.fromkeys(("step_vjp_entry", "_step_batch_vjp"), USERS),
     "adjoint/quantum.py": dict.fromkeys(("_step_sample_vjp", "_step_batch_vjp"), USERS),
 }
 # Functions of Python that know no names.
