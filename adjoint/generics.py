@@ -5,7 +5,7 @@ import numpy as np
 from stablebptt.kernels.core.dispatch import generic, generic_block, implements
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.core.threads import cut
-from stablebptt.kernels.generics import Controller, Loss, System
+from stablebptt.kernels.generics import Controller, System
 
 
 class Rows(Struct):
@@ -100,13 +100,7 @@ def _step_sample_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     step_vjp(system, x, c, lam, lam_x, lam_c)
 
 
-@implements(step_batch_vjp, System)
-def _step_each_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
-    for b in range(x.shape[0]):
-        step_vjp(system, x[b], c[b], lam[b], lam_x[b], lam_c[b])
-
-
-@implements(cost_batch_vjp, Loss)
+@implements(cost_batch_vjp, Struct)
 def _cost_each_vjp(loss, x, weight, lam):
     batch, adjoints, n_state = lam.shape
     x_bar = np.empty_like(x[0])

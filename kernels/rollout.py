@@ -76,7 +76,7 @@ def new_arena(episode: Any, batch: int, dtype: Any, *, tape: Any = None, kept: b
     if tape is None:
         tape = new_tape(controller, dtype, rows=batch, chunk=1, adjoints=1, unit=True)
     weights = aligned((weight_count(controller),), dtype)
-    scratch = aligned((scratch_size(episode.system, batch, adjoints),), dtype)
+    scratch = aligned((scratch_size(episode.system, batch, adjoints, episode.n_state, episode.n_control),), dtype)
     return Arena(weights=weights, path=path, tape=tape, kept=kept, scratch=scratch)
 
 

@@ -87,9 +87,10 @@ class Engine:
         new = partial(forward.new_work, self.episode, batch, self.problem.dtype, parts=parts)
         work = _kept(self._works.rollouts, (batch, parts), new)
         self._call(work, forward_linked, forward.evaluate, theta, x0.reshape(batch, self.problem.n_state))
-        last = np.concatenate([arena.path.states[-1] for arena in work.struct.arenas])
-        work.struct.physics[~np.isfinite(last).all(axis=1)] = np.nan  # a loss may ignore some numbers
-        return work.struct
+        found: forward.Work = work.struct
+        last = np.concatenate([arena.path.states[-1] for arena in found.arenas])
+        found.physics[~np.isfinite(last).all(axis=1)] = np.nan  # a loss may ignore some numbers
+        return found
 
     def _gradient(self, theta: np.ndarray, x0: np.ndarray, gates: Gates) -> Gradient:
         problem, batch, adjoints, parts = self.problem, len(x0), len(gates.physics), self._parts(len(x0))

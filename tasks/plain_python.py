@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numba import njit, typeof
+from numba import from_dtype, njit, typeof
 
 from stablebptt.adjoint import generics as backward
 from stablebptt.kernels import generics as forward
 from stablebptt.kernels.core.dispatch import OPTIONS
+from stablebptt.kernels.core.lanes import view_type
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.tasks.errors import DivergedError, OwnLineError
 from stablebptt.tasks.places import is_users, of_library, shown, users_line
@@ -26,6 +27,7 @@ from stablebptt.tasks.places import is_users, of_library, shown, users_line
 # Numbers that one call may read or write before it counts as good: a loop over all pairs is slow in Python.
 ACCESSES = 50_000
 GIST = 240  # letters of the compiler's that are shown
+BRANCH = "the condition differs between samples; write where(condition, a, b)"
 # Samples of a batch.
 BATCH = 3
 
@@ -100,7 +102,7 @@ def _why(problem: Any, x: np.ndarray, error: Exception) -> Exception:
     """
     if isinstance(error, OwnLineError | DivergedError) or is_users(error):
         return error
-    calls = [(own, call) for call in _calls(problem, x, (2,)) if (own := _own(*call[:2]))]
+    calls = [(own, call) for call in _calls(problem, x, (2,)) if (own := _of_the_user(*call[:2]))]
     for own, (_, *given) in calls:
         try:
             njit(**OPTIONS)(own).compile(tuple(map(typeof, given)))
@@ -114,6 +116,22 @@ def _why(problem: Any, x: np.ndarray, error: Exception) -> Exception:
         except Exception as found:
             return _told(found, own)
     return error
+
+
+def in_vectors(system: Any, dtype: Any = np.float64) -> Iterator[tuple[str, str]]:
+    """Name of each of a user's steps, and why it is computed sample by sample; "" if registers full of samples compute it."""
+    numbers = from_dtype(np.dtype(dtype))
+    one, several = view_type(numbers), view_type(numbers, several=True)
+    views = {forward.step: [one] * 3, backward.step_vjp: [one] * 2 + [several] * 3}
+    views |= {forward.step_sample: [one] * 4, backward.step_sample_vjp: [one] * 3 + [several] * 3 + [one]}
+    for function, kinds in views.items():
+        if own := _of_the_user(function, system):
+            try:
+                njit(**OPTIONS)(own).compile((typeof(system), *kinds))
+                yield function.__name__, ""
+            except Exception as found:
+                branches = "bool(Mask" in str(found).partition("There are")[0]
+                yield function.__name__, f"{_where(found, own)}: {BRANCH if branches else _gist(found)}"
 
 
 def _where(error: Exception, function: Any) -> str:
@@ -131,15 +149,15 @@ def _gist(error: Exception) -> str:
     return " ".join(line for line in words if not line.startswith("Failed in nopython"))[:GIST]
 
 
-def _own(function: Any, part: Any) -> Any:
-    """The method of a generic function for a struct, if it is the user's; else None."""
-    own = method(function, part)
-    return None if own is None or _ours(getattr(own, "__module__", None)) else own
-
-
 def method(function: Any, part: Any) -> Any:
     """The method of a generic function for a struct; None if there is no method."""
     return next((function.methods[cls] for cls in type(part).__mro__ if cls in function.methods), None)
+
+
+def _of_the_user(function: Any, part: Any) -> Any:
+    """The user's method of a generic function for a struct; None if there is none, or only one of the package's."""
+    own = method(function, part)
+    return None if own is None or _ours(getattr(own, "__module__", None)) else own
 
 
 def _calls(problem: Any, x: np.ndarray, cotangents: tuple[int, ...]) -> Iterator[Call]:
@@ -161,7 +179,7 @@ def _system_calls(system: Any, x: np.ndarray, n_control: int, m: int) -> Iterato
     yield backward.step_vjp, system, x, c, lam, zeros(m, n), zeros(m, n_control)
     yield forward.step_sample, system, x, c, x_next, scratch
     yield backward.step_sample_vjp, system, x, x_next, c, lam, zeros(m, n), zeros(m, n_control), scratch
-    b, scratch = BATCH, zeros(forward.scratch_size(system, BATCH, m))
+    b, scratch = BATCH, zeros(forward.scratch_size(system, BATCH, m, n, n_control))
     x, c, x_next, lam = (np.stack([values] * b) for values in (x, c, x_next, lam))
     yield forward.step_batch, system, x, c, x_next, scratch
     yield backward.step_batch_vjp, system, x, x_next, c, lam, zeros(b, m, n), zeros(b, m, n_control), scratch
@@ -180,7 +198,7 @@ def _controller_calls(controller: Any, x: np.ndarray, n_control: int) -> Iterato
 
 def _try(function: Any, part: Any, *arrays: Any) -> None:
     """Call a method of a generic function if it is the user's."""
-    own = _own(function, part)
+    own = _of_the_user(function, part)
     if own is None:
         return
     _check_signature(function, own)

@@ -21,13 +21,14 @@ from stablebptt.kernels.core.structs import ReferenceType, Struct, StructType
 # Reassociation and contraction let loops vectorise. Without `nnan` and `ninf`, NaN and Inf stay visible.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp", "afn"}
 OPTIONS: Any = {"fastmath": FASTMATH, "error_model": "numpy"}
+ENTRY: Any = {"nogil": True, "no_cfunc_wrapper": True, **OPTIONS}
 
 
 def kernel(function: Callable) -> Any:
     """Compile an entry point. Its machine code, with everything it calls, is stored on disk."""
     if vars(config)["DISABLE_JIT"]:
         return _uncompiled(function)
-    dispatcher = njit(nogil=True, no_cfunc_wrapper=True, **OPTIONS)(function)
+    dispatcher = njit(**ENTRY)(function)
     dispatcher._cache = KernelCache(function)
     optimise_once(dispatcher)
     return dispatcher
@@ -64,8 +65,7 @@ def compiled_as(function: Callable, resolve: Callable, *, forceinline: bool) -> 
         def resolve_on(*arguments: Any, target: str = target) -> Any:
             return resolve(*arguments) if current_target() == target else None
 
-        overload(function, jit_options={"forceinline": forceinline, **options}, strict=False)(resolve_on)
-        template = builtin_registry.globals[-1][1].templates[0]
+        template = _overload(function, resolve_on, {"forceinline": forceinline, **options})
         if target == "cpu":
             _compile_once(template)
         templates.append(template)
@@ -73,10 +73,20 @@ def compiled_as(function: Callable, resolve: Callable, *, forceinline: bool) -> 
     return function
 
 
+def also(function: Any, resolve: Callable) -> None:
+    """Let `function`, one of Python's or NumPy's, take types of ours: `resolve` returns what to compile for them, or None."""
+    _compile_once(_overload(function, resolve, {"forceinline": True, **OPTIONS, **NO_WRAPPERS}))
+
+
+def _overload(function: Any, resolve: Callable, options: Any) -> Any:
+    overload(function, jit_options=options, strict=False)(resolve)
+    return builtin_registry.globals[-1][1].templates[0]
+
+
 def _compile_once(template: Any) -> None:
     """Compile a function once per types: Numba would compile it anew for every set of flags that its callers have."""
     find, flags = template._get_impl, Flags()
-    flags.nrt = True
+    flags.nrt = True  # type: ignore[assignment, misc]
 
     def find_once(self: Any, arguments: Any, keywords: Any) -> Any:
         with ConfigStack().enter(flags):
@@ -157,5 +167,5 @@ def like(x: Any, value: float) -> Any:
 
 @overload(like, jit_options={"forceinline": True}, inline="always")
 def _like(x, value):
-    kind = x if isinstance(x, types.Float) else x.dtype
-    return lambda x, value: kind(value)
+    kind = x if isinstance(x, types.Float) else getattr(x, "dtype", None)
+    return (lambda x, value: kind(value)) if kind is not None else None

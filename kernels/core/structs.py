@@ -142,7 +142,7 @@ class Reference(StructArray):
 
     def __init__(self, struct: "Struct") -> None:
         super().__init__([struct])
-        self.struct = struct
+        self.struct: Any = struct
 
 
 def _layout(kind: Any) -> np.dtype:
@@ -150,7 +150,8 @@ def _layout(kind: Any) -> np.dtype:
     if isinstance(kind, StructType):
         return np.dtype([(name, _layout(field)) for name, field in kind.fields], align=True)
     if isinstance(kind, types.BaseTuple):
-        return np.dtype([(f"f{k}", _layout(each)) for k, each in enumerate(kind)], align=True)
+        parts: Any = kind
+        return np.dtype([(f"f{k}", _layout(each)) for k, each in enumerate(parts)], align=True)
     if isinstance(kind, types.Array):
         numbers = [(name, np.intp) for name in ("meminfo", "parent", "items", "itemsize", "data")]
         return np.dtype([*numbers, ("shape", np.intp, (kind.ndim,)), ("strides", np.intp, (kind.ndim,))], align=True)

@@ -186,8 +186,11 @@ NOT_DIFFERENTIATED = {
         "pair_law": "constants",
         "friction": "a constant",
         "evader_sum": "part of step",
-        "advance": "is step on views",
-        "places": "addresses",
+    },
+    "in_lanes": {"step_all": "is step_batch"},
+    "lanes": {
+        **dict.fromkeys(("to_lanes", "from_lanes", "add_from_lanes"), "moves numbers"),
+        "padded_batch": "a size",
     },
     "linked": dict.fromkeys(("step_entry", "cost_entry"), "an entry point; of step_batch and cost_batch"),
     "native": {"call": "calls a kernel"},
@@ -203,8 +206,6 @@ NOT_DIFFERENTIATED = {
         "substitute": "part of step",
         "factorise": "part of step; its rule is that of the whole linear solve",
         "solve": "part of step; its rule is that of the whole linear solve",
-        "advance": "is step on views",
-        "places": "addresses",
         "number": "access",
         "overlap": "part of cost",
     },
@@ -222,14 +223,10 @@ NOT_DIFFERENTIATED = {
         **dict.fromkeys(("load", "store", "fill"), "moves numbers"),
         "total": "part of dot",
     },
-    "views": {
-        **dict.fromkeys(("get", "put", "row"), "access"),
-        **dict.fromkeys(("to_lanes", "from_lanes", "add_from_lanes"), "moves numbers"),
-        "constant": "a constant",
-        "padded_batch": "a size",
-        "sqrt": "used through pull_terms",
-        "inverse_or_zero": "used through pull_terms",
-    },
+    "vector_math": dict.fromkeys(
+        ("where", "every", "negative", "square_root", "absolute", "nearest", "multiply_add"),
+        "operations of vectors; their derivatives stand in the formulas that use them",
+    ),
 }
 
 
