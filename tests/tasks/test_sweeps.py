@@ -244,7 +244,7 @@ def test_errors_leave_a_note(tmp_path, monkeypatch):
     with ThreadPoolExecutor(1) as executor:
         outcomes = sb.sweep(runs, tmp_path, executor=executor)
         assert [o.status for o in outcomes] == ["failed", "complete"] and outcomes[1].message == ""
-        assert re.fullmatch(r"RuntimeError: out of luck \(.*test_sweeps\.py:\d+\)", outcomes[0].message)  # as if it were the user's
+        assert re.fullmatch(r"RuntimeError: out of luck \(.*test_sweeps\.py:\d+\)", outcomes[0].message)
         assert sb.sweep(runs, tmp_path, executor=executor, resume=True)[0].message == outcomes[0].message
         monkeypatch.setattr(workers.training, "train_run", good)
         again = sb.sweep(runs, tmp_path, executor=executor, resume=True, retry_failed=True)
