@@ -11,7 +11,7 @@ from stablebptt.version import __version__
 
 if TYPE_CHECKING:
     from stablebptt.adjoint.c_interface import c_header, cfunc_address
-    from stablebptt.data.storage import FileFormatError
+    from stablebptt.data.errors import FileFormatError
     from stablebptt.tasks import optimizers, problem
     from stablebptt.tasks.errors import BackendError, DivergedError
     from stablebptt.tasks.minimize import minimize_fun
@@ -46,7 +46,7 @@ __all__ = [
 ]
 _HOMES = {
     "adjoint.c_interface": ("c_header", "cfunc_address"),
-    "data.storage": ("FileFormatError",),
+    "data.errors": ("FileFormatError",),
     "tasks": ("optimizers", "problem"),
     "tasks.errors": ("BackendError", "DivergedError"),
     "tasks.minimize": ("minimize_fun",),

@@ -452,8 +452,10 @@ def sweep(
         raise click.UsageError("give either a plan or --paper")
     if gather and dask is None:
         raise click.UsageError("--gather goes with --dask")
-    if out is None and (resume or not dry_run):
+    if out is None and not dry_run:
         raise click.UsageError("Missing option '--out', the folder for the run files; only --dry-run goes without")
+    if out is None and resume and not quiet:
+        output.say("without --out no folder is looked into, and all runs count", err=True)
     chosen: Any = int(seeds) if seeds is not None and seeds.isdecimal() else seeds
     runs = sweeps.read_plan(plan, chosen, epochs) if plan is not None else sweeps.paper_plan(str(paper), chosen, epochs)
     if jobs is not None:
@@ -576,9 +578,10 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 
 def _explain_failure(error: BaseException) -> tuple[str, int]:
-    """The same for an error of the library's."""
-    from stablebptt.data.storage import FileFormatError
+    """The same for an error of the library's, or of the user's own code, with its place there."""
+    from stablebptt.data.errors import FileFormatError
     from stablebptt.tasks.errors import BackendError, DivergedError, OwnCodeError
+    from stablebptt.tasks.places import behind
 
     if isinstance(error, DivergedError):
         return "; ".join([str(error), *_notes(error)]), DIVERGED
@@ -591,15 +594,27 @@ def _explain_failure(error: BaseException) -> tuple[str, int]:
         return str(error), 1
     if isinstance(error, MemoryError):
         return f"not enough memory: {error}", 1
+    place = behind(error)
     if isinstance(error, ValueError):
-        return str(error), WRONG_USAGE
-    return f"{type(error).__name__}: {error}", 1
+        return f"{error}{place}", WRONG_USAGE
+    if isinstance(error, ModuleNotFoundError) and not place:
+        return f"the package {error.name} is not installed; install it: pip install {error.name}", 1
+    return f"{type(error).__name__}: {error}{place}", 1
 
 
 def _notes(error: BaseException) -> list[str]:
     """What is saved, and how to go on."""
     raised = error.__cause__ if isinstance(error, click.Abort) else error  # click makes an Abort of an interrupt
     return list(getattr(raised, "__notes__", ()))
+
+
+def _show_traceback(error: BaseException) -> None:
+    """The whole traceback, with what errors in the user's terms hide: the compiler's own."""
+    hidden: BaseException | None = error
+    while hidden is not None:
+        hidden.__suppress_context__ = hidden.__cause__ is not None
+        hidden = hidden.__cause__ or hidden.__context__
+    traceback.print_exception(error)
 
 
 def _as_options(message: str) -> str:
@@ -634,7 +649,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = stablebptt.main(arguments, prog_name="stablebptt", standalone_mode=False, obj=given)
     except (Exception, KeyboardInterrupt) as error:
         if given["debug"]:
-            traceback.print_exc()
+            _show_traceback(error)
         message, code = _explain(error)
         output.say(f"stablebptt: {' '.join(_as_options(message).split())}", err=True)
     finally:

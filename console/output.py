@@ -45,6 +45,10 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
+
+
 def learned(run: Any) -> dict[str, Any]:
     """What a training came to."""
     from stablebptt.data.run_file import best, last
@@ -185,8 +189,8 @@ def dry_run(estimate: Any, jobs: int, *, as_json: bool) -> None:
     if as_json:
         show({"event": "estimated"} | facts | {"seconds": total}, as_json=True)
         return
-    times = f"about {_duration(work + compiling)} on one core, {_duration(total)} with {jobs} jobs"
-    say(f"{len(runs)} runs, {times}, {_duration(compiling)} of it for compiling")
+    times = f"about {_duration(work + compiling)} on one core, {_duration(total)} with {_counted(jobs, 'job')}"
+    say(f"{_counted(len(runs), 'run')}, {times}, {_duration(compiling)} of it for compiling")
 
 
 def event(outcome: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from stablebptt.version import __version__
 
 __all__ = [
     "COUNTS", "EVERY_EPOCH", "HISTORY", "LOSSES", "Content", "FileFormatError", "best", "evaluated", "kind", "last", "load",
-    "load_trajectories", "read_any", "save", "save_paths",
+    "load_if_run", "load_trajectories", "read_any", "save", "save_paths",
 ]  # fmt: skip
 
 RUN_FORMAT, PATHS_FORMAT, TABLE_FORMAT = "stablebptt-run", "stablebptt-paths", "stablebptt-table"
@@ -151,7 +151,16 @@ def load(path: str | Path) -> Content:
     FileFormatError
         If the file is damaged, foreign, of a later version, or incomplete.
     """
-    attributes, groups = storage.read(path, (RUN_FORMAT,))
+    return _content(*storage.read(path, (RUN_FORMAT,)), path)
+
+
+def load_if_run(path: str | Path) -> Content | None:
+    """`load`; None if the file is another one of this package."""
+    attributes, groups = read_any(path)
+    return _content(attributes, groups, path) if attributes["format"] == RUN_FORMAT else None
+
+
+def _content(attributes: dict[str, Any], groups: dict[str, Group], path: str | Path) -> Content:
     if (version := attributes.get("format_version")) not in READABLE:
         raise FileFormatError(f"{path} is a run file of version {version}; this program reads version {FORMAT_VERSION}")
     try:

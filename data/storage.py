@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 
 from stablebptt.data.atomic import expanded, replacing
+from stablebptt.data.errors import FileFormatError
 
 TRAILER = b"stablebptt-sha2\n"
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -32,10 +33,6 @@ LONGEST_NAME = 200  # bytes; netCDF keeps 256, and axes are named after variable
 NAME_RULE = f"printable, of at most {LONGEST_NAME} bytes, beginning with a letter, a digit or _, without a space at the end"
 # Attributes that dimension scales and netCDF-4 add.
 INTERNAL = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates"}
-
-
-class FileFormatError(Exception):
-    """A file is damaged, hostile or foreign. The message is one line."""
 
 
 @dataclass(frozen=True)

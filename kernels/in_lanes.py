@@ -6,7 +6,6 @@ sample. Most often an ``if`` on a number that differs between samples is in the 
 
 from typing import Any
 
-from numba.core.errors import NumbaError, UnsupportedBytecodeError
 from numba.core.registry import cpu_target
 from numba.core.target_extension import current_target
 
@@ -23,7 +22,7 @@ def fits(function: Any, *kinds: Any) -> bool:
     context = cpu_target.typing_context
     try:
         context.resolve_value_type(function).get_call_type(context, kinds, {})
-    except (NumbaError, UnsupportedBytecodeError, NotImplementedError):
+    except Exception:  # the compiler may fail in any way; the scalar form tells of what is wrong with that, too
         return False
     return True
 

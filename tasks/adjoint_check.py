@@ -230,15 +230,16 @@ def check_system(
     random, how = np.random.default_rng(seed), _how(step, tolerance)
     state_shape, control_shape = (tuple(np.atleast_1d(shape).tolist()) for shape in shapes)
     subject = _Subject(cast(system, np.float64), int(np.prod(state_shape)), int(np.prod(control_shape)))
-    if states is None:
-        plain_python.try_problem(subject, random.standard_normal((PLAIN, subject.n_state)))
-        inputs = adjoint_check_states.of_system(step_rule(subject).forward, (subject.n_state, subject.n_control), random)
-    else:
-        given = adjoint_check_states.read_states(states, state_shape)
-        plain_python.try_problem(subject, given[:PLAIN])
-        inputs = adjoint_check_states.of_states(given, subject.n_control, random)
-    plain_python.try_problem(subject, inputs["state"][:MANY], (1,))
-    return _reported(report, _check_steps(subject, inputs, random, how))
+    given = None if states is None else adjoint_check_states.read_states(states, state_shape)
+    tried = random.standard_normal((PLAIN, subject.n_state)) if given is None else given[:PLAIN]
+    plain_python.try_problem(subject, tried)
+    with plain_python.explained(subject, tried[0]):
+        if given is None:
+            inputs = adjoint_check_states.of_system(step_rule(subject).forward, (subject.n_state, subject.n_control), random)
+        else:
+            inputs = adjoint_check_states.of_states(given, subject.n_control, random)
+        plain_python.try_problem(subject, inputs["state"][:MANY], (1,))
+        return _reported(report, _check_steps(subject, inputs, random, how))
 
 
 def check(
@@ -279,7 +280,8 @@ def check(
         _check_controls(problem, inputs["state"], theta, random, how),
         findings(rollout_rule(problem), {"state": starts, "parameters": theta}, random, **how),
     )
-    return _reported(report, *parts)
+    with plain_python.explained(problem, inputs["state"][0]):
+        return _reported(report, *parts)
 
 
 def _reported(report: Callable[[Finding], None] | None, *parts: Iterator[Finding]) -> list[Finding]:

@@ -5,7 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from stablebptt.tasks import arguments
@@ -85,6 +85,24 @@ def compiling(say: Callable[[str], Any]) -> Iterator[None]:
         yield
 
 
+def in_session_compiling() -> AbstractContextManager[None]:
+    """Say so to a person who waits, if code has to be compiled; a script hears nothing."""
+    return _compiling_for_a_person() if in_session() else nullcontext()
+
+
+@contextmanager
+def _compiling_for_a_person() -> Iterator[None]:
+    """Say so if code has to be compiled; an interrupt leaves the compiler's calls behind, which IPython shows for seconds."""
+    try:
+        with compiling(lambda line: print(line, file=sys.stderr)):
+            yield
+    except KeyboardInterrupt as stop:
+        short = KeyboardInterrupt(*stop.args)
+        for note in getattr(stop, "__notes__", ()):
+            short.add_note(note)
+        raise short from None
+
+
 def each(items: Sequence[Item], tell: Tell | None, words: str = "") -> Iterator[Item]:
     """Items, telling how many are done."""
     for done, item in enumerate(items, 1):
@@ -102,10 +120,11 @@ def last_loss(progress: Any) -> str:
 def epochs(report: Callable[..., None] | None, progress: bool | None, total: int) -> Iterator[Callable[..., None] | None]:
     """What is called after every epoch, with a `Progress` at last: the user's `report`, and a bar, by default in a notebook."""
     if not (in_notebook() and report is None if progress is None else arguments.flag("progress", progress)):
-        yield report
+        with in_session_compiling() if progress is None else nullcontext():
+            yield report
         return
     done: dict[tuple[Any, ...], int] = {}
-    with compiling(lambda line: print(line, file=sys.stderr)), bar() as tell:
+    with _compiling_for_a_person(), bar() as tell:
 
         def both(*given: Any) -> None:
             done[given[:-1]] = given[-1].epoch

@@ -80,8 +80,6 @@ class Engine:
             part = slice(first, min(first + EVALUATION_BATCH, len(x0)))
             work = self._rolled_out(theta, x0[part])
             physics[part], effort[part] = work.physics, work.effort
-            last = np.concatenate([arena.path.states[-1] for arena in work.arenas])
-            physics[part][~np.isfinite(last).all(axis=1)] = np.nan  # a loss may ignore some numbers
         return Evaluation(physics, effort)
 
     def _rolled_out(self, theta: np.ndarray, x0: np.ndarray) -> forward.Work:
@@ -90,6 +88,8 @@ class Engine:
         work = _kept(self._works.rollouts, (batch, parts), new)
         self._call(work, forward_linked, forward.evaluate, theta, x0.reshape(batch, self.problem.n_state))
         found: forward.Work = work.struct
+        last = np.concatenate([arena.path.states[-1] for arena in found.arenas])
+        found.physics[~np.isfinite(last).all(axis=1)] = np.nan  # a loss may ignore some numbers
         return found
 
     def _gradient(self, theta: np.ndarray, x0: np.ndarray, gates: Gates) -> Gradient:
@@ -121,13 +121,11 @@ class Engine:
         """Parts of the work on a batch: one per thread, none too small to be worth it."""
         return max(1, min(threads.available(), batch, batch * self._work // PART_WORK))
 
-    def _call(self, work: Reference, linked: Any, kernel: Any, *arguments: Any) -> Any:
-        """Call an entry point; what the compiler has against a user's function is told in the user's terms."""
-        try:
+    def _call(self, work: Reference, linked: Any, kernel: Any, theta: np.ndarray, x0: np.ndarray, *more: Any) -> Any:
+        """Call an entry point; what is wrong with a user's function is told in the user's terms."""
+        with plain_python.explained(self.problem, x0[0]):
             episode = self._episode(linked)
-            return threads.call(len(work.struct.bounds) - 1, kernel, episode, *arguments, work)
-        except plain_python.COMPILER_ERRORS as error:
-            raise plain_python.why_not_compiled(self.problem, error) from error
+            return threads.call(len(work.struct.bounds) - 1, kernel, episode, theta, x0, *more, work)
 
 
 def _kept(known: dict[tuple[int, ...], Reference], sizes: tuple[int, ...], new: Callable[[], Any]) -> Reference:

@@ -20,7 +20,8 @@ from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.generics import Controller, System
 from stablebptt.kernels.network import mlp
 from stablebptt.tasks import arguments, descriptions, plain_python
-from stablebptt.tasks.errors import ArgumentError, BackendError, DivergedError, OwnCodeError
+from stablebptt.tasks.errors import ArgumentError, BackendError, DivergedError, OwnCodeError, OwnLineError
+from stablebptt.tasks.places import where
 from stablebptt.tasks.problems import Axis, Problem, mean_weights
 from stablebptt.tasks.task import CUSTOM, LOSSES, OUTPUT_INITS, Task
 
@@ -140,7 +141,9 @@ def from_source(source: str, **keywords: Any) -> Problem:
     maker = find(source)
     if not callable(maker):
         raise ArgumentError(f"{source} is {type(maker).__name__}, not a function that makes a problem")
-    if not isinstance(maker, Task):
+    if isinstance(maker, Task):
+        _takes(source, maker.make, {option.name: option.default for option in maker.options})
+    else:
         _takes(source, maker, keywords)
     try:
         problem = maker(**keywords)
@@ -254,28 +257,22 @@ def own_code(task: Task | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if task is None or isinstance(error, ArgumentError | OSError) or _place(error) is None:
+        if task is None or isinstance(error, ArgumentError | OSError) or where(error) is None:
             raise
         raise _explanation("", error, ()) from error
 
 
 def _explanation(source: str, error: BaseException, usage: tuple[type[Exception], ...]) -> Exception:
     """The error in a user's code, with its place; an ArgumentError if that code never ran or the error is one of `usage`."""
-    place = _place(error)
+    if isinstance(error, OwnLineError):
+        return error
+    place = where(error)
     if place is None:
         return ArgumentError(f"{source}: {error}")
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     if isinstance(error, usage):
         return ArgumentError(f"{message} ({place})")
     return OwnCodeError(f"{type(error).__name__}: {message} ({place})")
-
-
-def _place(error: BaseException) -> str | None:
-    """File and line of the user's code where an error arose."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
-    found = plain_python.users_line(error)
-    return found and f"{found[0].co_filename}:{found[1]}"
 
 
 def cast(part: Any, kind: Any) -> Any:

@@ -8,6 +8,10 @@ class ArgumentError(ValueError, TypeError):
     """
 
 
+class OwnLineError(ArgumentError):
+    """A user's function is wrong. The message begins with its file and line."""
+
+
 class DivergedError(ArithmeticError):
     """A computation left the finite numbers.
 

@@ -86,7 +86,7 @@ def groups(runs: list[AnyRun]) -> list[Alike[AnyRun]]:
     for alike in members.values():
         first, known = alike[0], facts(alike[0])
         parts = {"variant": _variant(first, schedules)}
-        here = [name for name, scopes in names.items() if name in known and _scope(first, owners[name]) in scopes]
+        here = [name for name, scopes in names.items() if name in known and _tells(first, owners[name], scopes)]
         parts |= {name: word(known[name]) for name in here}
         found.append(Alike(parts, {name: known.get(name) for name in names}, _distinct(alike)))
     return list(_told_apart(_in_order(found)))
@@ -160,6 +160,11 @@ def _owners(runs: list[Any]) -> dict[str, str]:
 def _scope(run: Any, owner: str) -> str:
     """Within which task or optimizer a fact of this run is compared; empty for all runs."""
     return str({"task": run.config.get("task"), "optimizer": run.config.get("optimizer", {}).get("name")}.get(owner, ""))
+
+
+def _tells(run: Any, owner: str, scopes: set[str]) -> bool:
+    """Whether a fact of a run is named: in the scopes where it differs, and of an optimizer, beside those that name it, too."""
+    return owner == "optimizer" or _scope(run, owner) in scopes
 
 
 def _key(value: Any) -> Any:

@@ -4,36 +4,32 @@ Compiled code reads beyond the end of an array, and the compiler reports a typo 
 Functions of this package are not called. Code that only the compiler understands is left to the compiler.
 """
 
+import dataclasses
+import inspect
 import itertools
-import linecache
-import sysconfig
-import traceback
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numba import from_dtype, njit, typeof
-from numba.core.errors import NumbaError, UnsupportedBytecodeError
 
 from stablebptt.adjoint import generics as backward
 from stablebptt.kernels import generics as forward
 from stablebptt.kernels.core.dispatch import OPTIONS
 from stablebptt.kernels.core.lanes import view_type
 from stablebptt.kernels.core.structs import Struct
-from stablebptt.tasks.errors import ArgumentError
-from stablebptt.tasks.problems import Problem
+from stablebptt.tasks.errors import DivergedError, OwnLineError
+from stablebptt.tasks.places import is_users, of_library, shown, users_line
 
 # Numbers that one call may read or write before it counts as good: a loop over all pairs is slow in Python.
 ACCESSES = 50_000
-COMPILER_ERRORS = (NumbaError, UnsupportedBytecodeError)
 GIST = 240  # letters of the compiler's that are shown
 BRANCH = "the condition differs between samples; write where(condition, a, b)"
 # Samples of a batch.
 BATCH = 3
-LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
 
 Call = tuple[Any, ...]  # generic function, struct, arrays
 
@@ -64,7 +60,7 @@ class Counted(np.ndarray):
             raise _Enough
 
 
-def try_new(problem: Problem) -> None:
+def try_new(problem: Any) -> None:
     """`try_problem` at one initial state of a new problem."""
     try:
         states = np.asarray(problem.draw(np.random.default_rng(0), 1), problem.dtype).reshape(1, problem.n_state)
@@ -79,24 +75,46 @@ def try_problem(problem: Any, states: np.ndarray, cotangents: tuple[int, ...] = 
     Raises
     ------
     ValueError
-        With file and line, if a function uses a missing name or attribute, or an index out of bounds.
+        With file and line, if a function takes other arguments or returns something else than it should, or uses a missing name
+        or attribute, or an index out of bounds.
     """
     for x in states:
         for call in _calls(problem, x, cotangents):
             _try(*call)
 
 
-def why_not_compiled(problem: Problem, error: Exception) -> Exception:
-    """What the compiler has against one of the user's functions, with file and line; its own error, if it is none of them.
+@contextmanager
+def explained(problem: Any, x: np.ndarray) -> Iterator[None]:
+    """Where compiled code fails, or cannot be compiled, say why in the user's terms; x (n_state,) is a state to try it at.
+
+    `--debug` shows the error of the compiler, too, which is the context of the new one.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise _why(problem, x, error) from None
+
+
+def _why(problem: Any, x: np.ndarray, error: Exception) -> Exception:
+    """What is wrong with one of the user's functions, with file and line; the error itself, if it is none of them or says so.
 
     Within the package's loops the compiler tells of every function on its way. So the user's are compiled alone.
     """
-    for function, part, *arrays in _calls(problem, problem.sample(1).reshape(-1), (2,)):
-        if own := _of_the_user(function, part):
-            try:
-                njit(**OPTIONS)(own).compile(tuple(map(typeof, (part, *arrays))))
-            except COMPILER_ERRORS as found:
-                return ArgumentError(f"{_where(found, own)}: {_gist(found)}")
+    if isinstance(error, OwnLineError | DivergedError) or is_users(error):
+        return error
+    calls = [(own, call) for call in _calls(problem, x, (2,)) if (own := _of_the_user(*call[:2]))]
+    for own, (_, *given) in calls:
+        try:
+            njit(**OPTIONS)(own).compile(tuple(map(typeof, given)))
+        except Exception as found:
+            return OwnLineError(f"{_where(found, own)}: this cannot be compiled: {_gist(found)}")
+    for own, (_, *given) in calls:
+        try:
+            _call(own, *given)
+        except _Enough:
+            continue
+        except Exception as found:
+            return _told(found, own)
     return error
 
 
@@ -118,18 +136,18 @@ def _why_not(function: Any, kinds: Any) -> str:
     """Why a function of the user's does not compile for vectors; "" if it does."""
     try:
         njit(**OPTIONS)(function).compile(kinds)
-    except (*COMPILER_ERRORS, NotImplementedError) as found:
+    except Exception as found:  # the compiler may fail in any way
         branches = "bool(Mask" in str(found).partition("There are")[0]
         return f"{_where(found, function)}: {BRANCH if branches else _gist(found)}"
     return ""
 
 
 def _where(error: Exception, function: Any) -> str:
-    """File, line and text of what the compiler cannot do."""
+    """File, line and text of what the compiler cannot do; those of the function if it only tells a line of its own."""
     code = function.__code__
-    loc = getattr(error, "loc", None)
-    file, line = (code.co_filename, code.co_firstlineno) if loc is None else (loc.filename, loc.line)
-    return _shown(code, file, line)
+    loc: Any = getattr(error, "loc", None)
+    known = loc is not None and not of_library(loc.filename)
+    return shown(code, loc.filename, loc.line) if known else _first_line(function)
 
 
 def _gist(error: Exception) -> str:
@@ -191,27 +209,62 @@ def _try(function: Any, part: Any, *arrays: Any) -> None:
     own = _of_the_user(function, part)
     if own is None:
         return
+    _check_signature(function, own)
+    try:
+        result = _call(own, part, *arrays)
+    except (NameError, IndexError, dataclasses.FrozenInstanceError) as error:
+        raise _told(error, own) from error
+    except AttributeError as error:
+        if isinstance(error.obj, Struct | np.ndarray | types.ModuleType):
+            raise _told(error, own) from error
+    except Exception:  # 1 / 0, square roots of -1, the compiler's own functions: not so in compiled code, or it says so itself
+        return
+    else:
+        if function is forward.cost and not _is_number(result):
+            told = {type(None): "nothing", Counted: f"an array of shape {np.shape(result)}"}.get(type(result), repr(result))
+            raise OwnLineError(f"{_first_line(own)}: it returns {told}; cost must return a number")
+
+
+def _check_signature(function: Any, own: Any) -> None:
+    """Raise an error if a method does not take the arguments of its generic function."""
+    wanted = list(inspect.signature(function).parameters)
+    try:
+        inspect.signature(own).bind(*wanted)
+    except TypeError as error:
+        raise OwnLineError(f"{_first_line(own)}: {error}; it must take ({', '.join(wanted)})") from None
+
+
+def _call(own: Any, part: Any, *arrays: Any) -> Any:
+    """Call a user's method in plain Python; raises `_Enough` if that takes too long."""
     counted, budget = [values.view(Counted) if isinstance(values, np.ndarray) else values for values in arrays], [ACCESSES]
     for values in counted:
         if isinstance(values, Counted):
             values.left = budget
-    try:
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            plain(own, {})(part, *counted)
-    except (NameError, IndexError, AttributeError) as error:
-        if not isinstance(error, AttributeError) or isinstance(error.obj, Struct | np.ndarray | types.ModuleType):
-            told = str(error).replace(f"'{Counted.__name__}' object", "an array")
-            code, line = users_line(error) or (own.__code__, own.__code__.co_firstlineno)
-            raise ArgumentError(f"{_shown(code, code.co_filename, line)}: {told}") from error
-    except Exception:  # 1 / 0, square roots of -1, the compiler's own functions: not so in compiled code, or it says so itself
-        return
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return plain(own, {})(part, *counted)
+
+
+def _told(error: Exception, own: Any) -> OwnLineError:
+    """An error of plain Python with file and line."""
+    code, line = users_line(error) or (own.__code__, own.__code__.co_firstlineno)
+    words = str(error).replace(f"'{Counted.__name__}' object", "an array")
+    return OwnLineError(f"{shown(code, code.co_filename, line)}: {words}")
+
+
+def _first_line(own: Any) -> str:
+    code = getattr(own, "py_func", own).__code__
+    return shown(code, code.co_filename, code.co_firstlineno)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number | np.ndarray) and np.ndim(value) == 0
 
 
 def plain(function: Any, known: dict[Any, Callable]) -> Any:
     """A copy of a user's function that calls plain Python instead of compiled helpers (`njit`)."""
     function = getattr(function, "py_func", function)
-    if not isinstance(function, types.FunctionType) or _ours(function.__module__) or _of_library(function.__code__.co_filename):
+    if not isinstance(function, types.FunctionType) or _ours(function.__module__) or of_library(function.__code__.co_filename):
         return function
     if function not in known:
         names = dict(function.__globals__)
@@ -236,24 +289,3 @@ def _names(code: types.CodeType) -> set[str]:
 
 def _ours(module: str | None) -> bool:
     return module is not None and module.startswith("stablebptt.")
-
-
-def _of_library(file: str) -> bool:
-    return any(folder in Path(file).resolve().parents for folder in LIBRARIES)
-
-
-def users_line(error: BaseException) -> tuple[types.CodeType, int] | None:
-    """Function and line of the user's code that led to an error, or else of a library's."""
-    frames = [
-        (frame.f_code, line)
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("stablebptt", "importlib")
-    ]
-    users = [(code, line) for code, line in frames if not _of_library(code.co_filename)] or frames
-    return users[-1] if users else None
-
-
-def _shown(code: types.CodeType, file: str, line: int) -> str:
-    """File, number and text of a line of a function."""
-    text = linecache.getline(file, line).strip()
-    return f"{file}, line {line}, in {code.co_name}" + (f" ({text})" if text else "")

@@ -13,7 +13,7 @@ import numpy as np
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.generics import System, parameter_count
 from stablebptt.kernels.network import Network
-from stablebptt.tasks import arguments, divergence, variants
+from stablebptt.tasks import arguments, bars, divergence, variants
 from stablebptt.tasks.engine import Engine, Gradient, Loss, Path
 from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.settings import LARGEST_SEED
@@ -250,7 +250,7 @@ class Problem:
         DivergedError
             If a state or control is not finite.
         """
-        with arguments.threads(threads):
+        with arguments.threads(threads), bars.in_session_compiling():
             path = self.follow(self._parameters(theta), self._states(x0))
         divergence.check_path(path)
         return path
@@ -262,7 +262,7 @@ class Problem:
 
     def losses(self, theta: np.ndarray, x0: np.ndarray, *, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Losses of x0 (B, *state_shape) with and without the regulariser, (B,) each in float64; NaN where a rollout diverged."""
-        with arguments.threads(threads):
+        with arguments.threads(threads), bars.in_session_compiling():
             found = next(self.engine.evaluate([self._parameters(theta)], [self._states(x0)]))
         return self.total(found.physics, found.effort)
 
@@ -298,7 +298,7 @@ class Problem:
         """
         theta, x0 = self._parameters(theta), self._states(x0)
         gates = variants.gates(variant, self.steps, self.dtype)
-        with arguments.threads(threads):
+        with arguments.threads(threads), bars.in_session_compiling():
             found = next(self.engine.gradients([theta], [x0], gates, parts=True))
         divergence.check_gradient(self, found, theta, x0, gates)
         return found.copy()

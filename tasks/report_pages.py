@@ -15,7 +15,8 @@ td:first-child,th:first-child{text-align:left}
 th button{all:unset;cursor:pointer;font-weight:bold}th button:focus-visible{outline:2px solid}
 th[aria-sort=ascending] button::after{content:" \\25B2"}th[aria-sort=descending] button::after{content:" \\25BC"}
 li{overflow-wrap:anywhere}
-@media(max-width:40em){dl{display:block}dd{margin-bottom:.4em}}
+@media(max-width:40em){dl{display:block}dd{margin-bottom:.4em}
+td a{display:inline-block;max-width:11em;white-space:normal;overflow-wrap:anywhere}}
 """
 SCRIPT = """
 for (const button of document.querySelectorAll("th button")) button.addEventListener("click", () => {

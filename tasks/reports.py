@@ -16,7 +16,19 @@ from stablebptt.data import run_file, storage
 from stablebptt.data.run_file import Content
 from stablebptt.data.storage import FileFormatError, Group, Variable
 from stablebptt.tasks.bars import Tell, each
-from stablebptt.tasks.families import COMPLETE, DIVERGED, UNFINISHED, facts, groups, outcome, shown, variant_name, varied, word
+from stablebptt.tasks.families import (
+    COMPLETE,
+    DIVERGED,
+    UNFINISHED,
+    facts,
+    groups,
+    outcome,
+    shown,
+    trouble,
+    variant_name,
+    varied,
+    word,
+)
 from stablebptt.tasks.pictures import curves
 from stablebptt.tasks.registry import TASKS
 from stablebptt.tasks.registry import title as title_of
@@ -97,21 +109,20 @@ def load_runs(folder: Path, tell: Tell | None = None) -> tuple[list[Content], li
     runs, problems = [], []
     for path in each(sorted(folder.glob("*.h5")), tell):
         try:
-            if run_file.kind(path) == run_file.RUN_FORMAT:
-                runs.append(_load(path))
+            if (content := run_file.load_if_run(path)) is not None:
+                runs.append(_known(content))
         except FileFormatError as error:
             problems.append(str(error))
     problems += [f"{path.name}: {path.read_text('utf-8')}" for path in sorted(folder.glob("*.error.txt")) if path.is_file()]
     return runs, problems
 
 
-def _load(path: Path) -> Content:
-    """A run file, if its configuration says which problem it is a run of."""
-    content = run_file.load(path)
+def _known(content: Content) -> Content:
+    """The content of a run file, if its configuration says which problem it is a run of."""
     try:
         title_of(content.config), threshold(content)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise FileFormatError(f"{path}: the configuration makes no problem ({error})") from None
+        raise FileFormatError(f"{content.path}: the configuration makes no problem ({error})") from None
     return content
 
 
@@ -237,8 +248,15 @@ def draw(found: list[Family], task: str) -> Any:
     for column in range(len(titles)):
         first = column // MOST_COLUMNS * len(clips)
         _share_scale([panels[column % MOST_COLUMNS] for panels in grid[first : first + len(clips)]])
-    curves.legend_below(figure, list(looks), list(looks.values()), title=task)
+    labels = [_label(name, [run for family in chosen if family.name == name for run in family.runs]) for name in looks]
+    curves.legend_below(figure, labels, list(looks.values()), title=task)
     return figure
+
+
+def _label(name: str, runs: list[Content]) -> str:
+    """A name in the legend, with what became of its runs if they are not all complete."""
+    said = trouble(runs)
+    return f"{name} ({', '.join(said)})" if said else name
 
 
 def _share_scale(panels: list[Any]) -> None:
@@ -292,20 +310,27 @@ def table(found: list[Family]) -> dict[str, Group]:
         "complete": numbers("1 if the run is complete", [int(outcome(run) == COMPLETE) for _, run in runs]),
         "seconds": numbers("wall time of all epochs", [float(run.history["seconds"].sum()) for _, run in runs], "s"),
     }
+    schedules = [facts(run)["variant"] if variant_name(run) == "schedule" else None for _, run in runs]
+    if len({json.dumps(each) for each in schedules if each is not None}) > 1:
+        columns["schedule"] = _varied("gates of a schedule", schedules, "schedule")
     for name in ["epochs", *(name for name in varied([run for _, run in runs]) if name not in ("epochs", "clip"))]:
         column = f"{name}_planned" if name == "epochs" else _column(name, columns)
-        columns[column] = _varied(shown(column), name, [facts(run).get(name) for _, run in runs], column)
+        columns[column] = _varied(shown(column), [facts(run).get(name) for _, run in runs], column)
     return {"runs": columns}
 
 
 def _column(name: str, taken: Iterable[str]) -> str:
     """The name of a column, as netCDF takes it."""
     column = "".join(letter if letter.isalnum() else "_" for letter in name)[: storage.LONGEST_NAME // 4]
-    return f"{column}_" if column in taken or column in ("run", "file_letter") else column
+    while column in (*taken, "run", "file_letter"):
+        column += "_"
+    return column
 
 
-def _varied(long_name: str, name: str, values: list[Any], column: str) -> Variable:
+def _varied(long_name: str, values: list[Any], column: str) -> Variable:
     """A column of what was varied: numbers where there are only numbers (NaN: the run has none), else words."""
+    if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        return Variable(np.array(values), ("run",), "1", long_name)
     if all(isinstance(value, int | float) or value is None for value in values):
         return Variable(np.array([math.nan if value is None else value for value in values], float), ("run",), "1", long_name)
     texts = ["none" if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]
@@ -335,10 +360,11 @@ def write(folder: Path, tell: Tell | None = None) -> dict[str, Any]:
 
     Returns the report's path and the counts of runs by outcome. `tell` is told how many files are read.
     """
-    runs, problems = load_runs(folder, tell)
-    if not runs:
+    loaded, problems = load_runs(folder, tell)
+    if not loaded:
         raise FileFormatError(f"{folder} holds no run file")
-    found = families(runs)
+    found = families(loaded)
+    runs = [run for family in found for run in family.runs]  # without copies
     tasks = list(dict.fromkeys(family.task for family in found))
     place = folder / "report"
     place.mkdir(exist_ok=True)

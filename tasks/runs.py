@@ -260,8 +260,8 @@ def trajectories(problem: Problem, thetas: list[np.ndarray], x0: np.ndarray, tel
     parts = [x0[first : first + PART] for first in range(0, len(x0), PART)]
 
     def rolled(theta: np.ndarray) -> list[np.ndarray]:
-        paths = [(problem.follow(theta, part), problem.losses(theta, part)[0]) for part in each(parts, tell)]
-        return [np.concatenate(values) for values in zip(*((path.states, path.controls, loss) for path, loss in paths))]
+        paths = [problem.follow(theta, part) for part in each(parts, tell)]
+        return [np.concatenate(values) for values in zip(*((path.states, path.controls, path.loss) for path in paths))]
 
     phases = zip(("states", "controls", "loss"), zip(*map(rolled, thetas)))
     return {"time": problem.time} | {name: np.stack(values) for name, values in phases}

@@ -91,6 +91,10 @@ def make_settings(**given: Any) -> Settings:
     """Settings from keywords; an ArgumentError names an unknown one."""
     from stablebptt.tasks import arguments
 
+    rule = next((name for name in given if name in RULE_OPTIONS), None)
+    if rule is not None:
+        example = f"optimizer=sb.optimizers.{'sgd' if rule == 'momentum' else OPTIMIZER}({rule}=...)"
+        raise ArgumentError(f"{rule} belongs to the optimizer; give {example}")
     arguments.known("train", given, Settings.__dataclass_fields__)
     return Settings(**given)
 

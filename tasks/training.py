@@ -137,6 +137,7 @@ class ActiveRun:
         self.gates = variants.gates(settings.variant, problem.steps, problem.dtype)
         self.result: Run | DivergedError | None = None
         self.kept: int | None = None  # epochs in the file, once it is this run's
+        self.entered = False
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -156,6 +157,7 @@ class ActiveRun:
                 self._save("running", rehearsal=self.replaces)
             self.saved = time.monotonic()
             self.lock = stack.pop_all()
+        self.entered = True
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -250,9 +252,11 @@ class ActiveRun:
         if self.result is not None:
             return
         with self.lock:
-            run = runs.run_of(self.problem, self.settings, self.progress, self.states["test"], status)
+            if status == "interrupted" and self.progress.epoch == 0 and (self.path is None or self.replaces):
+                return  # nothing to keep; and what rolls out may have to be compiled first
+            run = self.run(status)
             self.result = error or run
-            if self.path is not None and not (self.replaces and self.progress.epoch == 0 and status == "interrupted"):
+            if self.path is not None:
                 self._write(run)
         if error is not None and (saved := kept([self])):
             error.add_note(saved)
@@ -273,8 +277,11 @@ class ActiveRun:
 
     def _save(self, status: str, *, rehearsal: bool = False) -> None:
         if self.path is not None:
-            run = runs.run_of(self.problem, self.settings, self.progress, self.states["test"], status)
-            self._write(run, rehearsal=rehearsal)
+            self._write(self.run(status), rehearsal=rehearsal)
+
+    def run(self, status: str) -> Run:
+        """The run as it stands."""
+        return runs.run_of(self.problem, self.settings, self.progress, self.states["test"], status)
 
     def _write(self, run: Run, *, rehearsal: bool = False) -> None:
         assert self.path is not None
@@ -298,14 +305,14 @@ def advance(active: Sequence[ActiveRun]) -> list[Run | DivergedError]:
                 turns = [turn for turn in turns if next(turn, "over") != "over"]
     except KeyboardInterrupt as stop:
         saved = kept(active)
-        if bars.in_session() and any(run.progress.epoch for run in active):
+        if bars.in_session() and all(run.entered for run in active) and any(run.progress.epoch for run in active):
             done = max(run.progress.epoch for run in active)
             sys.stderr.write(f"interrupted after epoch {done}; what was learned is returned{'; ' * bool(saved)}{saved}\n")
         else:
             if saved:
                 stop.add_note(f"{saved}; go on with resume=True" if any(run.kept is not None for run in active) else saved)
             raise
-    return [run.result for run in active if run.result is not None]
+    return [run.result or run.run("interrupted") for run in active]
 
 
 def kept(active: Sequence[ActiveRun]) -> str:

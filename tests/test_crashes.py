@@ -69,8 +69,8 @@ def kill_again_and_again(folder, kills, epochs, longest):
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["run.h5"]
 
 
-def test_five_kills(tmp_path):
-    kill_again_and_again(tmp_path, 5, 30, 1.2)
+def test_three_kills(tmp_path):
+    kill_again_and_again(tmp_path, 3, 30, 1.2)
 
 
 @pytest.mark.slow
@@ -141,10 +141,9 @@ def test_two_processes_on_one_file(tmp_path, environment):
     environment = {**os.environ, **environment}
     first = start(tmp_path, "--epochs", 10**6, "--checkpoint-seconds", 0, "--json", env=environment)
     first.stdout.readline()
-    for more in ([], ["--resume"], ["--force"]):
-        code, _, err = finish(tmp_path, "--epochs", 10**6, "--quiet", *more, env=environment)
-        assert code == 5 and err.count("\n") == 1, err
-        assert (f"process {first.pid} on host" in err) if more else ("exists" in err or str(first.pid) in err)
+    for more in ("--resume", "--force"):
+        code, _, err = finish(tmp_path, "--epochs", 10**6, "--quiet", more, env=environment)
+        assert code == 5 and err.count("\n") == 1 and f"process {first.pid} on host" in err, err
     first.send_signal(signal.SIGKILL)
     first.communicate()
     epochs = len(sb.load(tmp_path / "run.h5").history["epoch"])

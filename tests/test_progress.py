@@ -116,6 +116,34 @@ def test_a_session_says_that_code_is_compiled(capsys):
         assert capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize("call", ["rollout", "loss", "losses", "gradient", "train"])
+def test_what_is_called_in_a_session_says_that_code_is_compiled(problem, capsys, monkeypatch, call):
+    theta, x0, engine = problem.init(), problem.sample(2), type(problem.engine)
+    evaluate, gradients = engine.evaluate, engine.gradients
+
+    def compiling(compute):
+        def computed(*given, **more):
+            numba.njit(lambda x: x + 1)(1)
+            return compute(*given, **more)
+
+        return computed
+
+    monkeypatch.setattr(engine, "evaluate", compiling(evaluate))
+    monkeypatch.setattr(engine, "gradients", compiling(gradients))
+
+    def computed(**more):
+        return sb.train(problem, "R", 1, **SIZES, **more) if call == "train" else getattr(problem, call)(theta, x0)
+
+    computed()
+    assert capsys.readouterr().err == ""  # in a script
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    computed()
+    assert capsys.readouterr().err == "compiling, once for this kind of problem: 10 to 60 s ...\n"
+    if call == "train":
+        computed(progress=False)
+        assert capsys.readouterr().err == ""
+
+
 def test_a_sweep_shows_how_far_its_long_runs_are(problem, tmp_path, capsys):
     """From their files, which workers write now and then."""
     [planned] = sweeps.make_plan({"task": "cartpole", "options": {"steps": 4, "hidden": [4]}, "train": {"epochs": 4}})
@@ -139,6 +167,57 @@ def stop_after(monkeypatch, epoch):
         begin(run)
 
     monkeypatch.setattr(training.ActiveRun, "begin_epoch", stopped)
+
+
+@pytest.mark.parametrize("call", ["gradient", "train", "train with a bar"])
+def test_an_interrupted_compiler_is_not_shown(problem, monkeypatch, call):
+    """Its hundred calls take IPython seconds to show."""
+
+    def deep(level):
+        if level == 0:
+            raise KeyboardInterrupt
+        deep(level - 1)
+
+    monkeypatch.setattr(type(problem.engine), "gradients", lambda *given, **more: deep(100))
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        if call == "gradient":
+            problem.gradient(problem.init(), problem.sample(2))
+        else:
+            sb.train(problem, "R", 1, progress=True if call.endswith("bar") else None, **SIZES)
+    assert len(stop.traceback) < 15 and stop.value.__suppress_context__
+
+
+def test_an_interrupt_that_finds_nothing_computes_nothing(problem, monkeypatch, tmp_path):
+    """Rollouts may have to be compiled first: half a minute after Ctrl-C."""
+    stop_after(monkeypatch, 0)
+    path = tmp_path / "run.h5"
+    path.write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(training.runs, "run_of", lambda *given: pytest.fail("it rolls out"))
+        with pytest.raises(KeyboardInterrupt):
+            sb.train(problem, "R", 1, **SIZES)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        sb.train(problem, "R", 1, out=path, force=True, **SIZES)
+    assert path.read_bytes() == b"old" and stop.value.__notes__ == ["no epoch was done, and nothing is changed"]
+    monkeypatch.undo()
+    sb.train(problem, "R", 1, out=path, force=True, **SIZES)  # the lock is free
+
+
+def test_seeds_without_an_epoch_are_returned_too(problem, monkeypatch, capsys):
+    """The first of two queues has done its epoch when the second begins."""
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    end = training.ActiveRun.end_epoch
+
+    def stopped(run):
+        if run.settings.seed == 1:
+            raise KeyboardInterrupt
+        end(run)
+
+    monkeypatch.setattr(training.ActiveRun, "end_epoch", stopped)
+    found = sb.train_seeds(problem, [0, 1], "R", 2, **SIZES)
+    assert [len(run.history["epoch"]) for run in found] == [1, 0] and {run.status for run in found} == {"interrupted"}
+    assert "interrupted after epoch 1" in capsys.readouterr().err
 
 
 def test_an_interrupted_session_keeps_what_was_learned(problem, monkeypatch, capsys, tmp_path):

@@ -14,6 +14,7 @@ from scipy import stats
 from synthetic import fake
 
 import stablebptt as sb
+from stablebptt.data import storage
 from stablebptt.data.run_file import Content
 from stablebptt.data.storage import FileFormatError
 from stablebptt.tasks import report_pages, reports, runs, sweeps
@@ -176,7 +177,9 @@ def test_everything_but_the_seed_tells_runs_apart(varied):
     figure = reports.draw(found, "cartpole")
     lines = figure.axes[0].get_lines()
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 4
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [family.name for family in found]
+    labels = [family.name for family in found]
+    labels[1], labels[3] = f"{labels[1]} (1 diverged)", f"{labels[3]} (1 unfinished)"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
 
 
 @pytest.mark.parametrize("values", [[1e-3, 2e-3, 10.0], [5.0, 5.1], [1e-30, 1.0]])
@@ -202,12 +205,41 @@ def test_a_column_for_all_that_was_varied(varied):
     assert set(groups) > {"seed", "clip", "variant", "difficulty", "complete"} and "steps" not in groups
 
 
+def test_columns_of_whole_numbers_and_of_schedules():
+    gates = [[0.5, 1.0], [0.25, 1.0]]
+    many = [content(f"{k}.h5", variant=tuple(pair), options={"poles": k + 1}) for k, pair in enumerate(gates)]
+    groups = reports.table(reports.families([*many, content("r.h5", variant="R")]))["runs"]
+    poles, told = groups["poles"], groups["schedule"]
+    assert poles.values.dtype.kind == "i" and groups["epochs_planned"].values.dtype.kind == "i"
+    words = [json.loads(told.attributes["names"])[k] for k in told.values]
+    files = [bytes(row).rstrip(b"\0").decode() for row in groups["file"].values]
+    assert dict(zip(files, words)) == {"0.h5": json.dumps(gates[0]), "1.h5": json.dumps(gates[1]), "r.h5": "none"}
+
+
+def test_names_of_columns_are_all_different():
+    options = {"a.b": 1, "a b": 2, "a/b": 3, "seed": 4, "run": 5}
+    taken = []
+    for name in options:
+        taken.append(reports._column(name, ["seed", *taken]))
+    assert taken == ["a_b", "a_b_", "a_b__", "seed_", "run_"]
+
+
+def test_a_file_is_read_once_and_a_copy_counts_once(folder, tmp_path, monkeypatch):
+    for k, file in enumerate(sorted(folder.glob("*.h5"))[:2]):
+        shutil.copy(file, tmp_path / file.name)
+        shutil.copy(file, tmp_path / f"copy_{k}.h5")
+    seen, read = [], storage.read
+    monkeypatch.setattr(storage, "read", lambda path, formats: seen.append(path) or read(path, formats))
+    counts = reports.write(tmp_path)
+    assert len(seen) == len(set(seen)) == 4 and counts["runs"] == 2
+
+
 def test_columns_of_many_long_words():
     many = [content(f"{k}.h5", variant=(0.5, 1.0), options={"hidden": [5] * k}) for k in range(1, 300, 150)]
     groups = reports.table(reports.families(many))["runs"]
     assert json.loads(groups["hidden"].attributes["names"])[0] == json.dumps([5] * 151)
     values = [str(k).ljust(200) for k in range(300)]
-    column = reports._varied("words", "words", values, "words")
+    column = reports._varied("words", values, "words")
     assert bytes(column.values[7]).decode() == values[7] and column.dims == ("run", "words_letter")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import stablebptt as sb
+from stablebptt.data import run_file
 from stablebptt.data.storage import FileFormatError
 from stablebptt.tasks import TASKS, registry, reports
 
@@ -122,10 +123,18 @@ def test_reports_know_what_problems_know(task, options):
     {"task": "quantum", "options": {"target": 1, "loss": "continuous", "steps": []}},
 ])  # fmt: skip
 def test_reports_name_files_that_tell_no_task(folder, tmp_path, monkeypatch, config):
-    content = reports._load(folder / "0.h5")
+    content = run_file.load(folder / "0.h5")
     (tmp_path / "run.h5").write_bytes((folder / "0.h5").read_bytes())
-    monkeypatch.setattr(reports.run_file, "load", lambda path: type(content)(**vars(content) | {"config": config}))
+    monkeypatch.setattr(run_file, "load_if_run", lambda path: type(content)(**vars(content) | {"config": config}))
     runs, problems = reports.load_runs(tmp_path)
     assert runs == [] and "the configuration makes no problem" in problems[0]
     with pytest.raises(FileFormatError, match="holds no run file"):
         reports.write(tmp_path)
+
+
+@pytest.mark.parametrize("words", ["inspect absent.h5", "info --versions", "cartpole train --out x.h5"])
+def test_a_package_that_is_not_there_is_named_in_one_line(words, tmp_path):
+    """Whatever fails first: no second traceback comes from looking at the first error."""
+    call = "import sys; sys.modules['h5py'] = None; from stablebptt import cli; cli.main(sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", call, *words.split()], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "h5py" in done.stderr, done.stderr

@@ -393,9 +393,12 @@ def test_a_dry_run_counts_what_is_left(run, monkeypatch, tmp_path):
 
 def test_only_a_dry_run_goes_without_a_folder(run, tmp_path):
     (tmp_path / "plan.toml").write_text(PLAN)
-    for more in ([], ["--dry-run", "--resume"], ["--task-index", 0]):
+    for more in ([], ["--resume"], ["--task-index", 0]):
         result = run("sweep", "plan.toml", *more)
         assert result.code == 2 and "Missing option '--out'" in result.err
+    result = run("sweep", "plan.toml", "--dry-run", "--resume")
+    assert result.code == 0 and "without --out no folder is looked into" in result.err
+    assert re.search(r"^1 run, about .* with \d+ jobs?, ", result.out, re.MULTILINE)
 
 
 # --- bars and messages --------------------------------------------------------------------------------------------

@@ -220,7 +220,8 @@ def epoch_axis(axes: Any, longest: int, empty: str = EMPTY) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ticks: Any = "auto" if longest < 10_000 else 4  # matplotlib takes all numbers to be short
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     if longest < 2:
         axes.set_xlim(0.5, 1.5)
     if not axes.get_lines():

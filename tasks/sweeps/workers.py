@@ -21,6 +21,7 @@ from stablebptt.data import run_file, storage
 from stablebptt.data.storage import FileFormatError
 from stablebptt.tasks import training
 from stablebptt.tasks.errors import DivergedError
+from stablebptt.tasks.places import behind
 from stablebptt.tasks.runs import Progress
 from stablebptt.tasks.settings import settings_of
 from stablebptt.tasks.sweeps.plans import problem_of_run
@@ -137,7 +138,7 @@ def trained(config: dict[str, Any], path: str) -> Outcome:
         outcome = outcome_of(place)
         return outcome if outcome.status != ABSENT else Outcome(place.name, INTERRUPTED)  # before there was a file
     except Exception as error:
-        message = f"{type(error).__name__}: {error}"
+        message = f"{type(error).__name__}: {error}{behind(error)}"
         if not isinstance(error, OSError):
             storage.write(note_of(place), message.encode())
         return Outcome(place.name, FAILED, message=message)

@@ -61,6 +61,11 @@ def test_links_hang_at_first():
 
 
 @pytest.mark.slow
+def test_the_command_check(run):
+    assert run("pendulum", "check", "--steps", 4, "--hidden", 4).code == 0
+
+
+@pytest.mark.slow
 def test_it_learns():
     fast = sb.optimizers.adam(0.02)
     run = sb.train(sb.problem("pendulum", hidden=(20,)), "C", 12, clip="norm", optimizer=fast, train_count=64, test_count=32)
@@ -72,7 +77,6 @@ def test_commands_pictures_and_film(run, tmp_path):
     done = run("pendulum", "train", "--steps", 4, "--hidden", 4, *counts, "--out", "p.h5")
     assert done.code == 0, done.err
     assert run("pendulum", "simulate", "p.h5", "--count", 3, "--out", "paths.h5").code == 0
-    assert run("pendulum", "check", "--steps", 4, "--hidden", 4).code == 0
     assert run("plot", "paths.h5", "--out", "p.png").code == 0
     assert run("animate", "p.h5", "--dpi", 30, "--fps", 2, "--out", "p.gif").code == 0
     with Image.open("p.gif") as film:

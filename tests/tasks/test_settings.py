@@ -252,3 +252,11 @@ def test_a_table_holds_arguments_as_they_are(monkeypatch, tmp_path):
         (tmp_path / "c.toml").write_text(f"[{'.'.join(words)}.set]\na = {value}\n")
         with pytest.raises(click.BadParameter, match="a="):
             parsed(words, command, option)
+
+
+@pytest.mark.parametrize("name, rule", [("learning_rate", "adam"), ("momentum", "sgd")])
+def test_a_learning_rate_is_given_with_the_optimizer(name, rule):
+    import stablebptt as sb
+
+    with pytest.raises(ValueError, match=rf"{name} belongs to the optimizer; give optimizer=sb\.optimizers\.{rule}\({name}="):
+        sb.train(sb.problem("cartpole"), **{name: 0.1})

@@ -1,9 +1,11 @@
 """Learning curves: what is drawn, not how it looks."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from synthetic import fake
 
 import stablebptt as sb
@@ -204,6 +206,19 @@ def test_a_gap_stays_a_gap(runs):
     assert line.get_markevery() == [0]
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 7, 30, 999, 6400, 100_000])
+def test_epochs_are_whole_numbers_that_do_not_touch(epochs):
+    figure = curves.new_figure(3.4, 2.7)
+    axes = figure.subplots()
+    axes.plot(np.arange(1, epochs + 1), np.ones(epochs))
+    curves.epoch_axis(axes, epochs)
+    FigureCanvasAgg(figure).draw()
+    texts = [tick.label1 for tick in axes.xaxis.get_major_ticks() if axes.get_xlim()[0] <= tick.get_loc() <= axes.get_xlim()[1]]
+    boxes = sorted(text.get_window_extent().extents[[0, 2]].tolist() for text in texts)
+    assert boxes and all(one[1] + 3 < other[0] for one, other in itertools.pairwise(boxes))
+    assert all(float(text.get_text()).is_integer() for text in texts)
+
+
 def test_what_tells_runs_apart():
     def names(*runs):
         return [alike.name for alike in groups(list(runs))]
@@ -211,6 +226,9 @@ def test_what_tells_runs_apart():
     assert names(fake(epochs=8), fake(epochs=9)) == ["C, epochs 8", "C, epochs 9"]
     assert names(fake(clip_at=1), fake(clip_at=1.0)) == ["C"]
     assert names(fake(), fake(optimizer=sb.optimizers.sgd(0.1))) == ["C, optimizer adam", "C, optimizer sgd"]
+    rates = fake(), fake(learning_rate=0.01), fake(optimizer=sb.optimizers.sgd(0.1))  # sgd alone has a momentum, too
+    adam = ["C, optimizer adam, learning rate 0.001", "C, optimizer adam, learning rate 0.01"]
+    assert names(*rates) == [*adam, "C, optimizer sgd, learning rate 0.1"]
     assert names(fake(variant=(0.5, 1.0)), fake(variant=(0.25, 1.0))) == ["schedule [0.5, 1.0]", "schedule [0.25, 1.0]"]
     assert names(fake(variant=(0.5, 1.0)), fake()) == ["schedule", "C"]
     long = [fake(options={"hidden": [5] * n}) for n in (30, 31)]
