@@ -195,7 +195,7 @@ class Worker:
 
 
 def measure(workers, case, seconds):
-    """Median seconds by quantity and program, all checked against ours."""
+    """Seconds (medians and minima) by quantity and program, all checked against ours."""
     found = {worker.name: worker.ask("make", case) for worker in workers}
     for name in found:
         for quantity in QUANTITIES:
@@ -206,7 +206,7 @@ def measure(workers, case, seconds):
 
 
 def in_turns(workers, quantity, seconds):
-    """Median seconds of every program, which take turns for about so many seconds."""
+    """Seconds of every program, which take turns for about so many seconds: (median, minimum)."""
     record: dict[str, list[float]] = {worker.name: [] for worker in workers}
     # A slow program is called once a turn; a fast one a few times, and what its first call has to wake does not count.
     slow = {worker.name: worker.ask("time", quantity, 2)[1] > seconds / 20 for worker in workers}
@@ -216,21 +216,24 @@ def in_turns(workers, quantity, seconds):
             time.sleep(0.005)  # the threads of the one before go to sleep
             count = 1 if slow[worker.name] else 1 + IN_A_ROW
             record[worker.name] += worker.ask("time", quantity, count)[-IN_A_ROW:]
-    return {name: float(np.median(some)) for name, some in record.items()}
+    return {name: (float(np.median(some)), min(some)) for name, some in record.items()}
 
 
-def report(records):
-    """The table: a line per task, width, number of cores, batch and quantity."""
+def report(records, minima):
+    """The table: a line per task, width, number of cores, batch and quantity. Parts that were measured apart share lines."""
     names = [name for name in PROGRAMS if name != OURS]
     lines = []
-    for title in dict.fromkeys((r["title"], r["cores"]) for r in records):
-        lines.append(f"{title[0]}, {title[1]} core{'s' if title[1] > 1 else ''}")
-        lines.append(f"  {'batch':>5} {'':8}{'ours ms':>10}" + "".join(f"{name:>18}" for name in names))
-        for r in sorted((r for r in records if (r["title"], r["cores"]) == title), key=lambda r: r["batch"]):
-            for quantity, seconds in r["seconds"].items():
-                ours = seconds[OURS]
-                ratios = (f"{seconds[name] / ours:18.2f}" if name in seconds else f"{'':18}" for name in names)
-                lines.append(f"  {r['batch']:5} {quantity:8}{ours * 1e3:10.3f}" + "".join(ratios))
+    for title, cores in dict.fromkeys((r["title"], r["cores"]) for r in records):
+        lines.append(f"{title}, {cores} core{'s' if cores > 1 else ''}")
+        lines.append(f"  batch         {OURS + ' ms':>10}" + "".join(f"{name:>18}" for name in names))
+        some = [r for r in records if (r["title"], r["cores"]) == (title, cores)]
+        for batch in sorted({r["batch"] for r in some}):
+            for quantity in QUANTITIES:
+                both = [r["seconds"][quantity] for r in some if r["batch"] == batch]
+                parts = [{name: pair[minima] for name, pair in part.items()} for part in both]
+                ratios = {name: part[name] / part[OURS] for part in parts for name in part}
+                shown = (f"{ratios[name]:18.2f}" if name in ratios else f"{'-':>18}" for name in names)
+                lines.append(f"  {batch:5} {quantity:8}{parts[0][OURS] * 1e3:10.3f}" + "".join(shown))
     return "\n".join(lines)
 
 
@@ -245,6 +248,7 @@ def parser():
     made.add_argument("--seconds", type=float, default=4.0, help="per quantity and case, for all programs together")
     made.add_argument("--quick", action="store_true", help="a first look: half a second instead")
     made.add_argument("--out", type=Path, help="a file that collects the results, one JSON object a line")
+    made.add_argument("--minima", action="store_true", help="show minima, for a machine that others use, too; instead of medians")
     made.add_argument("--show", type=Path, help="print the table of such a file, and measure nothing")
     return made
 
@@ -263,7 +267,7 @@ def cases(given):
 def main():
     given = parser().parse_args()
     if given.show:
-        print(report([json.loads(line) for line in given.show.read_text().splitlines()]))
+        print(report([json.loads(line) for line in given.show.read_text().splitlines()], given.minima))
         return
     cores = sorted(os.sched_getaffinity(0))
     names = [name for name in PROGRAMS if name == OURS or name in given.program]
@@ -274,11 +278,11 @@ def main():
         for count, some in workers.items():
             found = measure(some, case, 0.5 if given.quick else given.seconds)
             records.append({"title": title, "cores": count, "batch": batch, "seconds": found})
-            print(report(records[-1:]), flush=True)
+            print(report(records[-1:], given.minima), flush=True)
             if given.out:
                 with given.out.open("a") as file:
                     file.write(json.dumps(records[-1]) + "\n")
-    print(report(records))
+    print(report(records, given.minima))
 
 
 if __name__ == "__main__":
