@@ -139,7 +139,7 @@ def differences(quantity, found, ours):
     return f"{quantity}: {wrong} of {good.size} components differ from ours" if wrong else ""
 
 
-def serve(pipe, name, cores):
+def serve(pipe, name, cores, clock):
     """A process of one program: it makes its functions for a case, then times them when told."""
     os.sched_setaffinity(0, cores)
     if len(cores) == 1:
@@ -152,7 +152,7 @@ def serve(pipe, name, cores):
                     jobs, found = make_programs(name, case, len(cores))
                     pipe.send(found)
                 case ("time", quantity, count):
-                    pipe.send(times(jobs[quantity], count))
+                    pipe.send(times(jobs[quantity], count, clock))
                 case _:
                     return
         except EOFError:
@@ -180,10 +180,10 @@ def make_programs(name, case, cores):
 class Worker:
     """The process of one program."""
 
-    def __init__(self, name, cores):
+    def __init__(self, name, cores, clock):
         self.name = name
         self.pipe, there = multiprocessing.get_context("spawn").Pipe()
-        self.process = multiprocessing.get_context("spawn").Process(target=serve, args=(there, name, cores), daemon=True)
+        self.process = multiprocessing.get_context("spawn").Process(target=serve, args=(there, name, cores, clock), daemon=True)
         self.process.start()
 
     def ask(self, *words):
@@ -248,7 +248,8 @@ def parser():
     made.add_argument("--seconds", type=float, default=4.0, help="per quantity and case, for all programs together")
     made.add_argument("--quick", action="store_true", help="a first look: half a second instead")
     made.add_argument("--out", type=Path, help="a file that collects the results, one JSON object a line")
-    made.add_argument("--minima", action="store_true", help="show minima, for a machine that others use, too; instead of medians")
+    made.add_argument("--minima", action="store_true", help="show minima instead of medians")
+    made.add_argument("--processor-time", action="store_true", help="on one core of a machine that others use: not wall time")
     made.add_argument("--show", type=Path, help="print the table of such a file, and measure nothing")
     return made
 
@@ -271,7 +272,8 @@ def main():
         return
     cores = sorted(os.sched_getaffinity(0))
     names = [name for name in PROGRAMS if name == OURS or name in given.program]
-    workers = {count: [Worker(name, cores[-count:]) for name in names] for count in given.cores}
+    clock = time.process_time if given.processor_time else time.perf_counter
+    workers = {count: [Worker(name, cores[-count:], clock) for name in names] for count in given.cores}
     records = []
     for title, task, options, batch in cases(given):
         case = make_case(task, options, batch)
