@@ -307,11 +307,12 @@ def _simulate(
 
 
 def _check(problem: Any, how: dict[str, Any], *, as_json: bool) -> None:
-    from stablebptt.tasks import adjoint_check
+    from stablebptt.tasks import adjoint_check, plain_python
     from stablebptt.tasks.custom import in_float64
 
     exact = problem if problem.dtype.__name__ == "float64" else in_float64(problem)
     output.findings(functools.partial(adjoint_check.check, exact, **how), as_json=as_json)
+    output.in_vectors(plain_python.in_vectors(problem.system, problem.dtype), as_json=as_json)
 
 
 for _task in TASKS.values():
@@ -326,6 +327,7 @@ def check(source: str, as_json: bool, quiet: bool, **how: Any) -> None:
     """Test a system of your own against finite differences: a class, a task, or a function that makes a problem."""
     from stablebptt.kernels.generics import System
     from stablebptt.tasks import adjoint_check as checking
+    from stablebptt.tasks import plain_python
     from stablebptt.tasks.custom import find, from_source
 
     found = find(source)
@@ -334,6 +336,7 @@ def check(source: str, as_json: bool, quiet: bool, **how: Any) -> None:
     with output.compiling(quiet=quiet):
         if isinstance(found, System):
             output.findings(functools.partial(checking.check_system, found, **how), as_json=as_json)
+            output.in_vectors(plain_python.in_vectors(found), as_json=as_json)
         else:
             _check(from_source(source), how, as_json=as_json)
 

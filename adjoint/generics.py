@@ -50,6 +50,11 @@ def cost_vjp(loss, x, cost_bar, x_bar):
 
 
 @generic
+def cost_batch_vjp(loss, x, weight, lam):
+    """Add weight, a number, times the derivative of the loss of every state x (B, n_state) to all of lam (B, m, n_state)."""
+
+
+@generic
 def control_vjp(controller, theta, x, c_bar, theta_bar, x_bar):
     """Add ``N_theta^T c_bar`` to theta_bar (n_parameters,) and ``N_x^T c_bar`` to x_bar (n_state,), for one state."""
 
@@ -95,10 +100,16 @@ def _step_sample_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     step_vjp(system, x, c, lam, lam_x, lam_c)
 
 
-@implements(step_batch_vjp, System)
-def _step_each_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
-    for b in range(x.shape[0]):
-        step_vjp(system, x[b], c[b], lam[b], lam_x[b], lam_c[b])
+@implements(cost_batch_vjp, Struct)
+def _cost_each_vjp(loss, x, weight, lam):
+    batch, adjoints, n_state = lam.shape
+    x_bar = np.empty_like(x[0])
+    for b in range(batch):
+        x_bar[:] = 0
+        cost_vjp(loss, x[b], weight, x_bar)
+        for v in range(adjoints):
+            for k in range(n_state):
+                lam[b, v, k] += x_bar[k]
 
 
 @implements(clear, Controller)

@@ -25,7 +25,7 @@ from stablebptt.adjoint.generics import (
     Rows,
     clear,
     control_batch_vjp,
-    cost_vjp,
+    cost_batch_vjp,
     parameter_vjp,
     state_vjp,
     step_batch_vjp,
@@ -59,7 +59,6 @@ class Bars(Struct):
     lam_x (B, m, n_state), lam_c (B, m, n_control) : of state and control, from the vjp of the step
     c_bar (m, n, n_control) : of the controls
     ones (n, n_control), x_bar (n, padded n_state) : the cotangent 1 of a control, and its cotangent of the state
-    cost_bar (n_state,) : derivative of one cost
     scratch (scratch_size,) : of the system, shared with the rollout
     batch : samples of the mean loss; the arena may hold some of them
     """
@@ -70,7 +69,6 @@ class Bars(Struct):
     c_bar: np.ndarray
     ones: np.ndarray
     x_bar: np.ndarray
-    cost_bar: np.ndarray
     scratch: np.ndarray
     batch: int
 
@@ -153,7 +151,6 @@ def new_arena(episode: Any, adjoints: int, dtype: Any, *, batch: int, groups: np
         c_bar=aligned((adjoints, rows, n_control), dtype),
         ones=aligned((rows, n_control), dtype),
         x_bar=aligned((rows, padded(n_state)), dtype),
-        cost_bar=aligned((n_state,), dtype),
         scratch=ahead.scratch,
         batch=batch,
     )
@@ -198,19 +195,6 @@ def _is_open(gates, first, end):
 
 
 @inline
-def _add_cost(loss, x, weight, cost_bar, lam):
-    """Add the weighted derivative of the cost at x (B, n_state) to all adjoints lam (B, m, n_state)."""
-    batch, adjoints, n_state = lam.shape
-    for b in range(batch):
-        cost_bar[:] = 0
-        cost_vjp(loss, x[b], weight, cost_bar)
-        for v in range(adjoints):
-            line = lam[b, v]
-            for k in range(n_state):
-                line[k] += cost_bar[k]
-
-
-@inline
 def _step_back(episode, gates, path, bars, t, start):
     """Compute the adjoints of x_t from those of x_t+1, without the network path if there are several controls.
 
@@ -222,7 +206,7 @@ def _step_back(episode, gates, path, bars, t, start):
     n_control = controls.shape[2]
     effort = lam.dtype.type(effort_weight(episode.regularization, controls.shape[0] * bars.batch * n_control))
     if time_weights[t + 1] != 0:
-        _add_cost(episode.loss, states[t + 1], lam.dtype.type(time_weights[t + 1] / bars.batch), bars.cost_bar, lam)
+        cost_batch_vjp(episode.loss, states[t + 1], lam.dtype.type(time_weights[t + 1] / bars.batch), lam)
     lam_x[:] = 0
     lam_c[:] = 0
     step_batch_vjp(episode.system, states[t], states[t + 1], controls[t], lam, lam_x, lam_c, bars.scratch)
@@ -307,8 +291,7 @@ BACK, SUM, JOIN, COMPARE, PHASES = range(5)
 
 
 @shared
-def _part_of_gradient(part, episode, theta, x0, gates, works):
-    work = struct_at(works, 0)
+def _part_of_gradient(part, episode, theta, x0, gates, work):
     gradients = work.gradients
     if part.phase == BACK:
         arena = struct_at(work.arenas, part.index)
@@ -340,18 +323,25 @@ def _product(number, joined, work):
     return inner(modified, modified) if number == 1 else inner(regular, modified)
 
 
+@inline
+def _mean(values):
+    total = 0.0
+    for b in range(values.size):
+        total += values[b]
+    return total / values.size
+
+
 @kernel
-def gradient(episode, theta, x0, gates, works, team):
+def gradient(episode, theta, x0, gates, work, team):
     """The compiled entry point: loss and gradients of theta (n_parameters,) and x0 (B, n_state), combined if `gates.joined`.
 
-    works : array of one `Work`; threads of a team share its parts
+    episode, work : references; threads of a team share the parts of the work
 
     It returns the numbers of `Results` as a plain tuple. Numba would call Python to make the named one. A signal that arrived
     during the computation would interrupt that call, and Numba does not expect it to fail.
     """
-    work = struct_at(works, 0)
     parts = work.bounds.size - 1
-    share_out(team, PHASES, parts, _part_of_gradient, (episode, theta, x0, gates, works))
+    share_out(team, PHASES, parts, _part_of_gradient, (episode, theta, x0, gates, work))
     finite = True
     for p in range(parts):
         states = struct_at(work.arenas, p).forward.path.states
@@ -359,4 +349,4 @@ def gradient(episode, theta, x0, gates, works, team):
             for k in range(states.shape[2]):
                 finite = finite and math.isfinite(states[states.shape[0] - 1, b, k])
     r2, m2, rm, c2 = (work.products[0], work.products[1], work.products[2], work.products[3])
-    return r2, m2, rm, c2, np.mean(work.physics), np.mean(work.effort), finite
+    return r2, m2, rm, c2, _mean(work.physics), _mean(work.effort), finite

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -15,7 +15,6 @@ import click
 
 LINE_SECONDS = 10.0  # between lines, where there is no bar
 PATIENCE = 1.0  # what takes less shows no bar [s]
-WHOLE = ("epoch", "skipped")  # columns of the history that count
 
 
 def short(value: Any) -> str:
@@ -48,10 +47,10 @@ def _duration(seconds: float) -> str:
 
 def learned(run: Any) -> dict[str, Any]:
     """What a training came to."""
-    from stablebptt.data.run_file import best
+    from stablebptt.data.run_file import best, last
 
-    losses, (epoch, lowest) = run.history["test_loss"], best(run.history)
-    return {"epochs": len(losses), "test_loss": float(losses[-1]), "best_test_loss": lowest, "best_epoch": epoch}
+    (_, loss), (epoch, lowest) = last(run.history), best(run.history)
+    return {"epochs": len(run.history["epoch"]), "test_loss": loss, "best_test_loss": lowest, "best_epoch": epoch}
 
 
 def finished(record: dict[str, Any]) -> dict[str, Any]:
@@ -59,10 +58,10 @@ def finished(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def epoch_record(progress: Any) -> dict[str, Any]:
-    from stablebptt.tasks.runs import HISTORY
+    from stablebptt.data.run_file import COUNTS, HISTORY
 
     row = dict(zip(HISTORY, progress.history[-1]))
-    return row | {name: int(row[name]) for name in WHOLE}
+    return row | {name: int(row[name]) for name in COUNTS}
 
 
 def _is_live(*, as_json: bool) -> bool:
@@ -126,13 +125,14 @@ def compiling(*, quiet: bool) -> Iterator[None]:
 @contextmanager
 def progress(epochs: int, *, quiet: bool, as_json: bool) -> Iterator[Callable[[Any], None]]:
     """Something to report epochs to."""
+    from stablebptt.tasks.bars import last_loss
+
     with counter("epoch {}/{}", quiet=quiet, as_json=as_json, patience=0) as tell:
 
         def report(progress: Any) -> None:
-            row = epoch_record(progress)
             if as_json:
-                show({"event": "epoch"} | row, as_json=True)
-            tell(progress.epoch, epochs, f"test loss {row['test_loss']:.5g}")
+                show({"event": "epoch"} | epoch_record(progress), as_json=True)
+            tell(progress.epoch, epochs, last_loss(progress))
 
         yield report
 
@@ -160,6 +160,15 @@ def findings(check: Callable[..., list[Any]], *, as_json: bool) -> None:
         if named:
             hint = "; try other --states or another --step" if verdict == "unsure" else ""
             raise click.ClickException(f"{words}: {', '.join(named)}{hint}")
+
+
+def in_vectors(steps: Iterable[tuple[str, str]], *, as_json: bool) -> None:
+    """Which of a user's steps compute registers full of samples, and why others do not."""
+    for name, reason in steps:
+        if as_json:
+            show({"event": "compiled", "function": name, "in_vectors": not reason, "reason": reason or None}, as_json=True)
+        else:
+            say(f"{name} computes {'one sample at a time: ' + reason if reason else 'many samples at once'}")
 
 
 def dry_run(estimate: Any, jobs: int, *, as_json: bool) -> None:

@@ -21,7 +21,10 @@ from stablebptt.data import storage
 from stablebptt.data.storage import FileFormatError, Group, Variable
 from stablebptt.version import __version__
 
-__all__ = ["HISTORY", "Content", "FileFormatError", "best", "kind", "load", "load_trajectories", "read_any", "save", "save_paths"]
+__all__ = [
+    "COUNTS", "EVERY_EPOCH", "HISTORY", "LOSSES", "Content", "FileFormatError", "best", "evaluated", "kind", "last", "load",
+    "load_trajectories", "read_any", "save", "save_paths",
+]  # fmt: skip
 
 RUN_FORMAT, PATHS_FORMAT, TABLE_FORMAT = "stablebptt-run", "stablebptt-paths", "stablebptt-table"
 FORMAT_VERSION = 2
@@ -39,8 +42,12 @@ HISTORY = {
     "gradient_norm2": "mean squared 2-norm of the updates' gradients, combined and clipped",
     "cosine": "mean cosine of the angle between M and R (variant C; NaN for the others)",
     "skipped": "updates left out because they were not finite (only with on_divergence skip)",
+    "evaluated": "1 if the losses on all states were computed after the epoch, 0 if not (they are NaN then)",
     "seconds": "wall time of the epoch",
 }
+LOSSES = ("train_loss", "test_loss", "train_physics_loss", "test_physics_loss")  # those of an evaluation
+EVERY_EPOCH = {"evaluate_every": 1}  # what older files did, and did not say
+COUNTS = ("epoch", "skipped", "evaluated")  # whole numbers
 # A unit as UDUNITS reads it: 1, m, kg m/s^2, m s-1, rad.
 UNIT = re.compile(r"(1|[A-Za-zµΩ°%]+(\^?-?\d)?)(( |/|\.|\*| / | \* )[A-Za-zµΩ°%]+(\^?-?\d)?)*")
 TAKEN = ("time", "control_time", "phase", "sample", "states", "controls", "loss")  # names already used in /trajectories
@@ -77,6 +84,17 @@ class Content:
     status: str
     layers: dict[str, np.ndarray] = field(default_factory=dict)
     path: str = ""
+
+
+def evaluated(history: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Whether each epoch was evaluated (epochs,). A NaN among `LOSSES` was computed where this is True."""
+    return history["evaluated"] != 0
+
+
+def last(history: Mapping[str, np.ndarray], name: str = "test_loss") -> tuple[int, float]:
+    """Epoch and value of the last computed one of `LOSSES`, finite or not; (0, NaN) if there is none."""
+    known = np.flatnonzero(evaluated(history))
+    return (int(history["epoch"][known[-1]]), float(history[name][known[-1]])) if known.size else (0, math.nan)
 
 
 def best(history: Mapping[str, np.ndarray]) -> tuple[int, float]:
@@ -138,15 +156,18 @@ def load(path: str | Path) -> Content:
         raise FileFormatError(f"{path} is a run file of version {version}; this program reads version {FORMAT_VERSION}")
     try:
         columns = groups["history"]
-        none_skipped = np.zeros_like(columns["epoch"].values)  # the oldest files lack this column
-        columns.setdefault("skipped", Variable(none_skipped, ("epoch",), "1", HISTORY["skipped"]))
+        for name, value in (("skipped", 0), ("evaluated", 1)):  # older files lack these columns
+            same = np.full_like(columns["epoch"].values, value)
+            columns.setdefault(name, Variable(same, ("epoch",), "1", HISTORY[name]))
         history = {name: columns[name].values for name in HISTORY}
+        if {values.shape for values in history.values()} != {(history["epoch"].size,)}:
+            raise FileFormatError(f"{path}: the columns of the history are not of one length")
         checkpoint = {name: variable.values for name, variable in groups["checkpoint"].items()}
         for name in ("epoch", "best_loss", "best_epoch"):
             if not checkpoint[name].size:
                 raise KeyError(name)
         return Content(
-            config=config_of(attributes, path),
+            config={**EVERY_EPOCH, **config_of(attributes, path)},
             attributes=attributes,
             history=history,
             theta=checkpoint["theta"],
@@ -290,7 +311,7 @@ def _origin(kind: str, title: str) -> dict[str, str | int | float]:
 def _history(history: Mapping[str, np.ndarray]) -> Group:
     group = {}
     for name, meaning in HISTORY.items():
-        values = history[name].astype(np.int64) if name in ("epoch", "skipped") else history[name]
+        values = history[name].astype(np.int64) if name in COUNTS else history[name]
         group[name] = Variable(values, ("epoch",), "s" if name == "seconds" else "1", meaning)
     return group
 

@@ -49,8 +49,10 @@ def summarize(path: str | Path, trajectory: int | None = None) -> dict[str, Any]
         summary["note"] = f"this program knows version {run_file.FORMAT_VERSION}; what it cannot explain is only listed"
     if "history" in groups:
         history = {name: variable.values for name, variable in groups["history"].items()}
+        history.setdefault("evaluated", np.ones(len(history.get("epoch", ())), int))  # older files lack it
         summary["losses"] = _losses(history)
         summary["test_loss"] = history.get("test_loss", np.zeros(0)).tolist()
+        summary["evaluated"] = history["evaluated"].tolist()
     if trajectory is not None:
         summary["trajectory"] = _trajectory(path, trajectory)
     summary["datasets"] = {
@@ -78,8 +80,7 @@ def text(summary: dict[str, Any]) -> str:
         lines += _entry("unknown", f"attribute{'s' * (len(unknown) > 1)} {', '.join(unknown)}", 1)
     lines += _settings(summary["config"], summary["status"]) if summary["config"] else []
     lines += _paths(summary)
-    if losses := summary.get("losses"):
-        lines += _loss_lines(losses, summary["config"].get("epochs"), summary["test_loss"])
+    lines += _loss_lines(summary) if "losses" in summary else []
     lines += _tables(summary["datasets"])
     lines += _entry("origin", _origin(summary))
     trajectory = ", --trajectory K" if "/trajectories/states" in summary["datasets"] else ""
@@ -127,16 +128,21 @@ def _paths(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _loss_lines(losses: dict[str, Any], planned: Any, curve: list[float]) -> list[str]:
+def _loss_lines(summary: dict[str, Any]) -> list[str]:
+    losses, planned = summary["losses"], summary["config"].get("epochs")
     if not losses["epochs"]:
         return _entry("epochs", f"0 of {planned}")
+    done = _entry("epochs", f"{losses['epochs']} of {planned} in {_number(losses['seconds'], '.1f')} s")
+    if not losses["last_epoch"]:
+        return [*done, *_entry("losses", "none computed yet")]
     found = f"lowest {_number(losses['best_test_loss'], '.6g')} (epoch {losses['best_epoch']})"
     lowest = found if losses["best_epoch"] else "none of them finite"
+    then = f" (epoch {losses['last_epoch']})" if losses["last_epoch"] < losses["epochs"] else ""
     return [
-        *_entry("epochs", f"{losses['epochs']} of {planned} in {_number(losses['seconds'], '.1f')} s"),
-        *_entry("test loss", f"last {_number(losses['last_test_loss'], '.6g')}, {lowest}"),
-        *_entry("train loss", f"last {_number(losses['last_train_loss'], '.6g')}"),
-        *text_plot(curve, 60, 5),
+        *done,
+        *_entry("test loss", f"last {_number(losses['last_test_loss'], '.6g')}{then}, {lowest}"),
+        *_entry("train loss", f"last {_number(losses['last_train_loss'], '.6g')}{then}"),
+        *text_plot(through(summary["test_loss"], summary["evaluated"]), 60, 5),
     ]
 
 
@@ -162,6 +168,15 @@ def _origin(summary: dict[str, Any]) -> str:
 
 def _words(facts: Any) -> str:
     return ", ".join(f"{key} {_word(value)}" for key, value in facts.items()) if isinstance(facts, dict) else str(facts)
+
+
+def through(values: list[float | None], evaluated: list[int]) -> list[float]:
+    """A curve over the epochs, with straight lines from each evaluated one to the next; NaN outside, and beside a NaN."""
+    numbers = np.array([np.nan if value is None else value for value in values], np.float64)
+    known = np.flatnonzero(evaluated)
+    if not known.size:
+        return [math.nan] * len(numbers)
+    return np.interp(np.arange(len(numbers)), known, numbers[known], left=math.nan, right=math.nan).tolist()
 
 
 def text_plot(values: list[float], width: int = 60, height: int = 8) -> list[str]:
@@ -298,16 +313,18 @@ def _number(value: float | None, form: str = ".7g") -> str:
 
 def _losses(history: dict[str, np.ndarray]) -> dict[str, Any]:
     epochs = len(history.get("epoch", ()))
-    if not epochs or any(len(history.get(name, ())) != epochs for name in ("test_loss", "train_loss", "seconds")):
+    needed = ("test_loss", "train_loss", "seconds", "evaluated")
+    if not epochs or any(np.shape(history.get(name, ())) != (epochs,) for name in needed):
         return {"epochs": 0}
-    epoch, lowest = run_file.best(history)
+    (last_epoch, last_test), (epoch, lowest) = run_file.last(history), run_file.best(history)
     return {
         "epochs": epochs,
         "seconds": float(history["seconds"].sum()),
-        "last_test_loss": float(history["test_loss"][-1]),
+        "last_epoch": last_epoch,
+        "last_test_loss": last_test,
         "best_test_loss": lowest,
         "best_epoch": epoch,
-        "last_train_loss": float(history["train_loss"][-1]),
+        "last_train_loss": run_file.last(history, "train_loss")[1],
     }
 
 

@@ -30,7 +30,7 @@ def step_vjps(problem: Problem, x: np.ndarray, c: np.ndarray, lams: np.ndarray) 
     lams = arguments.array("lam", lams, (len(x), "m", *problem.state_shape), problem.dtype, finite=False)
     batch, m = lams.shape[:2]
     lam_x, lam_c = np.zeros((batch, m, problem.n_state), problem.dtype), np.zeros((batch, m, problem.n_control), problem.dtype)
-    x_next, scratch = _stepped(problem, x, c), aligned((scratch_size(problem.system, len(x), m),), problem.dtype)
+    x_next, scratch = _stepped(problem, x, c), _scratch(problem, len(x), m)
     batches.step_batch_vjp(problem.system, x, x_next, c, lams.reshape(lam_x.shape), lam_x, lam_c, scratch)
     return lam_x.reshape(lams.shape), lam_c.reshape(batch, m, *problem.control_shape)
 
@@ -75,8 +75,12 @@ def expect(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> N
 
 def _stepped(problem: Problem, x: np.ndarray, c: np.ndarray) -> np.ndarray:
     x_next = np.empty_like(x)
-    batches.step_batch(problem.system, x, c, x_next, aligned((scratch_size(problem.system, len(x), 1),), problem.dtype))
+    batches.step_batch(problem.system, x, c, x_next, _scratch(problem, len(x), 1))
     return x_next
+
+
+def _scratch(problem: Problem, batch: int, m: int) -> np.ndarray:
+    return aligned((scratch_size(problem.system, batch, m, problem.n_state, problem.n_control),), problem.dtype)
 
 
 def _flat(problem: Problem, x: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

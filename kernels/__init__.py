@@ -12,8 +12,10 @@ Letters, in shapes and loops, here and in `stablebptt.adjoint`:
     x  state    c  control    lam  adjoint    y_bar  cotangent of y    theta  parameters
 """
 
+from stablebptt.kernels import in_lanes  # `step_batch` of all systems
 from stablebptt.kernels.core.dispatch import block, generic, implements, inline, kernel, like
 from stablebptt.kernels.core.structs import Struct
+from stablebptt.kernels.core.vector_math import where
 from stablebptt.kernels.generics import (
     Controller,
     Loss,
@@ -38,6 +40,7 @@ __all__ = [
     "cost",
     "generic",
     "implements",
+    "in_lanes",
     "inline",
     "kernel",
     "like",
@@ -45,4 +48,5 @@ __all__ = [
     "step",
     "step_batch",
     "step_sample",
+    "where",
 ]

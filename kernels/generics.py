@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from stablebptt.kernels.core.dispatch import generic, generic_block, implements
+from stablebptt.kernels.core.simd import padded
 from stablebptt.kernels.core.structs import Struct
 
 
@@ -17,7 +18,7 @@ class System(Struct):
     """Base of all systems."""
 
     def scratch_size(self, batch: int, variants: int) -> int:
-        """Numbers of scratch space that `step_batch` and `step_batch_vjp` need for a batch and m = `variants` cotangents."""
+        """Numbers of scratch space that a `step_batch` of its own needs for a batch and m = `variants` cotangents."""
         return 0
 
     def sample_scratch(self) -> int:
@@ -56,9 +57,10 @@ class ControllerTape(Struct):
 # Fields of a struct may have any name, so these functions ask the class.
 
 
-def scratch_size(system: System, batch: int, variants: int) -> int:
-    """`System.scratch_size` of a system."""
-    return type(system).scratch_size(system, batch, variants)
+def scratch_size(system: System, batch: int, variants: int, n_state: int, n_control: int) -> int:
+    """Numbers that `step_batch` and its vjp need: what the system asks for, or states, controls and cotangents in lanes."""
+    lanes = 2 * n_state + n_control + variants * (2 * n_state + n_control) + sample_scratch(system)
+    return max(type(system).scratch_size(system, batch, variants), padded(batch) * lanes)
 
 
 def sample_scratch(system: System) -> int:
@@ -124,6 +126,11 @@ def cost(loss, x):
     """Loss l(x) of one state x (n_state,); a number."""
 
 
+@generic
+def cost_batch(loss, x, weight, total):
+    """Add weight times the loss of every state x (B, n_state) to total (B,)."""
+
+
 @generic_block
 def pack(controller, theta, weights):
     """Arrange theta (n_parameters,), in the users' order, in the padded arena `weights` (n_weights,)."""
@@ -144,10 +151,10 @@ def _step_sample(system, x, c, x_next, scratch):
     step(system, x, c, x_next)
 
 
-@implements(step_batch, System)
-def _step_each(system, x, c, x_next, scratch):
+@implements(cost_batch, Struct)
+def _cost_each(loss, x, weight, total):
     for b in range(x.shape[0]):
-        step(system, x[b], c[b], x_next[b])
+        total[b] += weight * cost(loss, x[b])
 
 
 @implements(pack, Controller)

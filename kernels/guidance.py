@@ -4,23 +4,13 @@ State (D+E, 2, 2), drivers first, flat per object ``x, y, vx, vy`` [the paper's 
 Source: docs/guidance.md; explicit Euler for positions and velocities.
 """
 
+import math
+
 import numpy as np
 
-from stablebptt.kernels.core.dispatch import block, implements, inline, like
-from stablebptt.kernels.core.simd import ONE, lanes, offset, padded, pointer
-from stablebptt.kernels.core.views import (
-    Lanes,
-    One,
-    constant,
-    from_lanes,
-    get,
-    inverse_or_zero,
-    padded_batch,
-    put,
-    sqrt,
-    to_lanes,
-)
-from stablebptt.kernels.generics import Loss, System, cost, step, step_batch
+from stablebptt.kernels.core.dispatch import implements, inline, like
+from stablebptt.kernels.core.vector_math import where
+from stablebptt.kernels.generics import Loss, System, cost, step
 
 
 class Guidance(System):
@@ -45,11 +35,6 @@ class Guidance(System):
     evader_friction: float
     driver_friction: float
 
-    def scratch_size(self, batch: int, variants: int) -> int:
-        """States, controls and m cotangents in lanes."""
-        n_state, n_control = 4 * (self.drivers + self.evaders), 2 * self.drivers
-        return padded(batch) * (2 * n_state + n_control + variants * (2 * n_state + n_control))
-
 
 class Gathering(Loss):
     """Loss: mean squared distance of the evaders from a target, per direction; target_x, target_y are lengths."""
@@ -72,10 +57,12 @@ def pull_terms(reach, near, far, rx, ry):
 
     Two objects in one place exert no force; its derivative there is q(reach) in every direction.
     """
-    distance = sqrt(rx * rx + ry * ry)
-    inverse = like(reach, 1.0) / (distance + reach)
+    zero, one = like(reach, 0.0), like(reach, 1.0)
+    distance = math.sqrt(rx * rx + ry * ry)
+    inverse = one / (distance + reach)
     strength = (inverse * near + far) * inverse
-    slope = (inverse * (near + near) + far) * inverse * inverse * inverse_or_zero(distance)
+    together = distance == zero
+    slope = (inverse * (near + near) + far) * inverse * inverse * where(together, zero, one / where(together, one, distance))
     return strength, -slope
 
 
@@ -106,73 +93,42 @@ def friction(system, o):
 @inline
 def evader_sum(system, x):
     """Sum (not mean) of the evaders' positions."""
-    sx, sy = constant(x, like(system.dt, 0.0)), constant(x, like(system.dt, 0.0))
+    sx, sy = like(system.dt, 0.0), like(system.dt, 0.0)
     for o in range(system.drivers, system.drivers + system.evaders):
-        sx = sx + get(x, 4 * o)
-        sy = sy + get(x, 4 * o + 1)
+        sx += x[4 * o]
+        sy += x[4 * o + 1]
     return sx, sy
 
 
-@block
-def advance(system, x, c, x_next):
-    """`step` on views. One loop over pairs adds all forces to the next velocities."""
+@implements(step, Guidance)
+def _step(system, x, c, x_next):
+    """One loop over pairs adds all forces to the next velocities."""
     dt = system.dt
     objects = system.drivers + system.evaders
     for o in range(objects):
         damping = like(dt, 1.0) - dt * friction(system, o)
         for k in range(4 * o, 4 * o + 2):
-            velocity = get(x, k + 2)
-            put(x_next, k, get(x, k) + dt * velocity)
-            put(x_next, k + 2, damping * velocity)
+            x_next[k] = x[k] + dt * x[k + 2]
+            x_next[k + 2] = damping * x[k + 2]
     sx, sy = evader_sum(system, x)
     for i in range(system.drivers):
-        ux, uy = get(x, 4 * i) - sx, get(x, 4 * i + 1) - sy
-        along, across = get(c, 2 * i), get(c, 2 * i + 1)
-        put(x_next, 4 * i + 2, get(x_next, 4 * i + 2) + dt * (along * ux - across * uy))
-        put(x_next, 4 * i + 3, get(x_next, 4 * i + 3) + dt * (along * uy + across * ux))
+        ux, uy = x[4 * i] - sx, x[4 * i + 1] - sy
+        along, across = c[2 * i], c[2 * i + 1]
+        x_next[4 * i + 2] += dt * (along * ux - across * uy)
+        x_next[4 * i + 3] += dt * (along * uy + across * ux)
     for j in range(1, objects):
-        px, py = get(x, 4 * j), get(x, 4 * j + 1)
-        vx, vy = get(x_next, 4 * j + 2), get(x_next, 4 * j + 3)
+        px, py = x[4 * j], x[4 * j + 1]
+        vx, vy = x_next[4 * j + 2], x_next[4 * j + 3]
         for i in range(j):
             near, far, mutual = pair_law(system, i, j)
-            fx, fy = pull(system.reach, near, far, get(x, 4 * i) - px, get(x, 4 * i + 1) - py)
-            vx = vx + dt * fx
-            vy = vy + dt * fy
+            fx, fy = pull(system.reach, near, far, x[4 * i] - px, x[4 * i + 1] - py)
+            vx += dt * fx
+            vy += dt * fy
             if mutual:
-                put(x_next, 4 * i + 2, get(x_next, 4 * i + 2) - dt * fx)
-                put(x_next, 4 * i + 3, get(x_next, 4 * i + 3) - dt * fy)
-        put(x_next, 4 * j + 2, vx)
-        put(x_next, 4 * j + 3, vy)
-
-
-@implements(step, Guidance)
-def _step(system, x, c, x_next):
-    advance(system, One(x), One(c), One(x_next))
-
-
-@implements(step_batch, Guidance)
-def _step_batch(system, x, c, x_next, scratch):
-    batch, n_state = x.shape
-    n_control = c.shape[1]
-    stride = padded_batch(batch)
-    x_lanes, c_lanes, next_lanes = places(n_state, n_control, stride, scratch)
-    to_lanes(batch, n_state, pointer(x), n_state, x_lanes, stride)
-    to_lanes(batch, n_control, pointer(c), n_control, c_lanes, stride)
-    for b in range(0, batch, lanes(x_lanes)):
-        advance(
-            system,
-            Lanes(offset(x_lanes, b), stride, ONE * n_state),
-            Lanes(offset(c_lanes, b), stride, ONE * n_control),
-            Lanes(offset(next_lanes, b), stride, ONE * n_state),
-        )
-    from_lanes(batch, n_state, pointer(x_next), n_state, next_lanes, stride)
-
-
-@inline
-def places(n_state, n_control, stride, scratch):
-    """Addresses of states, controls and next states (or cotangents) in the scratch space."""
-    base = pointer(scratch)
-    return base, offset(base, n_state * stride), offset(base, (n_state + n_control) * stride)
+                x_next[4 * i + 2] -= dt * fx
+                x_next[4 * i + 3] -= dt * fy
+        x_next[4 * j + 2] = vx
+        x_next[4 * j + 3] = vy
 
 
 @implements(cost, Gathering)

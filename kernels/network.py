@@ -20,7 +20,7 @@ import numpy as np
 
 from stablebptt.kernels.core.dispatch import implements, inline
 from stablebptt.kernels.core.simd import NONE, ONE, offset, padded, pointer
-from stablebptt.kernels.core.structs import Struct
+from stablebptt.kernels.core.structs import Struct, row_reference
 from stablebptt.kernels.dense import aligned, copy, dot, matmul, tanh_all
 from stablebptt.kernels.generics import control_batch, pack
 
@@ -249,14 +249,13 @@ def _window(layer: Dense | Convolution, positions: int, number: int) -> tuple[in
     return layer.taps, layer.stride, layer.features
 
 
+_layer_at = row_reference(Layer)
+
+
 @inline
 def layer_of(network, i):
     """Layer i, from its row of the table."""
-    row = network.table[i]
-    return Layer(
-        row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9], row[10], row[11], row[12], row[13],
-        row[14], row[15], row[16],
-    )  # fmt: skip
+    return _layer_at(network.table, i)
 
 
 @implements(pack, Network)

@@ -7,10 +7,8 @@ State (Nx, 2), flat ``re, im`` of psi_1 .. psi_Nx; control: the tilt c. ``(1 + i
 
 import numpy as np
 
-from stablebptt.kernels.core.dispatch import block, implements, inline, like
-from stablebptt.kernels.core.simd import ONE, lanes, offset, padded, pointer
-from stablebptt.kernels.core.views import Lanes, One, constant, from_lanes, get, padded_batch, put, to_lanes
-from stablebptt.kernels.generics import Loss, System, cost, step, step_batch, step_sample
+from stablebptt.kernels.core.dispatch import implements, inline, like
+from stablebptt.kernels.generics import Loss, System, cost, step, step_sample
 
 LENGTH = 2.0
 
@@ -21,10 +19,6 @@ class Quantum(System):
     points: int
     hopping: float
     tilt: float
-
-    def scratch_size(self, batch: int, variants: int) -> int:
-        """In lanes: states before and after, pivots, one solution, m cotangents twice; controls and their cotangents."""
-        return padded(batch) * (2 * self.points * (4 + 2 * variants) + 1 + variants)
 
     def sample_scratch(self) -> int:
         """Pivots and one solution of A."""
@@ -73,86 +67,51 @@ def substitute(a, inverse, y, after):
 
 
 @inline
-def number(view, k):
+def number(numbers, k):
     """Complex number k, as (re, im)."""
-    return get(view, 2 * k), get(view, 2 * k + 1)
+    return numbers[2 * k], numbers[2 * k + 1]
 
 
 @inline
 def factorise(system, c, pivots):
     """Compute the inverse pivots of A, for `solve`."""
     a = system.hopping
-    force = system.tilt * get(c, 0)
-    re, im = constant(c, like(a, 0.0)), constant(c, like(a, 0.0))
+    force = system.tilt * c[0]
+    re, im = like(a, 0.0), like(a, 0.0)
     for k in range(system.points):
         re, im = pivot(a, force * like(a, k + 1), re, im)
-        put(pivots, 2 * k, re)
-        put(pivots, 2 * k + 1, im)
+        pivots[2 * k] = re
+        pivots[2 * k + 1] = im
 
 
 @inline
 def solve(system, pivots, y):
     """Overwrite the right-hand side y with ``A^-1 y``."""
     a = system.hopping
-    re, im = constant(y, like(a, 0.0)), constant(y, like(a, 0.0))
+    re, im = like(a, 0.0), like(a, 0.0)
     for k in range(system.points):
         re, im = eliminate(a, number(pivots, k), number(y, k), (re, im))
-        put(y, 2 * k, re)
-        put(y, 2 * k + 1, im)
+        y[2 * k] = re
+        y[2 * k + 1] = im
     for k in range(system.points - 2, -1, -1):
         re, im = substitute(a, number(pivots, k), number(y, k), (re, im))
-        put(y, 2 * k, re)
-        put(y, 2 * k + 1, im)
-
-
-@block
-def advance(system, x, c, x_next, pivots):
-    """`step` on views."""
-    factorise(system, c, pivots)
-    for k in range(2 * system.points):
-        put(x_next, k, get(x, k))
-    solve(system, pivots, x_next)
-    for k in range(2 * system.points):
-        y = get(x_next, k)
-        put(x_next, k, (y + y) - get(x, k))
+        y[2 * k] = re
+        y[2 * k + 1] = im
 
 
 @implements(step_sample, Quantum)
 def _step_sample(system, x, c, x_next, scratch):
-    advance(system, One(x), One(c), One(x_next), One(scratch))
+    factorise(system, c, scratch)
+    for k in range(2 * system.points):
+        x_next[k] = x[k]
+    solve(system, scratch, x_next)
+    for k in range(2 * system.points):
+        x_next[k] = (x_next[k] + x_next[k]) - x[k]
 
 
 @implements(step, Quantum)
 def _step(system, x, c, x_next):
     step_sample(system, x, c, x_next, np.empty_like(x))
-
-
-@inline
-def places(system, adjoints, stride, scratch):
-    """Addresses in the scratch space: x, x_next, pivots, solution, lam, lam_x, c, lam_c."""
-    base, size = pointer(scratch), 2 * system.points * stride
-    lam = offset(base, 4 * size)
-    lam_x = offset(lam, adjoints * size)
-    c = offset(lam_x, adjoints * size)
-    return base, offset(base, size), offset(base, 2 * size), offset(base, 3 * size), lam, lam_x, c, offset(c, stride)
-
-
-@implements(step_batch, Quantum)
-def _step_batch(system, x, c, x_next, scratch):
-    batch, n_state = x.shape
-    stride = padded_batch(batch)
-    x_lanes, next_lanes, pivots, _, _, _, c_lanes, _ = places(system, 1, stride, scratch)
-    to_lanes(batch, n_state, pointer(x), n_state, x_lanes, stride)
-    to_lanes(batch, 1, pointer(c), 1, c_lanes, stride)
-    for b in range(0, batch, lanes(x_lanes)):
-        advance(
-            system,
-            Lanes(offset(x_lanes, b), stride, ONE * n_state),
-            Lanes(offset(c_lanes, b), stride, ONE),
-            Lanes(offset(next_lanes, b), stride, ONE * n_state),
-            Lanes(offset(pivots, b), stride, ONE * n_state),
-        )
-    from_lanes(batch, n_state, pointer(x_next), n_state, next_lanes, stride)
 
 
 @inline

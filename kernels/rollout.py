@@ -18,7 +18,7 @@ from stablebptt.kernels.core.dispatch import block, inline, kernel, like
 from stablebptt.kernels.core.structs import Struct, StructArray, struct_at
 from stablebptt.kernels.core.threads import share_out, shared
 from stablebptt.kernels.dense import aligned
-from stablebptt.kernels.generics import control_batch, cost, new_tape, pack, scratch_size, step_batch, weight_count
+from stablebptt.kernels.generics import control_batch, cost_batch, new_tape, pack, scratch_size, step_batch, weight_count
 
 
 class Episode(Struct):
@@ -76,7 +76,7 @@ def new_arena(episode: Any, batch: int, dtype: Any, *, tape: Any = None, kept: b
     if tape is None:
         tape = new_tape(controller, dtype, rows=batch, chunk=1, adjoints=1, unit=True)
     weights = aligned((weight_count(controller),), dtype)
-    scratch = aligned((scratch_size(episode.system, batch, adjoints),), dtype)
+    scratch = aligned((scratch_size(episode.system, batch, adjoints, episode.n_state, episode.n_control),), dtype)
     return Arena(weights=weights, path=path, tape=tape, kept=kept, scratch=scratch)
 
 
@@ -104,12 +104,12 @@ def path_cost(episode, path):
     loss, time_weights = episode.loss, episode.time_weights
     states, controls, physics, effort = path.states, path.controls, path.physics, path.effort
     steps, batch, n_control = controls.shape
-    for b in range(batch):
-        physics[b] = 0.0
-        effort[b] = 0.0
-        for t in range(steps):
-            if time_weights[t + 1] != 0:
-                physics[b] += time_weights[t + 1] * cost(loss, states[t + 1, b])
+    physics[:] = 0
+    effort[:] = 0
+    for t in range(steps):
+        if time_weights[t + 1] != 0:
+            cost_batch(loss, states[t + 1], time_weights[t + 1], physics)
+        for b in range(batch):
             squares = like(controls, 0.0)
             for q in range(n_control):
                 squares += controls[t, b, q] * controls[t, b, q]
@@ -160,15 +160,14 @@ def follow_part(part, episode, theta, x0, arena, work):
 
 
 @shared
-def _part_of_evaluation(part, episode, theta, x0, works):
-    work = struct_at(works, 0)
+def _part_of_evaluation(part, episode, theta, x0, work):
     follow_part(part, episode, theta, x0, struct_at(work.arenas, part.index), work)
 
 
 @kernel
-def evaluate(episode, theta, x0, works, team):
+def evaluate(episode, theta, x0, work, team):
     """The compiled entry point: roll theta (n_parameters,) out from x0 (B, n_state), in parts that a team of threads shares.
 
-    works : array of one `Work`
+    episode, work : references
     """
-    share_out(team, 1, struct_at(works, 0).bounds.size - 1, _part_of_evaluation, (episode, theta, x0, works))
+    share_out(team, 1, work.bounds.size - 1, _part_of_evaluation, (episode, theta, x0, work))

@@ -71,9 +71,17 @@ def _control_vjp(controller, weights, tape, x, bars):
 
 # Ways to step a batch: forward, backward, and the scratch space that a system asks for.
 STEPS: dict[str, tuple[Any, Any, Any]] = {
-    "step": (batches.step_each, batches.step_each_vjp, lambda system, batch, m: 0),
-    "step_batch": (batches.step_batch, batches.step_batch_vjp, forward.scratch_size),
-    "step_sample": (batches.step_samples, batches.step_samples_vjp, lambda system, batch, m: forward.sample_scratch(system)),
+    "step": (batches.step_each, batches.step_each_vjp, lambda problem, batch, m: 0),
+    "step_batch": (
+        batches.step_batch,
+        batches.step_batch_vjp,
+        lambda problem, batch, m: forward.scratch_size(problem.system, batch, m, problem.n_state, problem.n_control),
+    ),
+    "step_sample": (
+        batches.step_samples,
+        batches.step_samples_vjp,
+        lambda problem, batch, m: forward.sample_scratch(problem.system),
+    ),
 }
 
 
@@ -82,7 +90,7 @@ def step_rule(problem: Any, name: str = "step") -> Rule:
     system, (run, run_vjp, size) = problem.system, STEPS[name]
 
     def scratch(x: np.ndarray, m: int = 1) -> np.ndarray:
-        return np.full(size(system, len(x), m), np.nan)
+        return np.full(size(problem, len(x), m), np.nan)
 
     def rows(inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:
         return inputs["state"].reshape(-1, problem.n_state), inputs["control"].reshape(-1, problem.n_control)

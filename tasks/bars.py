@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from stablebptt.data.run_file import HISTORY
 from stablebptt.tasks import arguments
 
 Tell = Callable[[int, int, str], None]
@@ -94,6 +93,11 @@ def each(items: Sequence[Item], tell: Tell | None, words: str = "") -> Iterator[
             tell(done, len(items), words)
 
 
+def last_loss(progress: Any) -> str:
+    """The last test loss of a `Progress` in words; empty before the first."""
+    return "" if progress.test_loss is None else f"test loss {progress.test_loss:.5g}"
+
+
 @contextmanager
 def epochs(report: Callable[..., None] | None, progress: bool | None, total: int) -> Iterator[Callable[..., None] | None]:
     """What is called after every epoch, with a `Progress` at last: the user's `report`, and a bar, by default in a notebook."""
@@ -105,8 +109,7 @@ def epochs(report: Callable[..., None] | None, progress: bool | None, total: int
 
         def both(*given: Any) -> None:
             done[given[:-1]] = given[-1].epoch
-            loss = dict(zip(HISTORY, given[-1].history[-1]))["test_loss"]
-            tell(sum(done.values()), total, f"test loss {loss:.5g}")
+            tell(sum(done.values()), total, last_loss(given[-1]))
             if report is not None:
                 report(*given)
 

@@ -4,9 +4,17 @@ from stablebptt.adjoint import generics as backward
 from stablebptt.kernels import generics as forward
 from stablebptt.kernels.core.dispatch import kernel
 
-# What `step_batch` does by default: it steps sample by sample.
-step_each = kernel(forward.step_batch.methods[forward.System])
-step_each_vjp = kernel(backward.step_batch_vjp.methods[forward.System])
+
+@kernel
+def step_each(system, x, c, x_next, scratch):
+    for b in range(x.shape[0]):
+        forward.step(system, x[b], c[b], x_next[b])
+
+
+@kernel
+def step_each_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
+    for b in range(x.shape[0]):
+        backward.step_vjp(system, x[b], c[b], lam[b], lam_x[b], lam_c[b])
 
 
 @kernel

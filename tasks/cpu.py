@@ -1,5 +1,6 @@
 """The engine "cpu": the kernels of `kernels` and `adjoint` compute rollouts and gradients, run by run."""
 
+import dataclasses
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 from numba import typeof
 
+from stablebptt.adjoint import linked as backward_linked
 from stablebptt.adjoint import rollout as backward
+from stablebptt.kernels import linked as forward_linked
 from stablebptt.kernels import rollout as forward
 from stablebptt.kernels.core import threads
-from stablebptt.kernels.core.structs import StructArray
+from stablebptt.kernels.core.structs import Reference
 from stablebptt.tasks import plain_python
 from stablebptt.tasks.engine import ALONE, Evaluation, Gradient, Loss
 from stablebptt.tasks.problems import EVALUATION_BATCH, Problem
@@ -28,8 +31,8 @@ class _Works(threading.local):
     """Work spaces by sizes, per thread of the caller: threads may share a problem."""
 
     def __init__(self) -> None:
-        self.rollouts: dict[tuple[int, ...], StructArray] = {}
-        self.gradients: dict[tuple[int, ...], StructArray] = {}
+        self.rollouts: dict[tuple[int, ...], Reference] = {}
+        self.gradients: dict[tuple[int, ...], Reference] = {}
 
 
 class Engine:
@@ -46,6 +49,8 @@ class Engine:
             n_state=problem.n_state,
             n_control=problem.n_control,
         )
+        self._system, self._loss = Reference(problem.system), Reference(problem.loss_function)
+        self._linked: dict[Any, Reference] = {}
         self._works = _Works()
         self._work = problem.steps * (problem.n_parameters + OVERHEAD)  # multiply-adds per sample
 
@@ -82,18 +87,19 @@ class Engine:
     def _rolled_out(self, theta: np.ndarray, x0: np.ndarray) -> forward.Work:
         batch, parts = len(x0), self._parts(len(x0))
         new = partial(forward.new_work, self.episode, batch, self.problem.dtype, parts=parts)
-        works = _kept(self._works.rollouts, (batch, parts), new)
-        self._call(works, forward.evaluate, theta, x0.reshape(batch, self.problem.n_state))
-        [work] = works
-        return work
+        work = _kept(self._works.rollouts, (batch, parts), new)
+        self._call(work, forward_linked, forward.evaluate, theta, x0.reshape(batch, self.problem.n_state))
+        found: forward.Work = work.struct
+        return found
 
     def _gradient(self, theta: np.ndarray, x0: np.ndarray, gates: Gates) -> Gradient:
         problem, batch, adjoints, parts = self.problem, len(x0), len(gates.physics), self._parts(len(x0))
         sizes = {"tape_bytes": problem.tape_bytes, "parts": parts}
         new = partial(backward.new_work, self.episode, batch, adjoints, problem.dtype, **sizes)
-        works = _kept(self._works.gradients, (batch, adjoints, parts), new)
-        found = backward.Results(*self._call(works, backward.gradient, theta, x0.reshape(batch, problem.n_state), gates))
-        [work] = works
+        kept = _kept(self._works.gradients, (batch, adjoints, parts), new)
+        x = x0.reshape(batch, problem.n_state)
+        found = backward.Results(*self._call(kept, backward_linked, backward.gradient, theta, x, gates))
+        work = kept.struct
         total, physics = problem.total(found.physics, found.effort)
         loss = Loss(total, physics) if found.finite else Loss(math.nan, math.nan)  # a loss may ignore some numbers
         if not gates.joined:
@@ -102,23 +108,32 @@ class Engine:
         cosine = found.product / norms if norms > 0 else math.nan
         return Gradient(work.joined, loss, found.joined2, work.gradients[0], work.gradients[1], cosine)
 
+    def _episode(self, linked: Any) -> Reference:
+        """The episode, with system and loss compiled apart by a module `linked`; anew if somebody changed their methods."""
+        key = linked, typeof(self._system), typeof(self._loss)
+        if key not in self._linked:
+            parts = {"system": linked.linked_system(self._system, self.problem.dtype)}
+            parts["loss"] = linked.linked_loss(self._loss, self.problem.dtype)
+            self._linked[key] = Reference(dataclasses.replace(self.episode, **parts))
+        return self._linked[key]
+
     def _parts(self, batch: int) -> int:
         """Parts of the work on a batch: one per thread, none too small to be worth it."""
         return max(1, min(threads.available(), batch, batch * self._work // PART_WORK))
 
-    def _call(self, works: StructArray, kernel: Any, *arguments: Any) -> Any:
+    def _call(self, work: Reference, linked: Any, kernel: Any, *arguments: Any) -> Any:
         """Call an entry point; what the compiler has against a user's function is told in the user's terms."""
-        [work] = works
         try:
-            return threads.call(len(work.bounds) - 1, kernel, self.episode, *arguments, works)
+            episode = self._episode(linked)
+            return threads.call(len(work.struct.bounds) - 1, kernel, episode, *arguments, work)
         except plain_python.COMPILER_ERRORS as error:
             raise plain_python.why_not_compiled(self.problem, error) from error
 
 
-def _kept(known: dict[tuple[int, ...], StructArray], sizes: tuple[int, ...], new: Callable[[], Any]) -> StructArray:
-    """The work space of these sizes, made if there is none, as an array of one struct."""
+def _kept(known: dict[tuple[int, ...], Reference], sizes: tuple[int, ...], new: Callable[[], Any]) -> Reference:
+    """The work space of these sizes, made if there is none."""
     if sizes not in known:
         if len(known) >= MOST_WORKS:
             known.clear()
-        known[sizes] = StructArray([new()])
+        known[sizes] = Reference(new())
     return known[sizes]

@@ -17,7 +17,8 @@ from stablebptt.kernels.core.structs import Struct
 # How a problem was made does not count when two are compared.
 MAKERS_OWN = ("source", "arguments")
 MOST_NAMED = 3
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+# Fingerprints are comparable within one version of Python, and since version 0.2: before, they covered methods of ours.
+BASIS = {"python": f"{sys.version_info.major}.{sys.version_info.minor}", "since": "0.2"}
 
 
 def of_part(part: Struct) -> dict[str, Any]:
@@ -33,9 +34,9 @@ def of_part(part: Struct) -> dict[str, Any]:
 
 
 def code(parts: Mapping[str, Struct]) -> dict[str, str]:
-    """Fingerprints of the user's code among the parts; comparable within one version of Python."""
+    """Fingerprints of the user's code among the parts; comparable on the same `BASIS`."""
     own = {name: type(part).fingerprint() for name, part in parts.items() if not is_hashed(type(part))}
-    return {"python": PYTHON, **own}
+    return {**BASIS, **own}
 
 
 def facts(problem: Any) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def _comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, A
     others = other["options"] if isinstance(other.get("options"), Mapping) else other
     compared = {name: value for name, value in options.items() if name not in MAKERS_OWN}
     codes = [given.get("code") for given in (options, others)]
-    if not all(isinstance(given, Mapping) and given.get("python") == PYTHON for given in codes):
+    if not all(isinstance(given, Mapping) and BASIS.items() <= given.items() for given in codes):
         compared.pop("code", None)
     parts = [given.get("parts") for given in (options, others)]
     if any(isinstance(given, list) for given in parts):

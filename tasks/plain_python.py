@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit, typeof
+from numba import from_dtype, njit, typeof
 from numba.core.errors import NumbaError, UnsupportedBytecodeError
 
 from stablebptt.adjoint import generics as backward
 from stablebptt.kernels import generics as forward
 from stablebptt.kernels.core.dispatch import OPTIONS
+from stablebptt.kernels.core.lanes import view_type
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
@@ -29,6 +30,7 @@ from stablebptt.tasks.problems import Problem
 ACCESSES = 50_000
 COMPILER_ERRORS = (NumbaError, UnsupportedBytecodeError)
 GIST = 240  # letters of the compiler's that are shown
+BRANCH = "the condition differs between samples; write where(condition, a, b)"
 # Samples of a batch.
 BATCH = 3
 LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
@@ -90,13 +92,28 @@ def why_not_compiled(problem: Problem, error: Exception) -> Exception:
     Within the package's loops the compiler tells of every function on its way. So the user's are compiled alone.
     """
     for function, part, *arrays in _calls(problem, problem.sample(1).reshape(-1), (2,)):
-        own = method(function, part)
-        if own is not None and not _ours(getattr(own, "__module__", None)):
+        if own := _of_the_user(function, part):
             try:
                 njit(**OPTIONS)(own).compile(tuple(map(typeof, (part, *arrays))))
             except COMPILER_ERRORS as found:
                 return ArgumentError(f"{_where(found, own)}: {_gist(found)}")
     return error
+
+
+def in_vectors(system: Any, dtype: Any = np.float64) -> Iterator[tuple[str, str]]:
+    """Name of each of a user's steps, and why it is computed sample by sample; "" if registers full of samples compute it."""
+    numbers = from_dtype(np.dtype(dtype))
+    one, several = view_type(numbers), view_type(numbers, several=True)
+    views = {forward.step: [one] * 3, backward.step_vjp: [one] * 2 + [several] * 3}
+    views |= {forward.step_sample: [one] * 4, backward.step_sample_vjp: [one] * 3 + [several] * 3 + [one]}
+    for function, kinds in views.items():
+        if own := _of_the_user(function, system):
+            try:
+                njit(**OPTIONS)(own).compile((typeof(system), *kinds))
+                yield function.__name__, ""
+            except (*COMPILER_ERRORS, NotImplementedError) as found:
+                branches = "bool(Mask" in str(found).partition("There are")[0]
+                yield function.__name__, f"{_where(found, own)}: {BRANCH if branches else _gist(found)}"
 
 
 def _where(error: Exception, function: Any) -> str:
@@ -119,6 +136,12 @@ def method(function: Any, part: Any) -> Any:
     return next((function.methods[cls] for cls in type(part).__mro__ if cls in function.methods), None)
 
 
+def _of_the_user(function: Any, part: Any) -> Any:
+    """The user's method of a generic function for a struct; None if there is none, or only one of the package's."""
+    own = method(function, part)
+    return None if own is None or _ours(getattr(own, "__module__", None)) else own
+
+
 def _calls(problem: Any, x: np.ndarray, cotangents: tuple[int, ...]) -> Iterator[Call]:
     """Calls of all functions of a problem at one state x (n_state,)."""
     for m in cotangents:
@@ -138,7 +161,7 @@ def _system_calls(system: Any, x: np.ndarray, n_control: int, m: int) -> Iterato
     yield backward.step_vjp, system, x, c, lam, zeros(m, n), zeros(m, n_control)
     yield forward.step_sample, system, x, c, x_next, scratch
     yield backward.step_sample_vjp, system, x, x_next, c, lam, zeros(m, n), zeros(m, n_control), scratch
-    b, scratch = BATCH, zeros(forward.scratch_size(system, BATCH, m))
+    b, scratch = BATCH, zeros(forward.scratch_size(system, BATCH, m, n, n_control))
     x, c, x_next, lam = (np.stack([values] * b) for values in (x, c, x_next, lam))
     yield forward.step_batch, system, x, c, x_next, scratch
     yield backward.step_batch_vjp, system, x, x_next, c, lam, zeros(b, m, n), zeros(b, m, n_control), scratch
@@ -157,8 +180,8 @@ def _controller_calls(controller: Any, x: np.ndarray, n_control: int) -> Iterato
 
 def _try(function: Any, part: Any, *arrays: Any) -> None:
     """Call a method of a generic function if it is the user's."""
-    own = method(function, part)
-    if own is None or _ours(getattr(own, "__module__", None)):
+    own = _of_the_user(function, part)
+    if own is None:
         return
     counted, budget = [values.view(Counted) if isinstance(values, np.ndarray) else values for values in arrays], [ACCESSES]
     for values in counted:

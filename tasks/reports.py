@@ -53,7 +53,7 @@ class Family:
         return ", ".join([self.variant, *(f"{shown(name)} {value}" for name, value in self.others.items())])
 
     def last(self) -> np.ndarray:
-        return np.array([run.history["test_loss"][-1] if len(run.history["epoch"]) else np.nan for run in self.runs])
+        return np.array([run_file.last(run.history)[1] for run in self.runs])
 
     def best(self) -> np.ndarray:
         return np.array([run_file.best(run.history)[1] for run in self.runs])
@@ -253,16 +253,17 @@ def _share_scale(panels: list[Any]) -> None:
 
 
 def _band(axes: Any, family: Family, look: dict[str, Any]) -> None:
-    values = curves.aligned([run.history["test_loss"] for run in family.runs])
+    epochs = curves.epochs_of(list(family.runs), "test_loss")
+    values = curves.aligned([run.history["test_loss"] for run in family.runs])[:, epochs - 1]
     known = np.isfinite(values).any(axis=0)
     if not known.any():
         return
     mean = np.full(len(known), np.nan)
     mean[known] = np.nanmean(values[:, known], axis=0)
-    curves.line(axes, mean, family.name, look)
+    curves.line(axes, epochs, mean, family.name, look)
     if len(values) > 1:
         low, high = np.array([interval(column) for column in values.T]).T
-        axes.fill_between(np.arange(1, len(known) + 1), low, high, color=look["color"], alpha=0.18, linewidth=0)
+        axes.fill_between(epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
 
 
 def table(found: list[Family]) -> dict[str, Group]:
@@ -284,7 +285,7 @@ def table(found: list[Family]) -> dict[str, Group]:
         "clip": words("clipping", [f.clip for f, _ in runs], CLIPS),
         "seed": numbers("seed", [run.config["seed"] for _, run in runs]),
         "epochs": numbers("epochs done", [len(run.history["epoch"]) for _, run in runs]),
-        "last_test_loss": numbers("test loss after the last epoch", last),
+        "last_test_loss": numbers("last test loss that was computed", last),
         "best_test_loss": numbers("lowest test loss", best),
         "solved_below": numbers("best test loss below which the task counts as solved", [threshold(run) for _, run in runs]),
         "diverged": numbers("1 if the run diverged", [int(outcome(run) == DIVERGED) for _, run in runs]),

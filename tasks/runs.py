@@ -44,6 +44,12 @@ class Progress:
     best_epoch: int
     history: tuple[tuple[float, ...], ...]
 
+    @property
+    def test_loss(self) -> float | None:
+        """The last test loss that was computed; None before the first."""
+        loss, known = HISTORY.index("test_loss"), HISTORY.index("evaluated")
+        return next((row[loss] for row in reversed(self.history) if row[known]), None)
+
     def __repr__(self) -> str:
         return f"Progress(epoch={self.epoch}, best_loss={self.best_loss:.4g}, best_epoch={self.best_epoch})"
 
@@ -190,6 +196,9 @@ def _checkpoint(content: run_file.Content, settings: Any, path: FilePath) -> Pro
     if epoch > settings.epochs:
         more = f"it holds {epoch} epochs, more than {settings.epochs}; give at least {epoch}"
         raise ArgumentError(f"{path} cannot be resumed: {more}")
+    if epoch == settings.epochs and content.history["evaluated"][-1:].tolist() == [0]:
+        why = f"epoch {epoch} was not evaluated (evaluate_every is {settings.evaluate_every}), so it cannot be the last"
+        raise ArgumentError(f"{path} cannot be resumed: {why}; give at least {epoch + 1} epochs")
     columns = [content.history[name] for name in HISTORY]
     history = tuple(tuple(float(v) for v in row) for row in zip(*columns))
     optimizer = {}

@@ -49,6 +49,7 @@ class Settings:
     batch_size: int = _setting("whole", 8, "States per update.", least=1)
     train_count: int = _setting("whole", 256, "Training states.", least=1)
     test_count: int = _setting("whole", 256, "Test states.", least=1)
+    evaluate_every: int = _setting("whole", 1, "Epochs per evaluation; the last is always evaluated.", least=1)
     shuffle: bool = _setting("flag", False, "Order of the training states in each epoch.")
     on_divergence: str = _setting("word", "stop", "Skip: leave out updates that are not finite.", choices=("stop", "skip"))
 

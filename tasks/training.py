@@ -1,4 +1,4 @@
-"""Training in plain NumPy: mini-batches, clipping, optimizer, losses after each epoch; docs/method.md, section 4."""
+"""Training in plain NumPy: mini-batches, clipping, optimizer, losses after every N-th epoch; docs/method.md, section 4."""
 
 import contextlib
 import math
@@ -166,6 +166,11 @@ class ActiveRun:
         """Whether epochs are left to do."""
         return self.result is None and self.progress.epoch < self.settings.epochs
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the epoch under way is evaluated."""
+        return self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.settings.epochs
+
     def begin_epoch(self) -> None:
         """Begin an epoch from the end of the last whole one."""
         self.started, self.epoch, self.batches = time.perf_counter(), self.progress.epoch + 1, 0
@@ -223,9 +228,10 @@ class ActiveRun:
 
     def end_epoch(self) -> None:
         """Record and report the epoch. Save the run if it is time, or if this was the last epoch."""
-        (train_loss, train_physics), (test_loss, test_physics) = self.means["training"], self.means["test"]
+        found = (self.means.get(name, (math.nan, math.nan)) for name in ("training", "test"))
+        (train_loss, train_physics), (test_loss, test_physics) = found
         row = [self.epoch, _mean(self.losses), train_loss, test_loss, train_physics, test_physics, _mean(self.norms)]
-        row += [_mean(self.cosines), self.skipped, time.perf_counter() - self.started]
+        row += [_mean(self.cosines), self.skipped, self.is_due, time.perf_counter() - self.started]
         history = (*self.progress.history, tuple(float(value) for value in row))
         progress = replace(self.progress, epoch=self.epoch, theta=self.theta, optimizer=self.optimizer, history=history)
         if math.isfinite(test_loss) and test_loss < progress.best_loss:
@@ -334,11 +340,11 @@ def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
         for run in active:
             run.check_parameters()
         for name in ("training", "test"):
-            if not (active := _going(active)):
-                return
-            evaluated = engine.evaluate([run.theta for run in active], [run.states[name] for run in active], queue=queue)
+            if not (due := [run for run in _going(active) if run.is_due]):
+                break
+            evaluated = engine.evaluate([run.theta for run in due], [run.states[name] for run in due], queue=queue)
             yield
-            for run, evaluation in zip(active, evaluated):
+            for run, evaluation in zip(due, evaluated):
                 run.evaluate(name, evaluation)
         for run in _going(active):
             run.end_epoch()

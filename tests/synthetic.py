@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 import stablebptt as sb
+from stablebptt.data.run_file import LOSSES
 from stablebptt.tasks import optimizers
 from stablebptt.tasks.runs import HISTORY, Run
 from stablebptt.tasks.settings import Settings
@@ -30,5 +31,7 @@ def fake(task="cartpole", variant="C", seed=0, epochs=8, *, done=None, status="c
     history = dict.fromkeys(HISTORY, loss) | {"epoch": np.arange(1, count + 1), "skipped": np.zeros(count, int)}
     history["cosine"] = np.full(count, 0.5 if variant == "C" else np.nan)
     settings = Settings(variant=variant, epochs=epochs, seed=seed, **settings)
+    due = (history["epoch"] % settings.evaluate_every == 0) | (history["epoch"] == epochs)
+    history |= {"evaluated": due.astype(int), **{name: np.where(due, loss, np.nan) for name in LOSSES}}
     config = json.loads(json.dumps({"task": task, "options": made.options, **settings.describe()}))
     return Run(config, history, np.zeros(1), np.zeros(1), made, {}, status)

@@ -54,6 +54,7 @@ COMMON = {
     "batch-size": whole(1, 20),
     "train-count": whole(1, 20),
     "test-count": whole(1, 9),
+    "evaluate-every": whole(1, 4),
     "on-divergence": word("stop", "skip"),
     "checkpoint-seconds": real(0, 100),
 }

@@ -7,25 +7,28 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 from numba.core import config
+from numba.core.compiler import Flags
 from numba.core.errors import TypingError
 from numba.core.target_extension import current_target
+from numba.core.targetconfig import ConfigStack
 from numba.core.typing.templates import builtin_registry
 from numba.extending import overload
 
 from stablebptt.kernels.core.cache import KernelCache
 from stablebptt.kernels.core.linking import NO_WRAPPERS, optimise_once
-from stablebptt.kernels.core.structs import Struct, StructType
+from stablebptt.kernels.core.structs import ReferenceType, Struct, StructType
 
 # Reassociation and contraction let loops vectorise. Without `nnan` and `ninf`, NaN and Inf stay visible.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp", "afn"}
 OPTIONS: Any = {"fastmath": FASTMATH, "error_model": "numpy"}
+ENTRY: Any = {"nogil": True, "no_cfunc_wrapper": True, **OPTIONS}
 
 
 def kernel(function: Callable) -> Any:
     """Compile an entry point. Its machine code, with everything it calls, is stored on disk."""
     if vars(config)["DISABLE_JIT"]:
         return _uncompiled(function)
-    dispatcher = njit(nogil=True, **OPTIONS)(function)
+    dispatcher = njit(**ENTRY)(function)
     dispatcher._cache = KernelCache(function)
     optimise_once(dispatcher)
     return dispatcher
@@ -62,10 +65,34 @@ def compiled_as(function: Callable, resolve: Callable, *, forceinline: bool) -> 
         def resolve_on(*arguments: Any, target: str = target) -> Any:
             return resolve(*arguments) if current_target() == target else None
 
-        overload(function, jit_options={"forceinline": forceinline, **options}, strict=False)(resolve_on)
-        templates.append(builtin_registry.globals[-1][1].templates[0])
+        template = _overload(function, resolve_on, {"forceinline": forceinline, **options})
+        if target == "cpu":
+            _compile_once(template)
+        templates.append(template)
     function.compiled, function.templates = True, templates  # type: ignore[attr-defined]
     return function
+
+
+def also(function: Any, resolve: Callable) -> None:
+    """Let `function`, one of Python's or NumPy's, take types of ours: `resolve` returns what to compile for them, or None."""
+    _compile_once(_overload(function, resolve, {"forceinline": True, **OPTIONS, **NO_WRAPPERS}))
+
+
+def _overload(function: Any, resolve: Callable, options: Any) -> Any:
+    overload(function, jit_options=options, strict=False)(resolve)
+    return builtin_registry.globals[-1][1].templates[0]
+
+
+def _compile_once(template: Any) -> None:
+    """Compile a function once per types: Numba would compile it anew for every set of flags that its callers have."""
+    find, flags = template._get_impl, Flags()
+    flags.nrt = True  # type: ignore[assignment, misc]
+
+    def find_once(self: Any, arguments: Any, keywords: Any) -> Any:
+        with ConfigStack().enter(flags):
+            return find(self, arguments, keywords)
+
+    template._get_impl = find_once
 
 
 def generic(declaration: Callable) -> Any:
@@ -99,6 +126,7 @@ def _generic(declaration: Callable, *, forceinline: bool) -> Any:
         return method_of(type(instance))(instance, *arguments)
 
     def resolve(instance, *arguments):
+        instance = instance.struct if isinstance(instance, ReferenceType) else instance
         if not isinstance(instance, StructType):
             raise TypingError(f"the first argument of {name} must be a Struct, not {instance}")
         try:
@@ -139,5 +167,5 @@ def like(x: Any, value: float) -> Any:
 
 @overload(like, jit_options={"forceinline": True}, inline="always")
 def _like(x, value):
-    kind = x if isinstance(x, types.Float) else x.dtype
-    return lambda x, value: kind(value)
+    kind = x if isinstance(x, types.Float) else getattr(x, "dtype", None)
+    return (lambda x, value: kind(value)) if kind is not None else None

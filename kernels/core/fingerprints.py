@@ -149,13 +149,14 @@ class _Walk:
                     yield self.value(*_attribute(found, operand, instructions[place + 1 :]))
 
     def struct(self, cls: Any) -> str:
-        """A struct type with its methods, inherited ones included."""
+        """A struct type with its methods, inherited ones included, but not those of this package, whose sources are hashed."""
         methods: dict[Any, Any] = {}
         for base in reversed(cls.__mro__):
             methods |= base.__dict__.get("_methods", {})
 
         def digest() -> str:
-            listing = sorted(f"{_name(generic)}: {self.callable(method)}" for generic, method in methods.items())
+            own = [(generic, method) for generic, method in methods.items() if not is_hashed(method)]
+            listing = sorted(f"{_name(generic)}: {self.callable(method)}" for generic, method in own)
             return _hash(cls.__qualname__, repr(cls.fields), *listing)
 
         return self.once(cls, cls.__qualname__, digest)

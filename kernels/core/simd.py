@@ -1,10 +1,9 @@
 """Raw addresses, vectors of the processor's width, and one register tile of a matrix product.
 
-This is the only file that selects instructions by hand; `kernels/dense.py` builds on it.
+`kernels/core/vector_math.py` computes with vectors; `kernels/dense.py` builds on the tile.
 The width follows the processor, or ``STABLEBPTT_VECTOR_BYTES`` (64, 32 or 16).
 """
 
-import operator
 import os
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.typeconv import Conversion
 from numba.extending import intrinsic, models, overload, register_model
 from numba.np.arrayobj import make_array
 
@@ -86,6 +86,16 @@ class Vector(types.Type):
         self.dtype = dtype
         super().__init__(f"Vector{VECTOR_BYTES}({dtype})")
 
+    # A number passes for a vector: a variable may begin as the one and become the other.
+
+    def unify(self, typingctx: Any, other: Any) -> Any:
+        """The common type of a vector and a number."""
+        return self if isinstance(other, types.Number) else None
+
+    def can_convert_from(self, typingctx: Any, other: Any) -> Any:
+        """How a number becomes a vector."""
+        return Conversion.safe if isinstance(other, types.Number) else None
+
 
 @register_model(Vector)
 class VectorModel(models.PrimitiveModel):
@@ -128,7 +138,7 @@ def fill(typing_context, base, number):
     kind = Vector(base.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _spread(context, builder, kind, arguments[1])
+        return spread(context, builder, kind, arguments[1])
 
     return kind(base, base.dtype), generate
 
@@ -147,63 +157,18 @@ def total(typing_context, vector):
     return vector.dtype(vector), generate
 
 
-def _spread(context: Any, builder: Any, kind: Vector, scalar: Any) -> Any:
+def spread(context: Any, builder: Any, kind: Vector, scalar: Any) -> Any:
+    """LLVM code for a vector filled with one number."""
     vector, i32 = context.get_value_type(kind), ir.IntType(32)
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(i32, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(i32, vector.count), [0] * vector.count))
 
 
-def _register_arithmetic(symbol: Any, instruction: str) -> None:
-    """Let compiled code combine vectors with vectors and numbers. Products and sums may contract."""
-
-    @intrinsic
-    def combine(typing_context, a, b):
-        kind = a if isinstance(a, Vector) else b
-
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            sides = [
-                value if isinstance(given, Vector) else _spread(context, builder, kind, value)
-                for given, value in zip((a, b), arguments)
-            ]
-            return getattr(builder, instruction)(*sides, flags=("contract", "nsz", "arcp"))
-
-        return kind(a, b), generate
-
-    def typed(a, b):
-        if (isinstance(a, Vector) and b in (a, a.dtype)) or (isinstance(b, Vector) and a == b.dtype):
-            return lambda a, b: combine(a, b)
-        return None
-
-    overload(symbol)(typed)
-
-
-for _symbol, _instruction in (
-    (operator.add, "fadd"),
-    (operator.sub, "fsub"),
-    (operator.mul, "fmul"),
-    (operator.truediv, "fdiv"),
-):
-    _register_arithmetic(_symbol, _instruction)
-
-
-@intrinsic
-def _negative(typing_context, x):
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fneg(arguments[0])
-
-    return x(x), generate
-
-
-@overload(operator.neg)
-def _neg(x):
-    return (lambda x: _negative(x)) if isinstance(x, Vector) else None
-
-
 @intrinsic
 def _clamp_vector(typing_context, x, limit):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value, high = arguments[0], _spread(context, builder, x, arguments[1])
+        value, high = arguments[0], spread(context, builder, x, arguments[1])
         low = builder.fsub(ir.Constant(value.type, [-0.0] * value.type.count), high)
         value = builder.select(builder.fcmp_ordered(">", value, high), high, value)
         return builder.select(builder.fcmp_ordered("<", value, low), low, value)

@@ -84,66 +84,98 @@ def _lower_attribute(context: Any, builder: Any, struct: StructType, value: Any,
     return impl_ret_borrowed(context, builder, dict(struct.fields)[name], item)
 
 
-class StructArrayType(types.Type):
+class ReferenceType(types.Type):
+    """Numba type of a struct in native memory."""
+
+    def __init__(self, struct: StructType) -> None:
+        self.struct = struct
+        super().__init__(f"Reference({struct})")
+
+
+class StructArrayType(ReferenceType):
     """Numba type of a `StructArray`."""
 
-    def __init__(self, struct: types.Type) -> None:
-        self.struct = struct
-        super().__init__(f"StructArray({struct})")
+    def __init__(self, struct: StructType) -> None:
+        super().__init__(struct)
+        self.name = f"StructArray({struct})"
 
 
+@register_model(ReferenceType)
 @register_model(StructArrayType)
-class StructArrayModel(models.PrimitiveModel):
-    """Address of the first struct."""
+class ReferenceModel(models.PrimitiveModel):
+    """Address of the struct, or of the first one."""
 
-    def __init__(self, manager: Any, array: StructArrayType) -> None:
-        super().__init__(manager, array, manager.lookup(array.struct).get_value_type().as_pointer())
+    def __init__(self, manager: Any, kind: ReferenceType) -> None:
+        super().__init__(manager, kind, manager.lookup(kind.struct).get_value_type().as_pointer())
 
 
 class StructArray:
-    """Structs of one type in native memory. Compiled code reads one by its number, and unpacks none when it is called.
+    """Structs of one type in native memory. Compiled code refers to one by its number, and unpacks none when it is called.
 
-    Their fields hold arrays, whole numbers, truth values, such structs, and other arrays of structs.
+    Their fields hold arrays, numbers, truth values, tuples of them, such structs, and arrays of structs.
     """
+
+    kind: ClassVar[type[ReferenceType]] = StructArrayType
 
     def __init__(self, structs: "Sequence[Struct]") -> None:
         kinds = [typeof(struct) for struct in structs]
         if len(set(kinds)) > 1:
             raise TypeError("the structs of a StructArray must have one type")
         self.structs = tuple(structs)
-        self._numba_type_ = StructArrayType(kinds[0])
         self._memory = np.array([_native(struct) for struct in structs], _layout(kinds[0]))
         self.address = self._memory.ctypes.data
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.structs)
 
+    def __getattr__(self, name: str) -> Any:
+        """Compute the Numba type once; see `Struct`."""
+        if name != "_numba_type_":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return _store_type(self, self.kind(typeof(self.structs[0])))
+
+
+class Reference(StructArray):
+    """One struct in native memory. In compiled code it stands for the struct itself; a field is read where it is used."""
+
+    kind = ReferenceType
+
+    def __init__(self, struct: "Struct") -> None:
+        super().__init__([struct])
+        self.struct: Any = struct
+
 
 def _layout(kind: Any) -> np.dtype:
     """What a value of a Numba type looks like in memory."""
     if isinstance(kind, StructType):
         return np.dtype([(name, _layout(field)) for name, field in kind.fields], align=True)
+    if isinstance(kind, types.BaseTuple):
+        parts: Any = kind
+        return np.dtype([(f"f{k}", _layout(each)) for k, each in enumerate(parts)], align=True)
     if isinstance(kind, types.Array):
         numbers = [(name, np.intp) for name in ("meminfo", "parent", "items", "itemsize", "data")]
         return np.dtype([*numbers, ("shape", np.intp, (kind.ndim,)), ("strides", np.intp, (kind.ndim,))], align=True)
-    if isinstance(kind, StructArrayType):
+    if isinstance(kind, ReferenceType):
         return np.dtype(np.intp)
-    if isinstance(kind, types.Integer | types.Boolean):
+    if isinstance(kind, types.Number | types.Boolean):
         return np.dtype(str(kind))
-    raise TypeError(f"a StructArray cannot hold {kind}")
+    raise TypeError(f"native memory cannot hold {kind}; give numbers, arrays, structs, or tuples of them")
 
 
 def _native(value: Any) -> Any:
     """The numbers of `_layout`. The structs keep the arrays alive."""
     if isinstance(value, Struct):
         return tuple(_native(getattr(value, name)) for name in type(value).fields)
+    if isinstance(value, tuple):
+        return tuple(_native(each) for each in value)
     if isinstance(value, np.ndarray):
         return 0, 0, value.size, value.itemsize, value.ctypes.data, value.shape, value.strides
     return value.address if isinstance(value, StructArray) else value
 
 
+@unbox(ReferenceType)
 @unbox(StructArrayType)
-def _unbox_array(kind: StructArrayType, instance: Any, c: Any) -> NativeValue:
+def _unbox_address(kind: ReferenceType, instance: Any, c: Any) -> NativeValue:
     expected = c.context.get_abi_sizeof(c.context.get_value_type(kind.struct))
     if _layout(kind.struct).itemsize != expected:
         raise TypeError(f"this Numba lays structs out in {expected} bytes, not {_layout(kind.struct).itemsize}")
@@ -153,14 +185,62 @@ def _unbox_array(kind: StructArrayType, instance: Any, c: Any) -> NativeValue:
     return NativeValue(c.builder.inttoptr(address.value, c.context.get_value_type(kind)), is_error=address.is_error)
 
 
+@infer_getattr
+class ReferenceAttribute(AttributeTemplate):
+    """Type of an attribute: that of the field; a reference, if the field is a struct."""
+
+    key = ReferenceType
+
+    def generic_resolve(self, reference: Any, name: Any) -> Any:  # type: ignore[override]
+        """The type of a field; None if there is none of this name."""
+        kind = dict(reference.struct.fields).get(name)
+        return ReferenceType(kind) if isinstance(kind, StructType) else kind
+
+
+@lower_getattr_generic(ReferenceType)
+def _lower_field(context: Any, builder: Any, reference: ReferenceType, address: Any, name: str) -> Any:
+    names = [field for field, _ in reference.struct.fields]
+    here, kind = cgutils.gep_inbounds(builder, address, 0, names.index(name)), dict(reference.struct.fields)[name]
+    return here if isinstance(kind, StructType) else borrowed(context, builder, kind, here)
+
+
 @intrinsic
 def struct_at(typing_context, array, index):
-    """Number `index` of a StructArray. Its arrays are borrowed."""
+    """A reference to number `index` of a StructArray."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return borrowed(context, builder, array.struct, builder.gep(given[0], [given[1]]))
+        return builder.gep(given[0], [given[1]])
 
-    return array.struct(array, types.intp), generate
+    return ReferenceType(array.struct)(array, types.intp), generate
+
+
+def row_reference(cls: "type[Struct]") -> Any:
+    """Make a function (table, index): a row of a table (rows, fields) of whole numbers, as a reference to a `cls`."""
+
+    @intrinsic
+    def reference(typing_context, table, index):
+        kind = ReferenceType(StructType(cls.__qualname__, cls.fingerprint(), tuple((name, table.dtype) for name in cls.fields)))
+
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            first = builder.mul(given[1], ir.Constant(given[1].type, len(cls.fields)))
+            row = builder.gep(make_array(table)(context, builder, given[0]).data, [first])
+            return builder.bitcast(row, context.get_value_type(kind))
+
+        return kind(table, types.intp), generate
+
+    return reference
+
+
+@intrinsic
+def loaded(typing_context, reference):
+    """The struct behind a reference, number by number. Its arrays are borrowed."""
+    if not isinstance(reference, ReferenceType):
+        return reference(reference), lambda context, builder, signature, given: given[0]
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return borrowed(context, builder, reference.struct, given[0])
+
+    return reference.struct(reference), generate
 
 
 def borrowed(context: Any, builder: Any, kind: Any, address: Any) -> Any:
@@ -306,17 +386,20 @@ class Struct:
         if name != "_numba_type_":
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         kinds = tuple((field, typeof(getattr(self, field))) for field in type(self).fields)
-        kind = StructType(type(self).__qualname__, type(self).fingerprint(), kinds)
-        object.__setattr__(self, "_numba_type_", kind)
-        _typed.add(self)
-        return kind
+        return _store_type(self, StructType(type(self).__qualname__, type(self).fingerprint(), kinds))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_numba_type_"}
 
 
 # Instances that store their type.
-_typed: "weakref.WeakSet[Struct]" = weakref.WeakSet()
+_typed: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+def _store_type(instance: Any, kind: types.Type) -> types.Type:
+    object.__setattr__(instance, "_numba_type_", kind)
+    _typed.add(instance)
+    return kind
 
 
 def _forget_types() -> None:

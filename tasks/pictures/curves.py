@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stablebptt.data import run_file
 from stablebptt.data.atomic import replacing
 from stablebptt.tasks import arguments
 from stablebptt.tasks.errors import ArgumentError
@@ -254,9 +255,18 @@ def aligned(columns: list[np.ndarray]) -> np.ndarray:
     return values
 
 
-def line(axes: Any, values: np.ndarray, label: str, look: dict[str, Any]) -> None:
-    """A line over the epochs 1, 2, ..; with points where a value stands alone, and marks, if any, at every eighth of it."""
-    epochs, known = np.arange(1, len(values) + 1), np.isfinite(values)
+def epochs_of(runs: list[Any], column: str) -> np.ndarray:
+    """The epochs that a line through a column of the histories meets: those in which no run lacks it for want of evaluation."""
+    known = np.ones(max(len(run.history["epoch"]) for run in runs), bool)
+    if column in run_file.LOSSES:
+        for run in runs:
+            known[: len(run.history["epoch"])] &= run_file.evaluated(run.history)
+    return np.flatnonzero(known) + 1
+
+
+def line(axes: Any, epochs: np.ndarray, values: np.ndarray, label: str, look: dict[str, Any]) -> None:
+    """A line over some epochs, with points where a value stands alone, and marks, if any, at every eighth of it."""
+    known = np.isfinite(values)
     beside = np.concatenate([[False], known, [False]])
     alone = np.flatnonzero(known & ~beside[:-2] & ~beside[2:])
     every = max(1, len(values) // 8) if "marker" in look else alone.tolist()
@@ -264,20 +274,21 @@ def line(axes: Any, values: np.ndarray, label: str, look: dict[str, Any]) -> Non
 
 
 def _curve(axes: Any, column: str, alike: Alike[Run], look: dict[str, Any], smooth: int) -> None:
-    values = aligned([smoothed(run.history[column], smooth) for run in alike.runs])
+    epochs = epochs_of(alike.runs, column)
+    values = aligned([smoothed(run.history[column], smooth) for run in alike.runs])[:, epochs - 1]
     seen = np.isfinite(values).any(axis=0)
     if not seen.any():
         return
     means, low, high = (np.full(len(seen), np.nan) for _ in range(3))
     for row, function in ((means, np.nanmean), (low, np.nanmin), (high, np.nanmax)):
         row[seen] = function(values[:, seen], axis=0)
-    line(axes, means, alike.label, look)
+    line(axes, epochs, means, alike.label, look)
     if len(alike.runs) > 1:
-        axes.fill_between(np.arange(1, len(seen) + 1), low, high, color=look["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(epochs, low, high, color=look["color"], alpha=0.15, linewidth=0)
     for run, row in zip(alike.runs, values):
         if outcome(run) == DIVERGED and np.isfinite(row).any():
             last = int(np.flatnonzero(np.isfinite(row))[-1])
-            axes.scatter([last + 1], [row[last]], color=[look["color"]], marker="x", s=36, zorder=3)
+            axes.scatter([epochs[last]], [row[last]], color=[look["color"]], marker="x", s=36, zorder=3)
 
 
 def smoothed(values: np.ndarray, width: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.data.run_file import best
+from stablebptt.data.run_file import best, evaluated, last
 from stablebptt.tasks import registry
 
 PHASES = ("untrained", "trained")
@@ -35,15 +35,15 @@ class Film:
 
 def facts(run: Any) -> dict[str, Any]:
     """A run in a few words and numbers."""
-    losses, (epoch, lowest) = run.history["test_loss"], best(run.history)
-    last = f"{losses[-1]:.4g}" if len(losses) else "none"
+    done, (at, loss), (epoch, lowest) = len(run.history["epoch"]), last(run.history), best(run.history)
+    latest = f"{loss:.4g}{f' (epoch {at})' * (at < done)}" if at else "none"
     found = {
         "problem": registry.title(run.config),
         "variant": run.config["variant"],
         "seed": run.config["seed"],
-        "epochs": f"{len(losses)} of {run.config['epochs']}",
+        "epochs": f"{done} of {run.config['epochs']}",
         "status": run.status,
-        "test loss": last if np.isnan(lowest) else f"{last}, lowest {lowest:.4g} (epoch {epoch})",
+        "test loss": latest if np.isnan(lowest) else f"{latest}, lowest {lowest:.4g} (epoch {epoch})",
     }
     return {name: str(value) for name, value in found.items()}
 
@@ -58,19 +58,20 @@ def told(run: Any) -> str:
 def table(run: Any) -> str:
     """A run as an HTML table with its learning curve."""
     rows = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in facts(run).items())
-    curve = _image(learning_curve(run)._repr_png_(), "png") if len(run.history["epoch"]) else ""
+    curve = _image(learning_curve(run)._repr_png_(), "png") if evaluated(run.history).any() else ""
     return f"<table>{rows}</table>{curve}"
 
 
 def learning_curve(run: Any) -> Any:
-    """The losses over the epochs, in a small picture."""
+    """The losses over the epochs that were evaluated, in a small picture."""
     from stablebptt.tasks.pictures.curves import PALETTE, new_figure
 
     figure = new_figure(3.6, 2.2)
     axes = figure.subplots()
+    history = {name: values[evaluated(run.history)] for name, values in run.history.items()}
     for name, colour in (("train_loss", PALETTE[1]), ("test_loss", PALETTE[0])):
-        axes.plot(run.history["epoch"], run.history[name], ".-", color=colour, label=name.replace("_", " "))
-    losses = run.history["test_loss"]
+        axes.plot(history["epoch"], history[name], ".-", color=colour, label=name.replace("_", " "))
+    losses = history["test_loss"]
     axes.set(xlabel="epoch", yscale="log" if 0 < 10 * losses.min() < losses.max() else "linear")
     axes.legend(fontsize="small", frameon=False)
     return figure
@@ -91,7 +92,8 @@ def of_run(run: Any) -> Any:
     from stablebptt.tasks.rollouts import Rollouts
 
     axes = {f"{what}_axes": getattr(run.problem, f"{what}_axes") for what in ("state", "control")}
-    return Rollouts(run.problem, run.config, PHASES, **run.trajectories, **axes)
+    values = {name: run.trajectories[name] for name in ("time", "states", "controls", "loss")}  # a file has scales, too
+    return Rollouts(run.problem, run.config, PHASES, **values, **axes)
 
 
 def of_path(path: Any) -> Any:

@@ -263,7 +263,8 @@ def estimate(
             measured[kind] = _update_seconds(config, settings)
         updates = -(-settings.train_count // settings.batch_size)
         evaluation = 0.35 * (settings.train_count + settings.test_count) / settings.batch_size  # of an update each
-        found[planned.name] = (settings.epochs - known.epochs) * measured[kind] * (updates + evaluation)
+        per_epoch = updates + evaluation / settings.evaluate_every
+        found[planned.name] = (settings.epochs - known.epochs) * measured[kind] * per_epoch
     return Estimate(found, compiling)
 
 

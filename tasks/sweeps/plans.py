@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stablebptt.data.atomic import expanded
+from stablebptt.data.run_file import EVERY_EPOCH
 from stablebptt.tasks import arguments, custom, problem, variants
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
@@ -40,8 +41,9 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """Name of its file: the label, and a hash of the whole configuration."""
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+        """Name of its file: the label, and a hash of the whole configuration, without what older ones did not say."""
+        told = {name: value for name, value in self.config.items() if (name, value) not in EVERY_EPOCH.items()}
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         return f"{self.label}-{digest[:8]}.h5"
 
 

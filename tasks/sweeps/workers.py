@@ -62,11 +62,10 @@ def note_of(path: Path) -> Path:
 
 
 def ended(name: str, status: str, history: Mapping[str, np.ndarray], message: str = "") -> Outcome:
-    losses = history["test_loss"]
-    if not len(losses):
+    if not (epochs := len(history["epoch"])):
         return Outcome(name, status, message=message)
-    lowest = run_file.best(history)[1]
-    return Outcome(name, status, len(losses), float(losses[-1]), lowest, float(history["seconds"].sum()), message)
+    (_, loss), (_, lowest) = run_file.last(history), run_file.best(history)
+    return Outcome(name, status, epochs, loss, lowest, float(history["seconds"].sum()), message)
 
 
 class Worker:

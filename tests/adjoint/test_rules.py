@@ -159,7 +159,7 @@ def test_rollout_and_sweep(name, random):
 # --- completeness: no kernel without a rule -----------------------------------------------------------------------
 
 VJP_OF = {"step": "step_vjp", "step_batch": "step_batch_vjp", "cost": "cost_vjp", "control": "control_vjp"}
-VJP_OF |= {"control_batch": "control_batch_vjp", "step_sample": "step_sample_vjp"}
+VJP_OF |= {"control_batch": "control_batch_vjp", "step_sample": "step_sample_vjp", "cost_batch": "cost_batch_vjp"}
 # Compiled functions of kernels/ without a rule of their own, by module, and why.
 ON_A_DEVICE = "on a device; test_cuda.py compares it with the CPU"
 NOT_DIFFERENTIATED = {
@@ -186,11 +186,16 @@ NOT_DIFFERENTIATED = {
         "pair_law": "constants",
         "friction": "a constant",
         "evader_sum": "part of step",
-        "advance": "is step on views",
-        "places": "addresses",
     },
+    "in_lanes": {"step_all": "is step_batch"},
+    "lanes": {
+        **dict.fromkeys(("to_lanes", "from_lanes", "add_from_lanes"), "moves numbers"),
+        "padded_batch": "a size",
+    },
+    "linked": dict.fromkeys(("step_entry", "cost_entry"), "an entry point; of step_batch and cost_batch"),
+    "native": {"call": "calls a kernel"},
     "network": {"layer_of": "numbers of a table"},
-    "structs": {"struct_at": "reads a struct"},
+    "structs": dict.fromkeys(("struct_at", "loaded"), "reads a struct"),
     "threads": dict.fromkeys(
         ("add", "cut", "invoke", "leave", "pause", "read", "serve", "share_out", "take", "write"),
         "who computes what; test_threads.py compares the bits",
@@ -201,8 +206,6 @@ NOT_DIFFERENTIATED = {
         "substitute": "part of step",
         "factorise": "part of step; its rule is that of the whole linear solve",
         "solve": "part of step; its rule is that of the whole linear solve",
-        "advance": "is step on views",
-        "places": "addresses",
         "number": "access",
         "overlap": "part of cost",
     },
@@ -220,14 +223,10 @@ NOT_DIFFERENTIATED = {
         **dict.fromkeys(("load", "store", "fill"), "moves numbers"),
         "total": "part of dot",
     },
-    "views": {
-        **dict.fromkeys(("get", "put", "row"), "access"),
-        **dict.fromkeys(("to_lanes", "from_lanes", "add_from_lanes"), "moves numbers"),
-        "constant": "a constant",
-        "padded_batch": "a size",
-        "sqrt": "used through pull_terms",
-        "inverse_or_zero": "used through pull_terms",
-    },
+    "vector_math": dict.fromkeys(
+        ("where", "every", "negative", "square_root", "absolute", "nearest", "multiply_add"),
+        "operations of vectors; their derivatives stand in the formulas that use them",
+    ),
 }
 
 

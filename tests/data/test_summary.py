@@ -55,7 +55,7 @@ def test_long_content_fits_too(run_path):
     facts = summary.summarize(run_path)
     facts["config"] = {**facts["config"], "options": {f"option_{k}": k for k in range(99)} | {"hidden": [100] * 99}}
     facts["status"] = "diverged: " + "so it is " * 50
-    facts["test_loss"] = np.geomspace(1e9, 1e-9, 5000).tolist()
+    facts["test_loss"], facts["evaluated"] = np.geomspace(1e9, 1e-9, 5000).tolist(), [1] * 5000
     assert fits(summary.text(facts)) and " .." in summary.text(facts)
 
 

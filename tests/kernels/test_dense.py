@@ -1,11 +1,13 @@
 """Matrix products of every size, and the hyperbolic tangent."""
 
+import math
+
 import numpy as np
 import pytest
 from numba import njit
 
 from stablebptt.kernels.core.simd import PAD, VECTOR_BYTES, clamp, lanes, load, pointer, store
-from stablebptt.kernels.core.views import inverse_or_zero, sqrt
+from stablebptt.kernels.core.vector_math import where
 from stablebptt.kernels.dense import dot, matmul, tanh, tanh_all
 
 
@@ -89,8 +91,8 @@ def in_lanes(x, out):
     """Functions of vectors, one row each."""
     for j in range(0, x.size, lanes(pointer(x))):
         value = load(pointer(x), j)
-        store(pointer(out[0]), j, sqrt(value))
-        store(pointer(out[1]), j, inverse_or_zero(value))
+        store(pointer(out[0]), j, math.sqrt(value))
+        store(pointer(out[1]), j, where(value == 0, 0, 1 / value))
         store(pointer(out[2]), j, clamp(value, x.dtype.type(1.5)))
         store(pointer(out[3]), j, -value)
 

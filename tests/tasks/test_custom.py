@@ -221,7 +221,7 @@ def test_runs_of_ones_own_are_kept_and_looked_at(tmp_path):
     parts = sb.train(problem, "C", 2, out=tmp_path / "parts.h5", **COUNTS)
     parts = sb.train(problem, "C", 4, out=tmp_path / "parts.h5", resume=True, **COUNTS)
     assert np.array_equal(parts.theta, run.theta)
-    assert "_code" not in parts.config and set(parts.config["options"]["code"]) == {"python", "system", "loss"}
+    assert "_code" not in parts.config and set(parts.config["options"]["code"]) == {"python", "since", "system", "loss"}
 
 
 def test_a_file_imports_nothing(tmp_path):

@@ -14,6 +14,7 @@ from commands import call
 from devices import PROBLEMS, SETTINGS, STEPS, error, long_simulated, loss_error
 
 import stablebptt as sb
+from stablebptt.data.run_file import LOSSES
 from stablebptt.tasks.runs import HISTORY
 from stablebptt.tasks.variants import gates
 
@@ -119,6 +120,21 @@ def test_seeds_together_are_the_seeds_alone(backend, tmp_path, monkeypatch):
         same_run(run, sb.load(tmp_path / f"seed_{seed}.h5"))
         assert np.allclose(run.theta, sb.train(make("cpu", dtype="float32", steps=2), seed=seed, **SETTINGS).theta, atol=1e-5)
     assert not np.array_equal(together[0].theta, together[1].theta)
+
+
+@long_simulated
+def test_of_many_runs_those_are_evaluated_that_are_due(backend, tmp_path):
+    """One stands an epoch before the other; alone, each is evaluated in every epoch."""
+    problem = make(backend, dtype="float32", steps=1, poles=1, hidden=(3,))
+    settings = {"train_count": 4, "test_count": 3, "batch_size": 4}
+    sb.train(problem, seed=3, epochs=1, evaluate_every=2, out=tmp_path / "seed_3.h5", **settings)
+    together = sb.train_seeds(problem, [3, 0], epochs=2, evaluate_every=2, out=tmp_path, resume=True, **settings)
+    for run, seed, due in zip(together, (3, 0), ([1, 1], [0, 1]), strict=True):
+        alone = sb.train(problem, seed=seed, epochs=2, **settings)
+        assert np.array_equal(run.theta, alone.theta) and run.history["evaluated"].tolist() == due
+        for name in set(HISTORY) - {"seconds", "evaluated"}:
+            unknown = (np.array(due) == 0) & (name in LOSSES)
+            assert np.array_equal(run.history[name], np.where(unknown, np.nan, alone.history[name]), equal_nan=True), name
 
 
 @long_simulated

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 import os
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 
 import stablebptt as sb
 from stablebptt.adjoint.generics import cost_vjp, step_vjp
+from stablebptt.data import run_file
+from stablebptt.data.run_file import LOSSES
 from stablebptt.kernels.core.dispatch import implements, like
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.generics import System, cost, step
@@ -179,6 +182,128 @@ def test_an_interrupt_leaves_the_epochs_done(tmp_path):
     assert_equal_runs(resumed, train(epochs=4))
 
 
+# --- evaluations ---------------------------------------------------------------------------------------------------
+
+
+def assert_rows_of(sparse, full, due):
+    """The history `full` of the same epochs, all of them evaluated, without the losses of those that are not `due`."""
+    assert sparse["evaluated"].tolist() == [int(epoch in due) for epoch in full["epoch"]]
+    for name in set(HISTORY) - {"seconds", "evaluated"}:
+        lacking = ~np.isin(full["epoch"], due) & (name in LOSSES)
+        assert np.array_equal(sparse[name], np.where(lacking, np.nan, full[name]), equal_nan=True), name
+
+
+@pytest.mark.parametrize(("every", "due"), [(1, range(1, 8)), (2, [2, 4, 6, 7]), (3, [3, 6, 7]), (7, [7]), (100, [7])])
+def test_evaluations_change_nothing_but_what_is_known(every, due):
+    settings = {"epochs": 7, "optimizer": sb.optimizers.adam(0.3)}  # the test loss falls and rises
+    full, thetas = train(**settings), []
+    run = train(evaluate_every=every, report=lambda progress: thetas.append(progress.theta), **settings)
+    assert np.array_equal(run.theta, full.theta) and run.config["evaluate_every"] == every and run.status == "complete"
+    assert_rows_of(run.history, full.history, due)
+    best = run_file.best(run.history)[0]
+    assert best == min(due, key=lambda epoch: full.history["test_loss"][epoch - 1])
+    assert np.array_equal(run.best_theta, thetas[best - 1])
+
+
+def stopping_at(epoch):
+    def stop(progress):
+        if progress.epoch == epoch:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_an_interrupt_between_evaluations_costs_nothing(tmp_path, stop):
+    whole = train(epochs=5, evaluate_every=3, out=tmp_path / "whole.h5")
+    with pytest.raises(KeyboardInterrupt):
+        train(epochs=5, evaluate_every=3, out=tmp_path / "parts.h5", report=stopping_at(stop))
+    parts = sb.load(tmp_path / "parts.h5")
+    assert parts.status == "interrupted" and parts.history["evaluated"].tolist() == [0, 0, 1][:stop]
+    assert np.isnan(parts.history["test_loss"]).tolist() == [True, True, False][:stop]
+    assert_equal_runs(whole, train(epochs=5, evaluate_every=3, out=tmp_path / "parts.h5", resume=True))
+    assert_equal_runs(whole, sb.load(tmp_path / "parts.h5"))
+
+
+def test_an_epoch_that_was_the_last_stays_as_it_is(tmp_path):
+    settings = {"out": tmp_path / "run.h5", "evaluate_every": 3, "resume": True}
+    train(epochs=4, **settings)
+    run = train(epochs=8, **settings)
+    full = train(epochs=8)
+    assert_rows_of(run.history, full.history, [3, 4, 6, 8])
+    assert np.array_equal(run.theta, full.theta)
+    assert_equal_runs(run, train(epochs=8, **settings))  # nothing is left to do
+
+
+def test_what_is_resumed_is_evaluated_as_before(tmp_path):
+    settings = {"out": tmp_path / "run.h5", "resume": True}
+    train(epochs=2, evaluate_every=2, **settings)
+    for every in (1, 3):
+        with pytest.raises(ValueError, match=f"cannot be resumed: evaluate_every: 2 in the file, {every} given; give"):
+            train(epochs=4, evaluate_every=every, **settings)
+
+
+def test_an_epoch_that_was_not_evaluated_is_not_the_last(tmp_path):
+    settings = {"out": tmp_path / "run.h5", "evaluate_every": 3}
+    with pytest.raises(KeyboardInterrupt):
+        train(epochs=5, report=stopping_at(2), **settings)
+    with pytest.raises(ValueError, match=r"epoch 2 was not evaluated \(evaluate_every is 3\).*; give at least 3 epochs"):
+        train(epochs=2, resume=True, **settings)
+    assert train(epochs=3, resume=True, **settings).history["evaluated"].tolist() == [0, 0, 1]
+
+
+def test_files_that_do_not_say_were_evaluated_in_every_epoch(tmp_path):
+    """As those of the versions before."""
+    train(epochs=2, out=tmp_path / "run.h5")
+    with h5py.File(tmp_path / "run.h5", "r+") as file:
+        del file["history/evaluated"]
+        config = json.loads(file.attrs["config"])
+        assert config.pop("evaluate_every") == 1
+        file.attrs["config"] = json.dumps(config)
+    old = sb.load(tmp_path / "run.h5")
+    assert old.config["evaluate_every"] == 1 and old.history["evaluated"].tolist() == [1, 1]
+    with pytest.raises(ValueError, match="evaluate_every: 1 in the file, 2 given"):
+        train(epochs=3, out=tmp_path / "run.h5", resume=True, evaluate_every=2)
+    assert_equal_runs(train(epochs=3, out=tmp_path / "run.h5", resume=True), train(epochs=3))
+
+
+@pytest.mark.parametrize("spoiled", ["gradient", "parameter"])
+def test_a_divergence_between_evaluations_is_found_at_once(tmp_path, monkeypatch, spoiled):
+    """In the epoch in which it appears, as with an evaluation after each."""
+    differentiate, calls = Engine._gradient, []
+
+    def gradient(self, *given):
+        calls.append(None)
+        result = differentiate(self, *given)
+        if len(calls) < 6:  # the last of the second epoch
+            return result
+        if spoiled == "gradient":
+            return dataclasses.replace(result, norm2=math.inf)
+        return dataclasses.replace(result, value=np.full_like(result.value, 3e38), norm2=1.0)  # times 2, not finite
+
+    monkeypatch.setattr(Engine, "_gradient", gradient)
+    with pytest.raises(sb.DivergedError, match="diverged in epoch 2") as caught:
+        train(epochs=9, evaluate_every=9, optimizer=sb.optimizers.sgd(2.0), out=tmp_path / "run.h5")
+    run = sb.load(tmp_path / "run.h5")
+    assert caught.value.epoch == 2 and run.status.startswith("diverged") and run.history["evaluated"].tolist() == [0]
+
+
+def test_a_loss_that_was_computed_and_is_not_finite_is_told_from_one_that_was_not(tmp_path, monkeypatch):
+    evaluate = training.ActiveRun.evaluate
+
+    def spoiled(active, name, found):
+        evaluate(active, name, found._replace(physics=np.full_like(found.physics, np.nan)))
+
+    monkeypatch.setattr(training.ActiveRun, "evaluate", spoiled)
+    settings = {"epochs": 5, "evaluate_every": 2, "out": tmp_path / "run.h5", "force": True}
+    with pytest.raises(sb.DivergedError, match=r"diverged in epoch 2, after its last batch: the loss on the training states"):
+        train(**settings)
+    with pytest.raises(sb.DivergedError, match="no test loss of 5 epochs is finite"):
+        train(on_divergence="skip", **settings)
+    history = sb.load(tmp_path / "run.h5").history
+    assert np.isnan(history["test_loss"]).all() and history["evaluated"].tolist() == [0, 1, 0, 1, 1]
+
+
 def test_divergence_is_loud_and_keeps_the_epochs_before(tmp_path):
     problem = small(duration=40.0, output_init="glorot")
     with pytest.raises(sb.DivergedError, match=r"cartpole diverged in epoch \d+") as caught:
@@ -315,6 +440,8 @@ def test_files_are_not_overwritten_by_accident(tmp_path):
         ({"clip_at": 0}, ValueError, "clip_at is 0.0; it must be above 0"),
         ({"optimizer": "adam"}, TypeError, "optimizers.adam"),
         ({"batch_size": 0}, ValueError, "batch_size"),
+        ({"evaluate_every": 0}, ValueError, "evaluate_every is 0; it must be at least 1"),
+        ({"evaluate_every": 2.5}, TypeError, "evaluate_every is 2.5; it must be a whole number"),
         ({"rate": 3}, TypeError, "no option 'rate'"),
     ],
 )

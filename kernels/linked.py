@@ -1,0 +1,66 @@
+"""A system and a loss that are compiled apart from whatever rolls them out.
+
+In their place stand structs that know addresses: of their numbers, and of the machine code of their methods. Rollouts are
+compiled once for these, for all systems.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import float64, from_dtype, typeof
+
+from stablebptt.kernels.core.dispatch import implements, kernel
+from stablebptt.kernels.core.native import address_of, call
+from stablebptt.kernels.core.structs import Reference, loaded
+from stablebptt.kernels.generics import Loss, System, cost_batch, step_batch
+
+
+class LinkedSystem(System):
+    """Addresses of a system, of `step_batch` and of `step_batch_vjp` (0: not needed)."""
+
+    system: int
+    step: int
+    step_vjp: int
+
+
+class LinkedLoss(Loss):
+    """Addresses of a loss, of `cost_batch` and of `cost_batch_vjp` (0: not needed)."""
+
+    loss: int
+    cost: int
+    cost_vjp: int
+
+
+@kernel
+def step_entry(system, x, c, x_next, scratch):
+    """`step_batch` of a reference."""
+    step_batch(loaded(system), x, c, x_next, scratch)
+
+
+@kernel
+def cost_entry(loss, x, weight, total):
+    """`cost_batch` of a reference."""
+    cost_batch(loaded(loss), x, weight, total)
+
+
+@implements(step_batch, LinkedSystem)
+def _step_batch(system, x, c, x_next, scratch):
+    call(system.step, (system.system, x, c, x_next, scratch))
+
+
+@implements(cost_batch, LinkedLoss)
+def _cost_batch(loss, x, weight, total):
+    call(loss.cost, (loss.loss, x, weight, total))
+
+
+def linked_system(system: Reference, dtype: Any, *, step_vjp: int = 0) -> LinkedSystem:
+    """The system behind a reference, which must live as long as the result; its step is compiled if need be."""
+    numbers = from_dtype(np.dtype(dtype))
+    rows = numbers[:, ::1]
+    return LinkedSystem(system.address, address_of(step_entry, typeof(system), rows, rows, rows, numbers[::1]), step_vjp)
+
+
+def linked_loss(loss: Reference, dtype: Any, *, cost_vjp: int = 0) -> LinkedLoss:
+    """The loss behind a reference, which must live as long as the result; its cost is compiled if need be."""
+    rows = from_dtype(np.dtype(dtype))[:, ::1]
+    return LinkedLoss(loss.address, address_of(cost_entry, typeof(loss), rows, float64, float64[::1]), cost_vjp)
