@@ -5,7 +5,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import typeof
@@ -35,6 +35,13 @@ class _Works(threading.local):
         self.gradients: dict[tuple[int, ...], Reference] = {}
 
 
+class _Linked(NamedTuple):
+    """An episode whose system and loss were compiled apart, and their types then."""
+
+    kinds: tuple[Any, Any]
+    episode: Reference
+
+
 class Engine:
     """Computes a problem's rollouts and gradients on the CPU; see `engine.Engine`."""
 
@@ -50,7 +57,7 @@ class Engine:
             n_control=problem.n_control,
         )
         self._system, self._loss = Reference(problem.system), Reference(problem.loss_function)
-        self._linked: dict[Any, Reference] = {}
+        self._linked: dict[Any, _Linked] = {}
         self._works = _Works()
         self._work = problem.steps * (problem.n_parameters + OVERHEAD)  # multiply-adds per sample
 
@@ -110,12 +117,13 @@ class Engine:
 
     def _episode(self, linked: Any) -> Reference:
         """The episode, with system and loss compiled apart by a module `linked`; anew if somebody changed their methods."""
-        key = linked, typeof(self._system), typeof(self._loss)
-        if key not in self._linked:
+        kinds = self._system._numba_type_, self._loss._numba_type_
+        known = self._linked.get(linked)
+        if known is None or known.kinds != kinds:
             parts = {"system": linked.linked_system(self._system, self.problem.dtype)}
             parts["loss"] = linked.linked_loss(self._loss, self.problem.dtype)
-            self._linked[key] = Reference(dataclasses.replace(self.episode, **parts))
-        return self._linked[key]
+            known = self._linked[linked] = _Linked(kinds, Reference(dataclasses.replace(self.episode, **parts)))
+        return known.episode
 
     def _parts(self, batch: int) -> int:
         """Parts of the work on a batch: one per thread, none too small to be worth it."""
