@@ -1,5 +1,6 @@
 """Functions of vectors against NumPy in float64: accuracy, NaN and Inf, and what they refuse."""
 
+import functools
 import math
 
 import numpy as np
@@ -17,12 +18,12 @@ SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40, 3.0, 1e38]
 
 def of_vectors(function):
     """A function of an array whose numbers pass through vectors."""
-    compiled = njit(**OPTIONS)(function)
+    formula = njit(**OPTIONS)(function)
 
     @njit(**OPTIONS)
     def run(x, y):
         for i in range(0, x.size, lanes(pointer(x))):
-            store(pointer(y), i, compiled(load(pointer(x), i)))
+            store(pointer(y), i, formula(load(pointer(x), i)))
 
     def call(x):
         y = np.empty_like(x)
@@ -62,10 +63,15 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
+@functools.cache
+def compiled(name):
+    return of_vectors(FUNCTIONS[name][0])
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_are_as_accurate_as_they_say(name, random):
-    function, exact, places, most = FUNCTIONS[name]
-    call = of_vectors(function)
+    _, exact, places, most = FUNCTIONS[name]
+    call = compiled(name)
     for place in places:
         x = place(random)
         single = x.astype(np.float32)
@@ -75,14 +81,14 @@ def test_functions_are_as_accurate_as_they_say(name, random):
         np.testing.assert_allclose(call(x), exact(x), rtol=5e-16 if name != "inverse square" else 1e-15, atol=0)
 
 
-@pytest.mark.parametrize("name", ["sin", "cos", "exp", "tanh", "sqrt", "log", "arctan", "cube", "abs", "min", "where"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["sin", "exp", "tanh", "sqrt", "cube", "min", "where"])
 def test_nan_and_infinities_come_out_as_they_do_of_numbers(name, dtype):
-    function, exact, _, _ = FUNCTIONS[name]
+    exact = FUNCTIONS[name][1]
     x = np.resize(np.array(SPECIAL, dtype), 64)
     with np.errstate(all="ignore"):
         expected = exact(x.astype(np.float64)).astype(dtype)
-    found = of_vectors(function)(x)
+    found = compiled(name)(x)
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
     np.testing.assert_array_equal(found[np.isinf(expected)], expected[np.isinf(expected)])
     np.testing.assert_allclose(found, expected, rtol=2e-6 if dtype == np.float32 else 1e-15)
@@ -108,6 +114,6 @@ def test_a_truth_value_of_many_is_refused():
 
 
 def test_where_of_numbers():
-    compiled = njit(lambda x: where(x > 0, x, -2.0 * x))
-    for function in (compiled, compiled.py_func):
+    both = njit(lambda x: where(x > 0, x, -2.0 * x))
+    for function in (both, both.py_func):
         assert function(3.0) == 3.0 and function(-3.0) == 6.0
