@@ -151,7 +151,8 @@ def load(path: str | Path) -> Content:
     FileFormatError
         If the file is damaged, foreign, of a later version, or incomplete.
     """
-    return _content(*storage.read(path, (RUN_FORMAT,)), path)
+    attributes, groups = storage.read(path, (RUN_FORMAT,))
+    return _content(attributes, groups, path)
 
 
 def load_if_run(path: str | Path) -> Content | None:
