@@ -9,6 +9,7 @@
 import operator
 from typing import Any
 
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload_attribute
 
@@ -161,28 +162,71 @@ def _like(x, value):
 also(like, _like)
 
 
+@intrinsic
+def _gathered(typing_context, rows, length, n):
+    """Vector of the first numbers of n samples, `length` apart; the last one stands for those that are missing."""
+    kind = Vector(rows.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        address, length, n = given
+        value = ir.Constant(context.get_value_type(kind), ir.Undefined)
+        for lane in range(value.type.count):
+            value = builder.insert_element(value, builder.load(address), ir.Constant(ir.IntType(32), lane))
+            more = builder.icmp_signed("<", ir.Constant(n.type, lane + 1), n)
+            address = builder.gep(address, [builder.select(more, length, ir.Constant(length.type, 0))])
+        return value
+
+    return kind(rows, types.intp, types.intp), generate
+
+
+@intrinsic
+def _scatter(typing_context, rows, length, vector):
+    """Write a vector to the first numbers of as many samples, `length` apart."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        address, length, vector = given
+        for lane in range(vector.type.count):
+            builder.store(builder.extract_element(vector, ir.Constant(ir.IntType(32), lane)), address)
+            address = builder.gep(address, [length])
+        return context.get_dummy_value()
+
+    return types.none(rows, types.intp, vector), generate
+
+
+# Vectors are put together in registers: a vector cannot be read at once where its numbers have just been written.
+
+
 @inline
 def to_lanes(n, length, rows, base):
     """Copy n samples of `length` numbers each, one after the other, to the lanes at `base`."""
-    for b in range(n):
-        source = offset(rows, b * length)
+    if n == lanes(base):
         for k in range(length):
-            base[k * lanes(base) + b] = source[k]
+            store(base, k * lanes(base), _gathered(offset(rows, k), length, lanes(base)))
+    else:
+        for k in range(length):
+            store(base, k * lanes(base), _gathered(offset(rows, k), length, n))
 
 
 @inline
 def from_lanes(n, length, rows, base):
     """Copy the lanes at `base` back to n samples."""
-    for b in range(n):
-        target = offset(rows, b * length)
+    if n == lanes(base):
         for k in range(length):
-            target[k] = base[k * lanes(base) + b]
+            _scatter(offset(rows, k), length, load(base, k * lanes(base)))
+    else:
+        for b in range(n):
+            for k in range(length):
+                rows[b * length + k] = base[k * lanes(base) + b]
 
 
 @inline
 def add_from_lanes(n, length, rows, base):
     """Add the lanes at `base` to n samples."""
-    for b in range(n):
-        target = offset(rows, b * length)
+    if n == lanes(base):
         for k in range(length):
-            target[k] += base[k * lanes(base) + b]
+            sums = _gathered(offset(rows, k), length, lanes(base)) + load(base, k * lanes(base))
+            _scatter(offset(rows, k), length, sums)
+    else:
+        for b in range(n):
+            for k in range(length):
+                rows[b * length + k] += base[k * lanes(base) + b]
