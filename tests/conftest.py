@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ def golden_cases(task: str) -> list[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """One folder of compiled kernels for a session; the PTX machine takes the place of the driver (see test_cuda.py)."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a job in the background; processes that tests start would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "STABLEBPTT_CACHE_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="stablebptt-tests-")  # workers and other processes inherit it
         os.environ["STABLEBPTT_CACHE_DIR"] = folder

@@ -290,9 +290,12 @@ def test_a_forked_process_computes():
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_ends_the_process_and_its_threads():
     child = process(FOREVER)
-    assert child.stdout.readline() == "begun\n"
-    child.send_signal(signal.SIGINT)
-    _, told = child.communicate(timeout=60)
+    try:
+        assert child.stdout.readline() == "begun\n"
+        child.send_signal(signal.SIGINT)
+        _, told = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert child.returncode in (1, -signal.SIGINT) and told.rstrip().endswith("KeyboardInterrupt")
 
 
