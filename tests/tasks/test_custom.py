@@ -21,7 +21,7 @@ from stablebptt.interop import arrays
 from stablebptt.kernels.core.dispatch import OPTIONS, implements
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.generics import Controller, System, cost, step
-from stablebptt.tasks import adjoint_check, custom, sweeps
+from stablebptt.tasks import adjoint_check, custom, plain_python, sweeps
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -106,6 +106,20 @@ def test_the_double_pendulum_conserves_energy_and_has_right_adjoints(example):
         errors.append(abs(energy(s, after) - energy(s, x)))
     assert np.abs(after - x).max() > 0.5  # it has moved; and the energy (some 2 J) is kept to the order of the scheme
     assert errors[1] < 1e-3 and errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.slow
+def test_the_quadrotor_falls_freely_hovers_and_has_right_adjoints(example):
+    """In free fall only gravity acts, at the thrust of hovering nothing does; many quadrotors are computed at once."""
+    module = example("quadrotor")
+    system, after = module.Quadrotor(), np.zeros(6)
+    weight = system.mass * system.gravity
+    for thrust, speed in ((-weight / 2, -system.gravity * system.dt), (0.0, 0.0)):
+        step(system, np.zeros(6), np.full(2, thrust), after)
+        np.testing.assert_allclose(after, [0, speed * system.dt / 2, 0, 0, speed, 0], atol=1e-15)
+    assert dict(plain_python.in_vectors(system)) == {"step_sample": "", "step_sample_vjp": ""}
+    found = adjoint_check.check(custom.in_float64(module.make_problem(steps=6)))
+    assert len(found) > 8 and all(finding.passed for finding in found)
 
 
 @pytest.mark.slow
