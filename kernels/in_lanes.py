@@ -20,6 +20,7 @@ def fits(function: Any, *kinds: Any) -> bool:
     if current_target() != "cpu":
         return False
     context = cpu_target.typing_context
+    context.refresh()
     try:
         context.resolve_value_type(function).get_call_type(context, kinds, {})
     except Exception:  # the compiler may fail in any way; the scalar form tells of what is wrong with that, too
