@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.kernels.core.dispatch import generic, generic_block, implements
+from stablebptt.kernels.core.dispatch import class_of, compiled_as, generic, generic_block, has_form, implements, like
 from stablebptt.kernels.core.simd import PAD
 from stablebptt.kernels.core.structs import Struct
 
@@ -38,7 +38,27 @@ class Controller(Struct):
 
 
 class Loss(Struct):
-    """Base of all losses. They define `cost` and `cost_vjp`."""
+    """Base of all losses. They define `cost` and `cost_vjp`, of a state or of time, state and control; see `running_cost`."""
+
+
+class Observation(Struct):
+    """Base of what a controller sees of a state. They define `size`, `observe` and `observe_vjp`."""
+
+    def size(self, n_state: int) -> int:
+        """Numbers that the controller sees, n_seen."""
+        raise NotImplementedError(f"{type(self).__name__} has no size(n_state): return how many numbers the controller sees")
+
+    def noise(self, n_state: int) -> np.ndarray:
+        """Standard deviations (n_seen,) of the noise on what the controller sees."""
+        return np.zeros(type(self).size(self, n_state))
+
+
+class State(Observation):
+    """The state itself."""
+
+    def size(self, n_state: int) -> int:
+        """Numbers of a state."""
+        return n_state
 
 
 class ControllerSums(Struct):
@@ -79,8 +99,8 @@ def weight_count(controller: Any) -> int:
 
 
 def tape_width(controller: Any) -> int:
-    """Activations per row of the tape."""
-    return 0 if isinstance(controller, Controller) else controller.width
+    """Numbers per row of the tape."""
+    return 0 if isinstance(controller, Controller) else controller.tape_width()
 
 
 def new_sums(controller: Any, dtype: Any, *, groups: int, adjoints: int) -> Any:
@@ -127,8 +147,37 @@ def cost(loss, x):
 
 
 @generic
-def cost_batch(loss, x, weight, total):
-    """Add weight times the loss of every state x (B, n_state) to total (B,)."""
+def running_cost(loss, t, x, c):
+    """Cost of time step t, from state x (n_state,) to the next, with control c (n_control,); a number.
+
+    It is the form of `cost` with four parameters. A loss with it may define `final_cost` for the last state.
+    """
+
+
+has_form(cost, running_cost)
+
+
+@generic
+def final_cost(loss, x):
+    """Cost of the last state x (n_state,) of a loss with `running_cost`; a number, by default 0."""
+
+
+@generic
+def cost_batch(loss, t, weights, states, controls, total):
+    """Add the weighted cost of time step t = 0 .. T of every sample to total (B,).
+
+    weights (T+1,), states (T+1, B, n_state), controls (T, B, n_control)
+    """
+
+
+@generic
+def observe(observation, t, x, seen):
+    """What a controller sees, seen (n_seen,), of the state x (n_state,) at time step t."""
+
+
+@generic
+def observe_batch(observation, t, x, seen):
+    """`observe` for a batch: x (B, n_state), seen (B, n_seen)."""
 
 
 @generic_block
@@ -151,10 +200,57 @@ def _step_sample(system, x, c, x_next, scratch):
     step(system, x, c, x_next)
 
 
+def is_running(cls: type) -> bool:
+    """Whether a loss has costs of time, state and control, and not of states alone."""
+    return next((base in running_cost.methods for base in cls.__mro__ if base in {**running_cost.methods, **cost.methods}), False)
+
+
+@implements(final_cost, Struct)
+def _no_final_cost(loss, x):
+    return like(x, 0.0)
+
+
+def cost_each(loss, t, weights, states, controls, total):
+    """`cost_batch` of any loss."""
+    form = _running_cost_each if is_running(type(loss)) else _cost_each
+    form(loss, t, weights, states, controls, total)
+
+
+def _cost_each(loss, t, weights, states, controls, total):
+    for b in range(states.shape[1]):
+        total[b] += weights[t] * cost(loss, states[t, b])
+
+
+def _running_cost_each(loss, t, weights, states, controls, total):
+    for b in range(states.shape[1]):
+        if t < controls.shape[0]:
+            total[b] += weights[t] * running_cost(loss, t, states[t, b], controls[t, b])
+        else:
+            total[b] += weights[t] * final_cost(loss, states[t, b])
+
+
+compiled_as(cost_each, lambda loss, *_: _running_cost_each if is_running(class_of(loss)) else _cost_each, forceinline=True)
+
+
 @implements(cost_batch, Struct)
-def _cost_each(loss, x, weight, total):
+def _cost_batch(loss, t, weights, states, controls, total):
+    cost_each(loss, t, weights, states, controls, total)
+
+
+@implements(observe_batch, Observation)
+def _observe_each(observation, t, x, seen):
     for b in range(x.shape[0]):
-        total[b] += weight * cost(loss, x[b])
+        observe(observation, t, x[b], seen[b])
+
+
+@implements(observe, State)
+def _see_the_state(observation, t, x, seen):
+    seen[:] = x
+
+
+@implements(observe_batch, State)
+def _see_the_states(observation, t, x, seen):
+    pass  # they are the same array
 
 
 @implements(pack, Controller)

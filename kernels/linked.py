@@ -1,4 +1,4 @@
-"""A system and a loss that are compiled apart from whatever rolls them out.
+"""A system, an observation and a loss that are compiled apart from whatever rolls them out.
 
 In their place stand structs that know addresses: of their numbers, and of the machine code of their methods. Rollouts are
 compiled once for these, for all systems.
@@ -7,12 +7,12 @@ compiled once for these, for all systems.
 from typing import Any
 
 import numpy as np
-from numba import float64, from_dtype, typeof
+from numba import float64, from_dtype, intp, typeof
 
 from stablebptt.kernels.core.dispatch import implements, kernel
 from stablebptt.kernels.core.native import address_of, call
 from stablebptt.kernels.core.structs import Reference, loaded
-from stablebptt.kernels.generics import Loss, System, cost_batch, step_batch
+from stablebptt.kernels.generics import Loss, Observation, State, System, cost_batch, observe_batch, step_batch
 
 
 class LinkedSystem(System):
@@ -21,6 +21,14 @@ class LinkedSystem(System):
     system: int
     step: int
     step_vjp: int
+
+
+class LinkedObservation(Observation):
+    """Addresses of an observation, of `observe_batch` and of `observe_batch_vjp` (0: not needed)."""
+
+    observation: int
+    observe: int
+    observe_vjp: int
 
 
 class LinkedLoss(Loss):
@@ -38,9 +46,15 @@ def step_entry(system, x, c, x_next, scratch):
 
 
 @kernel
-def cost_entry(loss, x, weight, total):
+def observe_entry(observation, t, x, seen):
+    """`observe_batch` of a reference."""
+    observe_batch(loaded(observation), t, x, seen)
+
+
+@kernel
+def cost_entry(loss, t, weights, states, controls, total):
     """`cost_batch` of a reference."""
-    cost_batch(loaded(loss), x, weight, total)
+    cost_batch(loaded(loss), t, weights, states, controls, total)
 
 
 @implements(step_batch, LinkedSystem)
@@ -49,8 +63,13 @@ def _step_batch(system, x, c, x_next, scratch):
 
 
 @implements(cost_batch, LinkedLoss)
-def _cost_batch(loss, x, weight, total):
-    call(loss.cost, (loss.loss, x, weight, total))
+def _cost_batch(loss, t, weights, states, controls, total):
+    call(loss.cost, (loss.loss, t, weights, states, controls, total))
+
+
+@implements(observe_batch, LinkedObservation)
+def _observe_batch(observation, t, x, seen):
+    call(observation.observe, (observation.observation, t, x, seen))
 
 
 def linked_system(system: Reference, dtype: Any, *, step_vjp: int = 0) -> LinkedSystem:
@@ -62,5 +81,14 @@ def linked_system(system: Reference, dtype: Any, *, step_vjp: int = 0) -> Linked
 
 def linked_loss(loss: Reference, dtype: Any, *, cost_vjp: int = 0) -> LinkedLoss:
     """The loss behind a reference, which must live as long as the result; its cost is compiled if need be."""
+    rows = from_dtype(np.dtype(dtype))[:, :, ::1]
+    return LinkedLoss(loss.address, address_of(cost_entry, typeof(loss), intp, float64[::1], rows, rows, float64[::1]), cost_vjp)
+
+
+def linked_observation(observation: Reference, dtype: Any, *, observe_vjp: int = 0) -> Any:
+    """The observation behind a reference, which must live as long as the result; the state itself needs no code."""
+    if type(observation.struct) is State:
+        return observation.struct
     rows = from_dtype(np.dtype(dtype))[:, ::1]
-    return LinkedLoss(loss.address, address_of(cost_entry, typeof(loss), rows, float64, float64[::1]), cost_vjp)
+    entry = address_of(observe_entry, typeof(observation), intp, rows, rows)
+    return LinkedObservation(observation.address, entry, observe_vjp)

@@ -36,9 +36,9 @@ class _Works(threading.local):
 
 
 class _Linked(NamedTuple):
-    """An episode whose system and loss were compiled apart, and their types then."""
+    """An episode whose system, loss and observation were compiled apart, and their types then."""
 
-    kinds: tuple[Any, Any]
+    kinds: tuple[Any, ...]
     episode: Reference
 
 
@@ -47,16 +47,9 @@ class Engine:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.episode = forward.Episode(
-            system=problem.system,
-            controller=problem.controller,
-            loss=problem.loss_function,
-            time_weights=problem.time_weights,
-            regularization=float(problem.regularization),
-            n_state=problem.n_state,
-            n_control=problem.n_control,
-        )
+        self.episode = problem.episode()
         self._system, self._loss = Reference(problem.system), Reference(problem.loss_function)
+        self._observation = Reference(problem.observation)
         self._linked: dict[Any, _Linked] = {}
         self._works = _Works()
         self._work = problem.steps * (problem.n_parameters + OVERHEAD)  # multiply-adds per sample
@@ -110,18 +103,20 @@ class Engine:
         total, physics = problem.total(found.physics, found.effort)
         loss = Loss(total, physics) if found.finite else Loss(math.nan, math.nan)  # a loss may ignore some numbers
         if not gates.joined:
-            return Gradient(work.gradients[0], loss, found.regular2)
+            return Gradient(work.gradients[0], loss, found.regular2, x0=work.x0_bar[0].reshape(x0.shape))
         norms = math.sqrt(found.regular2) * math.sqrt(found.modified2)
         cosine = found.product / norms if norms > 0 else math.nan
-        return Gradient(work.joined, loss, found.joined2, work.gradients[0], work.gradients[1], cosine)
+        x0_bar = work.joined_x0.reshape(x0.shape)
+        return Gradient(work.joined, loss, found.joined2, work.gradients[0], work.gradients[1], cosine, x0_bar)
 
     def _episode(self, linked: Any) -> Reference:
-        """The episode, with system and loss compiled apart by a module `linked`; anew if somebody changed their methods."""
-        kinds = self._system._numba_type_, self._loss._numba_type_
+        """The episode, with parts compiled apart by a module `linked`; anew if somebody changed their methods."""
+        kinds = self._system._numba_type_, self._loss._numba_type_, self._observation._numba_type_
         known = self._linked.get(linked)
         if known is None or known.kinds != kinds:
             parts = {"system": linked.linked_system(self._system, self.problem.dtype)}
             parts["loss"] = linked.linked_loss(self._loss, self.problem.dtype)
+            parts["observation"] = linked.linked_observation(self._observation, self.problem.dtype)
             known = self._linked[linked] = _Linked(kinds, Reference(dataclasses.replace(self.episode, **parts)))
         return known.episode
 

@@ -77,16 +77,9 @@ def plan(problem: Problem, variants: int, capacity: int) -> Plan:
 
 def episode_of(problem: Problem, *, padded: bool) -> Any:
     """The episode for the kernels on the device: time_weights (T+1,) in the problem's precision, a `Layout` as controller."""
-    episode = Episode(
-        system=problem.system,
-        controller=problem.controller,
-        loss=problem.loss_function,
-        time_weights=problem.time_weights.astype(problem.dtype),
-        regularization=float(problem.regularization),
-        n_state=problem.n_state,
-        n_control=problem.n_control,
-    )
-    return replace(episode, controller=new_layout(episode, padded=padded))
+    episode = problem.episode()
+    weights = problem.time_weights.astype(problem.dtype)
+    return replace(episode, time_weights=weights, controller=new_layout(episode, padded=padded))
 
 
 class Queue:

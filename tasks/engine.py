@@ -62,6 +62,8 @@ class Gradient:
     norm2 : squared 2-norm
     regular, modified (n_parameters,) : R and M of variant C; None for other variants
     cosine : of the angle between R and M; NaN for other variants
+    x0 (B, *state_shape) : cotangent of the initial states; for variant C joined like the gradient, number by number; None from a
+        device
     """
 
     value: np.ndarray
@@ -70,6 +72,7 @@ class Gradient:
     regular: np.ndarray | None = None
     modified: np.ndarray | None = None
     cosine: float = float("nan")
+    x0: np.ndarray | None = None
 
     def __repr__(self) -> str:
         cosine = "" if self.regular is None else f", cosine of R and M {self.cosine:.3f}"
@@ -77,8 +80,8 @@ class Gradient:
 
     def copy(self) -> Self:
         """A copy with its own arrays."""
-        regular, modified = (None if part is None else part.copy() for part in (self.regular, self.modified))
-        return replace(self, value=self.value.copy(), regular=regular, modified=modified)
+        arrays = {name: getattr(self, name) for name in ("value", "regular", "modified", "x0")}
+        return replace(self, **{name: array.copy() for name, array in arrays.items() if array is not None})
 
 
 class Evaluation(NamedTuple):

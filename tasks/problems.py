@@ -4,21 +4,25 @@ import functools
 import importlib
 import math
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from stablebptt.kernels.bounds import bounds
 from stablebptt.kernels.core.structs import Struct
-from stablebptt.kernels.generics import System, parameter_count
+from stablebptt.kernels.generics import Observation, State, System, parameter_count
 from stablebptt.kernels.network import Network
+from stablebptt.kernels.noise import Noise
+from stablebptt.kernels.rollout import Episode
 from stablebptt.tasks import arguments, bars, divergence, variants
 from stablebptt.tasks.engine import Engine, Gradient, Loss, Path
 from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.settings import LARGEST_SEED
 from stablebptt.tasks.task import OUTPUT_INITS
 
+STATE = State()
 # Streams of random numbers of one seed.
 WEIGHTS, STATES, TRAINING, TESTING, ORDER = range(5)
 # The tape holds the activations of all time steps up to this many bytes; beyond, they are recomputed, chunk by chunk.
@@ -105,6 +109,9 @@ class Problem:
     output_init : initial kernel of the last layer: "glorot" or "zero"
     draw : function (random, count) -> initial states (count, *state_shape)
     state_axes, control_axes : names for files and pictures
+    observation : what the controller sees of a state; by default the state itself
+    limits (2, n_control) : lowest and highest controls; None for no limits
+    disturbance : standard deviations of noise and pushes (n_state,) on the states, and the chance of a push in a time step
     state_units, control_units : units for files and pictures
     tape_bytes : memory for the activations of a gradient; beyond, they are recomputed, chunk by chunk
     backend : the engine, "cpu" or "cuda"
@@ -126,6 +133,9 @@ class Problem:
     draw: Callable[[np.random.Generator, int], np.ndarray] = field(repr=False)
     state_axes: tuple[Axis, ...] = field(repr=False)
     control_axes: tuple[Axis, ...] = field(repr=False)
+    observation: Observation = STATE
+    limits: Any = None
+    disturbance: Mapping[str, Any] = field(default_factory=dict)
     state_units: str = "1"
     control_units: str = "1"
     regularization: float = 0.0
@@ -151,7 +161,8 @@ class Problem:
         """Raise an error if the precision of a part, or the sizes of the network, do not fit the problem."""
         if self.dtype not in (np.float32, np.float64):
             raise ArgumentError(f"dtype is {self.dtype!r}; it must be np.float32 or np.float64")
-        for name, base in (("system", System), ("controller", Struct), ("loss_function", Struct)):
+        parts = (("system", System), ("observation", Observation), ("controller", Struct), ("loss_function", Struct))
+        for name, base in parts:
             part = getattr(self, name)
             if not isinstance(part, base):
                 raise ArgumentError(f"{name} is {part!r}; it must be an instance of a subclass of {base.__name__}")
@@ -160,9 +171,33 @@ class Problem:
                 if kind.kind == "f" and kind != self.dtype:
                     wanted = np.dtype(self.dtype)
                     raise ArgumentError(f"{name}.{key} is in {kind}, the problem in {wanted}; make another by sb.problem(...)")
-        if isinstance(self.controller, Network) and (sizes := self.controller.sizes()) != (self.n_state, self.n_control):
-            shapes = f"{self.n_state} and {self.n_control}"
+        if isinstance(self.controller, Network) and (sizes := self.controller.sizes()) != (self.n_seen, self.n_control):
+            shapes = f"{self.n_seen} and {self.n_control}"
             raise ArgumentError(f"the network has {sizes[0]} inputs and {sizes[1]} controls; the problem has {shapes}")
+
+    def noise(self) -> Noise:
+        """What is random during a rollout."""
+        seen = np.asarray(type(self.observation).noise(self.observation, self.n_state), self.dtype)
+        zeros = np.zeros(self.n_state)
+        state, push = (np.asarray(self.disturbance.get(name, zeros), self.dtype) for name in ("noise", "push"))
+        chance = self.dtype(self.disturbance.get("chance", 0.0))
+        return Noise(bool(seen.any() or state.any() or push.any()), seen, state, push, chance)
+
+    def episode(self) -> Episode:
+        """What the kernels take of this problem."""
+        return Episode(
+            system=self.system,
+            observation=self.observation,
+            controller=self.controller,
+            bounds=bounds(self.limits, self.n_control, self.dtype),
+            loss=self.loss_function,
+            noise=self.noise(),
+            time_weights=self.time_weights,
+            regularization=float(self.regularization),
+            n_state=self.n_state,
+            n_seen=self.n_seen,
+            n_control=self.n_control,
+        )
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -188,6 +223,11 @@ class Problem:
     def n_state(self) -> int:
         """Numbers in a state."""
         return math.prod(self.state_shape)
+
+    @property
+    def n_seen(self) -> int:
+        """Numbers that the controller sees."""
+        return type(self.observation).size(self.observation, self.n_state)
 
     @property
     def n_control(self) -> int:
