@@ -300,7 +300,8 @@ def _simulate(
     _free(out, force=force)
     x0 = run.problem.sample(count, seed)
     with arguments.threads(threads), output.counter("{} of {} thousand states", quiet=quiet, as_json=as_json) as tell:
-        paths = trajectories(on_backend(run.problem, backend), [run.best_theta if best else run.theta], x0, tell)
+        keys = run.problem.keys(count, seed)
+        paths = trajectories(on_backend(run.problem, backend), [run.best_theta if best else run.theta], x0, tell, keys=keys)
     run_file.save_paths(out, run, paths, seed, best_weights=best, origin=origin)
     loss = paths["loss"][0]
     show({"file": str(out), "count": count, "mean_loss": float(loss.mean()), "worst_loss": float(loss.max())}, as_json=as_json)

@@ -82,7 +82,26 @@ def observe_batch_vjp(observation, t, x, seen_bar, x_bar):
 
 @generic
 def step_parameters_vjp(system, x, c, lam, p_bar):
-    """Add the cotangents of the system's float fields, in their order, to p_bar (m, fields); lam (m, n_state)."""
+    """Add the cotangents of the system's float fields, in their order, to p_bar (m, fields); lam (m, n_state).
+
+    A system need not define it; see `Gradient.parameters`.
+    """
+
+
+def has_parameters_vjp(cls: type) -> bool:
+    """Whether a class of systems has `step_parameters_vjp`."""
+    return any(base in step_parameters_vjp.methods for base in cls.__mro__)
+
+
+def parameter_names(system: System) -> tuple[str, ...]:
+    """Names of the fields that a system gives cotangents of; none, if it has no `step_parameters_vjp`."""
+    inner = type(system).inside(system)
+    return type(inner).parameter_names(inner) if has_parameters_vjp(type(inner)) else ()
+
+
+@generic
+def step_parameters_batch_vjp(system, x, c, lam, p_bar, scratch):
+    """`step_parameters_vjp` of a batch: lam (B, m, n_state), p_bar (B, m, fields); nothing, if the system has none."""
 
 
 @generic

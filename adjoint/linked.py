@@ -5,7 +5,13 @@ from typing import Any
 import numpy as np
 from numba import float64, from_dtype, intp, typeof
 
-from stablebptt.adjoint.generics import cost_batch_vjp, observe_batch_vjp, step_batch_vjp
+from stablebptt.adjoint.generics import (
+    cost_batch_vjp,
+    observe_batch_vjp,
+    parameter_names,
+    step_batch_vjp,
+    step_parameters_batch_vjp,
+)
 from stablebptt.kernels import linked
 from stablebptt.kernels.core.dispatch import implements, kernel
 from stablebptt.kernels.core.native import address_of, call
@@ -18,6 +24,12 @@ from stablebptt.kernels.linked import LinkedLoss, LinkedObservation, LinkedSyste
 def step_vjp_entry(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     """`step_batch_vjp` of a reference."""
     step_batch_vjp(loaded(system), x, x_next, c, lam, lam_x, lam_c, scratch)
+
+
+@kernel
+def parameters_vjp_entry(system, x, c, lam, p_bar, scratch):
+    """`step_parameters_batch_vjp` of a reference."""
+    step_parameters_batch_vjp(loaded(system), x, c, lam, p_bar, scratch)
 
 
 @kernel
@@ -37,6 +49,12 @@ def _step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     call(system.step_vjp, (system.system, x, x_next, c, lam, lam_x, lam_c, scratch))
 
 
+@implements(step_parameters_batch_vjp, LinkedSystem)
+def _step_parameters_batch_vjp(system, x, c, lam, p_bar, scratch):
+    if system.parameters_vjp != 0:
+        call(system.parameters_vjp, (system.system, x, c, lam, p_bar, scratch))
+
+
 @implements(cost_batch_vjp, LinkedLoss)
 def _cost_batch_vjp(loss, t, weights, batch, states, controls, x_bar, lam_c):
     call(loss.cost_vjp, (loss.loss, t, weights, batch, states, controls, x_bar, lam_c))
@@ -52,7 +70,10 @@ def linked_system(system: Reference, dtype: Any) -> LinkedSystem:
     numbers = from_dtype(np.dtype(dtype))
     rows, bars = numbers[:, ::1], numbers[:, :, ::1]
     entry = address_of(step_vjp_entry, typeof(system), rows, rows, rows, bars, bars, bars, numbers[::1])
-    return linked.linked_system(system, dtype, step_vjp=entry)
+    parameters = 0
+    if parameter_names(system.struct):
+        parameters = address_of(parameters_vjp_entry, typeof(system), rows, rows, bars, bars, numbers[::1])
+    return linked.linked_system(system, dtype, step_vjp=entry, parameters_vjp=parameters)
 
 
 def linked_loss(loss: Reference, dtype: Any) -> LinkedLoss:

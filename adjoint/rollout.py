@@ -28,9 +28,11 @@ from stablebptt.adjoint.generics import (
     control_batch_vjp,
     cost_batch_vjp,
     observe_batch_vjp,
+    parameter_names,
     parameter_vjp,
     state_vjp,
     step_batch_vjp,
+    step_parameters_batch_vjp,
     unpack,
 )
 from stablebptt.kernels import rollout as forward
@@ -59,6 +61,7 @@ class Bars(Struct):
 
     lam (B, m, n_state) : of the states of one time step
     lam_x (B, m, n_state), lam_c (B, m, n_control) : of state and control, from the vjp of the step
+    parameters (B, m, fields) : of the system's parameters; without fields, if it gives none
     cost (B, n_state) : of the states, from the cost of one time step, the same for all adjoints
     c_bar (m, n, n_control) : of the controls, before their bounds
     ones (n, n_control), seen_bar (n, padded n_seen) : the cotangent 1 of a control, and its cotangent of what is seen
@@ -70,6 +73,7 @@ class Bars(Struct):
     lam: np.ndarray
     lam_x: np.ndarray
     lam_c: np.ndarray
+    parameters: np.ndarray
     cost: np.ndarray
     c_bar: np.ndarray
     ones: np.ndarray
@@ -159,6 +163,7 @@ def new_arena(episode: Any, adjoints: int, dtype: Any, *, batch: int, groups: np
         lam=aligned((count, adjoints, n_state), dtype),
         lam_x=aligned((count, adjoints, n_state), dtype),
         lam_c=aligned((count, adjoints, n_control), dtype),
+        parameters=aligned((count, adjoints, len(parameter_names(episode.system))), dtype),
         cost=aligned((count, n_state), dtype),
         c_bar=aligned((adjoints, rows, n_control), dtype),
         ones=aligned((rows, n_control), dtype),
@@ -252,6 +257,7 @@ def _step_back(episode, gates, path, bars, t, start):
     lam_x[:] = 0
     _cost_back(episode, path, bars, t)
     step_batch_vjp(episode.system, states[t], states[t + 1], controls[t], lam, lam_x, lam_c, bars.scratch)
+    step_parameters_batch_vjp(episode.system, states[t], controls[t], lam, bars.parameters, bars.scratch)
     for b in range(batch):
         for v in range(adjoints):
             a = gates.physics[v, t]
@@ -309,6 +315,7 @@ def rollout_vjp(episode, gates, ahead, bars):
     chunk = c_bar.shape[1] // batch
     clear(controller, tape)
     bars.lam[:] = 0
+    bars.parameters[:] = 0
     _cost_back(episode, path, bars, steps)
     for first in range((steps - 1) // chunk * chunk, -1, -chunk):
         end = min(first + chunk, steps)

@@ -25,6 +25,24 @@ class System(Struct):
         """Numbers of scratch space that `step_sample` and `step_sample_vjp` need."""
         return 0
 
+    def value_count(self) -> int:
+        """Numbers per sample that `draw` writes."""
+        return 0
+
+    def inside(self) -> "System":
+        """The system itself, or the one that this is around."""
+        return self
+
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of the fields that `step_parameters_vjp` gives cotangents of: all that hold one floating-point number."""
+        cls = type(self)
+        return tuple(name for name in cls.fields if isinstance(getattr(self, name), float | np.floating))
+
+    @classmethod
+    def register_type(cls, kind: Any, dtype: Any) -> Any:
+        """Numba type of the system of a register full of samples."""
+        return kind
+
 
 class Controller(Struct):
     """Base of controllers that compute one state at a time. They define `layout`, `control` and `control_vjp`.
@@ -80,7 +98,8 @@ class ControllerTape(Struct):
 def scratch_size(system: System, batch: int, variants: int, n_state: int, n_control: int) -> int:
     """Numbers that `step_batch` and its vjp need: what the system asks for, or what a register full of samples takes."""
     numbers = 2 * n_state + n_control + variants * (2 * n_state + n_control) + sample_scratch(system)
-    return max(type(system).scratch_size(system, batch, variants), PAD * numbers)
+    values = batch * type(system).value_count(system)
+    return values + max(type(system).scratch_size(system, batch, variants), PAD * numbers)
 
 
 def sample_scratch(system: System) -> int:
@@ -142,6 +161,11 @@ def step_batch(system, x, c, x_next, scratch):
 
 
 @generic
+def draw(system, keys, scratch):
+    """Draw what differs between samples, by their keys (B,), into the scratch space of a batch (scratch_size,)."""
+
+
+@generic
 def cost(loss, x):
     """Loss l(x) of one state x (n_state,); a number."""
 
@@ -193,6 +217,11 @@ def control(controller, theta, x, c):
 @generic
 def control_batch(controller, weights, x, c, tape, row):
     """Controls c (n, n_control) of states x (n, n_state); activations go to rows row .. row + n of the tape."""
+
+
+@implements(draw, System)
+def _nothing_differs(system, keys, scratch):
+    pass
 
 
 @implements(step_sample, System)

@@ -12,15 +12,17 @@ from numba import float64, from_dtype, intp, typeof
 from stablebptt.kernels.core.dispatch import implements, kernel
 from stablebptt.kernels.core.native import address_of, call
 from stablebptt.kernels.core.structs import Reference, loaded
-from stablebptt.kernels.generics import Loss, Observation, State, System, cost_batch, observe_batch, step_batch
+from stablebptt.kernels.generics import Loss, Observation, State, System, cost_batch, draw, observe_batch, step_batch
 
 
 class LinkedSystem(System):
-    """Addresses of a system, of `step_batch` and of `step_batch_vjp` (0: not needed)."""
+    """Addresses of a system, of `step_batch` and `draw`, of `step_batch_vjp` and `step_parameters_batch_vjp` (0: not needed)."""
 
     system: int
     step: int
+    draw: int
     step_vjp: int
+    parameters_vjp: int
 
 
 class LinkedObservation(Observation):
@@ -46,6 +48,12 @@ def step_entry(system, x, c, x_next, scratch):
 
 
 @kernel
+def draw_entry(system, keys, scratch):
+    """`draw` of a reference."""
+    draw(loaded(system), keys, scratch)
+
+
+@kernel
 def observe_entry(observation, t, x, seen):
     """`observe_batch` of a reference."""
     observe_batch(loaded(observation), t, x, seen)
@@ -62,6 +70,12 @@ def _step_batch(system, x, c, x_next, scratch):
     call(system.step, (system.system, x, c, x_next, scratch))
 
 
+@implements(draw, LinkedSystem)
+def _draw(system, keys, scratch):
+    if system.draw != 0:
+        call(system.draw, (system.system, keys, scratch))
+
+
 @implements(cost_batch, LinkedLoss)
 def _cost_batch(loss, t, weights, states, controls, total):
     call(loss.cost, (loss.loss, t, weights, states, controls, total))
@@ -72,11 +86,14 @@ def _observe_batch(observation, t, x, seen):
     call(observation.observe, (observation.observation, t, x, seen))
 
 
-def linked_system(system: Reference, dtype: Any, *, step_vjp: int = 0) -> LinkedSystem:
+def linked_system(system: Reference, dtype: Any, *, step_vjp: int = 0, parameters_vjp: int = 0) -> LinkedSystem:
     """The system behind a reference, which must live as long as the result; its step is compiled if need be."""
     numbers = from_dtype(np.dtype(dtype))
     rows = numbers[:, ::1]
-    return LinkedSystem(system.address, address_of(step_entry, typeof(system), rows, rows, rows, numbers[::1]), step_vjp)
+    entry, drawn = address_of(step_entry, typeof(system), rows, rows, rows, numbers[::1]), 0
+    if type(system.struct).value_count(system.struct) > 0:
+        drawn = address_of(draw_entry, typeof(system), intp[::1], numbers[::1])
+    return LinkedSystem(system.address, entry, drawn, step_vjp, parameters_vjp)
 
 
 def linked_loss(loss: Reference, dtype: Any, *, cost_vjp: int = 0) -> LinkedLoss:

@@ -53,8 +53,8 @@ def normal(key, t, place):
     return radius * math.cos(2.0 * math.pi * uniform(key, t, place + 1))
 
 
-# Places of the numbers of one time step: noise of what is seen from 0 on, of states, of pushes, and whether there is a push.
-_OF_STATES, _OF_PUSHES, _OF_CHANCES = 1 << 40, 1 << 41, 1 << 42
+# Places of the numbers of one time step: noise of what is seen from 0 on, of states, of pushes, whether there is a push, fields.
+_OF_STATES, _OF_PUSHES, _OF_CHANCES, OF_FIELDS = 1 << 40, 1 << 41, 1 << 42, 1 << 43
 
 
 @inline

@@ -25,6 +25,7 @@ from stablebptt.kernels.generics import (
     State,
     control_batch,
     cost_batch,
+    draw,
     new_tape,
     observe_batch,
     pack,
@@ -156,6 +157,7 @@ def follow(episode, theta, x0, arena):
     """Roll theta (n_parameters,) out from x0 (B, n_state). The arena receives path and loss."""
     pack(episode.controller, theta, arena.weights)
     path = arena.path
+    draw(episode.system, path.keys, arena.scratch)
     first = path.states[0]
     for b in range(x0.shape[0]):
         for k in range(x0.shape[1]):

@@ -3,6 +3,7 @@
     activation      between the layers of the network
     bound           limits of the controls                          kernels/bounds.py
     observe         what the controller sees of a state             kernels/observations.py
+    vary            fields of the system, drawn for each sample     kernels/varied.py
     disturb         noise and pushes on the states                  kernels/noise.py
     time_weights    weights of the cost of every time step
 
@@ -22,6 +23,7 @@ OPTIONS = (
     ("activation", "word", "tanh", "Between the layers of the network."),
     ("bound", "text", None, "Limits of the controls: 5 for -5 to 5, one number per control, or low,high."),
     ("observe", "text", None, "What the controller sees, such as angles=2:4,time or choose=0:2,noise=0.01."),
+    ("vary", "text", None, "Fields of the system, drawn for every sample: pole_mass=0.05:0.2, with commas between several."),
     ("disturb", "text", None, "Noise on the states after every step, such as 0.01 or push=0.5,chance=0.02."),
     ("time_weights", "text", None, "Weights of the cost at time steps 0 to T, with commas between them."),
 )
@@ -47,6 +49,7 @@ def apply(problem: Any, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """
     import numpy as np
 
+    from stablebptt.kernels.varied import varied
     from stablebptt.tasks import arguments, observing
     from stablebptt.tasks.custom import CUSTOM, cast, renewed
 
@@ -55,6 +58,9 @@ def apply(problem: Any, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     if "bound" in chosen:
         changes["limits"] = limits(chosen["bound"], problem.n_control)
         chosen["bound"] = changes["limits"].tolist()
+    if "vary" in chosen:
+        chosen["vary"] = ranges(problem.system, chosen["vary"])
+        changes["system"] = varied(problem.system, chosen["vary"], problem.dtype)
     if "disturb" in chosen:
         changes["disturbance"] = disturbance(chosen["disturb"], problem.n_state)
         chosen["disturb"] = {name: np.asarray(value).tolist() for name, value in changes["disturbance"].items()}
@@ -113,6 +119,34 @@ def limits(given: Any, n_control: int) -> Any:
     if not np.all(np.isfinite(pair)) or not np.all(pair[0] < pair[1]):
         raise ArgumentError(f"bound is {arguments.told(given)}; numbers must be finite, and low below high: {allowed}")
     return pair
+
+
+def ranges(system: Any, given: Any) -> dict[str, list[float]]:
+    """Lowest and highest value by the name of the field: {"pole_mass": (0.05, 0.2)}, or "pole_mass=0.05:0.2"."""
+    from stablebptt.adjoint.generics import step_batch_vjp
+    from stablebptt.kernels.generics import System, step_batch
+    from stablebptt.tasks import arguments
+    from stablebptt.tasks.plain_python import method
+
+    if isinstance(given, str):
+        parts = (part.strip().partition("=") for part in given.split(","))
+        given = {name: numbers(name, values.replace(":", ",")) for name, _, values in parts}
+    if not isinstance(given, Mapping) or not given:
+        raise ArgumentError(f'vary is {arguments.told(given)}; give ranges such as {{"pole_mass": (0.05, 0.2)}}')
+    for function in (step_batch, step_batch_vjp):
+        if method(function, system) is not function.methods[System]:
+            name = type(system).__name__
+            raise ArgumentError(f"vary needs the step of one sample; {name} has a {function.__name__} of its own")
+    names = type(system).parameter_names(system)
+    found = {}
+    for name, pair in given.items():
+        if name not in names:
+            raise ArgumentError(f"vary: {type(system).__name__} has no number {name!r}; choose from {', '.join(names) or 'none'}")
+        low, high = arguments.point(f"vary: {name}", pair)
+        if not low <= high:
+            raise ArgumentError(f"vary: {name} is {arguments.told(pair)}; give the lowest value, then the highest")
+        found[str(name)] = [low, high]
+    return found
 
 
 def disturbance(given: Any, n_state: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from stablebptt.tasks.task import OUTPUT_INITS
 
 STATE = State()
 # Streams of random numbers of one seed.
-WEIGHTS, STATES, TRAINING, TESTING, ORDER = range(5)
+WEIGHTS, STATES, TRAINING, TESTING, ORDER, KEYS = range(6)
 # The tape holds the activations of all time steps up to this many bytes; beyond, they are recomputed, chunk by chunk.
 TAPE_BYTES = 1 << 28
 # States that are rolled out together without a gradient.
@@ -207,7 +207,7 @@ class Problem:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the engine: a copy makes its own."""
-        return {name: value for name, value in vars(self).items() if name != "engine"}
+        return {name: value for name, value in vars(self).items() if name not in ("engine", "is_random")}
 
     def __repr__(self) -> str:
         shapes = f"states {self.state_shape}, controls {self.control_shape}, {self.steps} steps of {self.dt:g}"
@@ -245,6 +245,15 @@ class Problem:
         arguments.memory(f"{count} states", 16.0 * count * self.n_state)
         return arguments.sampled(self.draw(stream(seed, purpose), count), (count, *self.state_shape), self.dtype)
 
+    @functools.cached_property
+    def is_random(self) -> bool:
+        """Whether anything but the initial state differs between samples: fields of the system, noise, pushes."""
+        return bool(self.noise().active) or type(self.system).value_count(self.system) > 0
+
+    def keys(self, count: int, seed: int = 0, purpose: int = STATES, epoch: int = 0) -> np.ndarray:
+        """Keys (count,) of samples, which decide all that is random about them; see `stablebptt.kernels.noise`."""
+        return stream(seed, KEYS, purpose, epoch).integers(2**62, size=arguments.whole("count", count, 1))
+
     def init(self, seed: int = 0) -> np.ndarray:
         """Initial parameters (n_parameters,): Glorot uniform kernels and zero biases; `output_init` decides the last kernel.
 
@@ -278,11 +287,12 @@ class Problem:
             offset += size
         return views
 
-    def rollout(self, theta: np.ndarray, x0: np.ndarray, *, threads: int | None = None) -> Path:
+    def rollout(self, theta: np.ndarray, x0: np.ndarray, *, seed: int = 0, threads: int | None = None) -> Path:
         """Roll out the controller with parameters theta (n_parameters,) from x0 (B, *state_shape).
 
         Parameters
         ----------
+        seed : decides what else is random: noise, pushes and fields of the system that vary. So everywhere.
         threads : of the CPU, at most; by default all. The result does not depend on them. So everywhere.
 
         Raises
@@ -291,26 +301,31 @@ class Problem:
             If a state or control is not finite.
         """
         with arguments.threads(threads), bars.in_session_compiling():
-            path = self.follow(self._parameters(theta), self._states(x0))
+            x0 = self._states(x0)
+            path = self.follow(self._parameters(theta), x0, self._keys(x0, seed))
         divergence.check_path(path)
         return path
 
-    def follow(self, theta: np.ndarray, x0: np.ndarray) -> Path:
-        """`rollout` without checks: theta (n_parameters,), x0 (B, *state_shape)."""
-        found = next(self.engine.evaluate([theta], [x0], paths=True))
+    def follow(self, theta: np.ndarray, x0: np.ndarray, keys: np.ndarray | None = None) -> Path:
+        """`rollout` without checks: theta (n_parameters,), x0 (B, *state_shape), keys (B,)."""
+        found = next(self.engine.evaluate([theta], [x0], keys=None if keys is None else [keys], paths=True))
         return Path(self.time, found.states, found.controls, self.total(found.physics, found.effort)[0], self)
 
-    def losses(self, theta: np.ndarray, x0: np.ndarray, *, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def losses(
+        self, theta: np.ndarray, x0: np.ndarray, *, seed: int = 0, threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Losses of x0 (B, *state_shape) with and without the regulariser, (B,) each in float64; NaN where a rollout diverged."""
         with arguments.threads(threads), bars.in_session_compiling():
-            found = next(self.engine.evaluate([self._parameters(theta)], [self._states(x0)]))
+            x0 = self._states(x0)
+            keys = self._keys(x0, seed)
+            found = next(self.engine.evaluate([self._parameters(theta)], [x0], keys=None if keys is None else [keys]))
         return self.total(found.physics, found.effort)
 
     def total(self, physics: Any, effort: Any) -> tuple[Any, Any]:
         """Losses with and without the regulariser, from physics and effort, (B,) each or their means."""
         return physics + self.regularization * effort / (self.steps * self.n_control), physics
 
-    def loss(self, theta: np.ndarray, x0: np.ndarray, *, threads: int | None = None) -> Loss:
+    def loss(self, theta: np.ndarray, x0: np.ndarray, *, seed: int = 0, threads: int | None = None) -> Loss:
         """Mean loss of theta (n_parameters,) over x0 (B, *state_shape).
 
         Raises
@@ -318,13 +333,15 @@ class Problem:
         DivergedError
             If the loss is not finite.
         """
-        total, physics = self.losses(theta, x0, threads=threads)
+        total, physics = self.losses(theta, x0, seed=seed, threads=threads)
         if not np.all(np.isfinite(total)):
-            self.rollout(theta, x0[~np.isfinite(total)][:1])
+            divergence.check_path(self.follow(self._parameters(theta), self._states(x0), self._keys(x0, seed)))
             raise DivergedError("the loss is not finite")
         return Loss(float(total.mean()), float(physics.mean()))
 
-    def gradient(self, theta: np.ndarray, x0: np.ndarray, variant: Any = "R", *, threads: int | None = None) -> Gradient:
+    def gradient(
+        self, theta: np.ndarray, x0: np.ndarray, variant: Any = "R", *, seed: int = 0, threads: int | None = None
+    ) -> Gradient:
         """Gradient (n_parameters,) of the mean loss over x0 (B, *state_shape), in a variant.
 
         Parameters
@@ -337,11 +354,16 @@ class Problem:
             If a state, the loss or the gradient is not finite.
         """
         theta, x0 = self._parameters(theta), self._states(x0)
-        gates = variants.gates(variant, self.steps, self.dtype)
+        gates, keys = variants.gates(variant, self.steps, self.dtype), self._keys(x0, seed)
         with arguments.threads(threads), bars.in_session_compiling():
-            found = next(self.engine.gradients([theta], [x0], gates, parts=True))
-        divergence.check_gradient(self, found, theta, x0, gates)
+            own = None if keys is None else [keys]
+            found = next(self.engine.gradients([theta], [x0], gates, keys=own, parts=True))
+        divergence.check_gradient(self, found, theta, x0, gates, keys)
         return found.copy()
+
+    def _keys(self, x0: np.ndarray, seed: int) -> np.ndarray | None:
+        """Keys (B,), if anything needs them."""
+        return self.keys(len(x0), seed) if self.is_random else None
 
     def _parameters(self, theta: Any) -> np.ndarray:
         return arguments.array("theta", theta, (self.n_parameters,), self.dtype)
