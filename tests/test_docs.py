@@ -38,6 +38,16 @@ def test_snippets_on_files(folder, monkeypatch, number):
     assert float(names["trained"][3, 0, 0]) == run.trajectories["states"][1, 0, 3, 0, 0]
 
 
+@pytest.mark.slow
+def test_the_page_on_controllers_runs(capsys):
+    """docs/controllers.md from top to bottom."""
+    names = {}
+    for code in blocks(ROOT / "docs" / "controllers.md", "python"):
+        exec(compile(code, "docs/controllers.md", "exec"), names)
+    assert "True True" in capsys.readouterr().out
+    assert names["fitted"].x == pytest.approx([9.8, 0.7], rel=1e-4)
+
+
 def test_the_snippet_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = blocks(ROOT / "README.md", "python")

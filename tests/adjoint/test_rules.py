@@ -175,6 +175,7 @@ NOT_DIFFERENTIATED = {
         "keeps_slopes": "a truth value",
         "rest": "a constant",
         "sigmoid": "part of activate_all",
+        "log1p_of_share": "part of activate_all",
         "gelu_share": "part of activate_all",
     },
     "cartpole": {"pole_terms": "shared by pole and pole_vjp, which are tested"},
