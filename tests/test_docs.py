@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+from commands import call
 
 import stablebptt as sb
 from stablebptt import cli
+from stablebptt.tasks import sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,6 +46,27 @@ def test_the_snippet_of_the_readme(tmp_path, monkeypatch):
     names = {}
     exec(compile(code.replace("epochs=100", "epochs=2"), "README.md", "exec"), names)
     assert names["x0"].shape == (8, 3, 2) and names["run"].status == "complete"
+
+
+def test_the_page_on_training_runs(tmp_path, monkeypatch, capsys):
+    """docs/training.md from top to bottom, its commands among the Python."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    names = {}
+    for language, text in re.findall(r"```(python|console|toml)\n(.*?)```", page, re.DOTALL):
+        if language == "python":
+            exec(compile(text, "docs/training.md", "exec"), names)
+        elif language == "toml":
+            Path("plan.toml").write_text(text)
+            assert len(sweeps.read_plan("plan.toml")) == 4
+        else:
+            for line in text.splitlines():
+                words = line.split()
+                assert words[0] == "stablebptt" and call(*words[1:], "--quiet") == 0, (line, capsys.readouterr().err)
+    out = capsys.readouterr().out
+    assert "cosine:0.01:0.0001:12" in out and "stopped: two epochs are enough" in out and "(48, 1)" in out
+    assert names["run"].config["train_count"] == 32 and len(sb.load("from_states.h5").history["epoch"]) == 3
+    assert (names["again"](names["states"]) == names["policy"](names["states"])).all()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
