@@ -12,7 +12,8 @@ from stablebptt.version import __version__
 if TYPE_CHECKING:
     from stablebptt.adjoint.c_interface import c_header, cfunc_address
     from stablebptt.data.errors import FileFormatError
-    from stablebptt.tasks import callbacks, optimizers, problem, schedules
+    from stablebptt.kernels.quadratic import quadratic
+    from stablebptt.tasks import callbacks, observations, optimizers, problem, schedules
     from stablebptt.tasks.callbacks import Stop
     from stablebptt.tasks.errors import BackendError, DivergedError
     from stablebptt.tasks.minimize import minimize_fun
@@ -43,8 +44,10 @@ __all__ = [
     "clip",
     "load",
     "minimize_fun",
+    "observations",
     "optimizers",
     "problem",
+    "quadratic",
     "schedules",
     "sweep",
     "train",
@@ -53,7 +56,8 @@ __all__ = [
 _HOMES = {
     "adjoint.c_interface": ("c_header", "cfunc_address"),
     "data.errors": ("FileFormatError",),
-    "tasks": ("callbacks", "optimizers", "problem", "schedules"),
+    "kernels.quadratic": ("quadratic",),
+    "tasks": ("callbacks", "observations", "optimizers", "problem", "schedules"),
     "tasks.callbacks": ("Stop",),
     "tasks.errors": ("BackendError", "DivergedError"),
     "tasks.minimize": ("minimize_fun",),
