@@ -6,13 +6,14 @@ A policy is a row of stages. A stage is an immutable dataclass of arrays and pla
 """
 
 import io
+import itertools
 import json
 import math
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,8 +24,25 @@ from stablebptt.tasks.errors import ArgumentError
 FORMAT, VERSION = "stablebptt-policy", 1
 WORDS = "policy"  # name of the array that holds all words of a file, as JSON in UTF-8
 MOST_STAGES, LARGEST_FILE, MOST_PLACES = 1000, 1 << 30, 10**8
-# What stands behind the sum of a layer; each may work in place.
-ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"linear": lambda x: x, "tanh": lambda x: np.tanh(x, out=x)}
+SHARE_A, SHARE_B, SHARE_FAR = math.sqrt(2 / math.pi), 0.044715 * math.sqrt(2 / math.pi), 100.0  # of gelu
+
+
+def gelu(z: np.ndarray) -> np.ndarray:
+    """``z (1 + tanh(a z + b z^3)) / 2``."""
+    near = np.clip(z, -SHARE_FAR, SHARE_FAR)
+    return z * ((1 + np.tanh(near * (SHARE_A + SHARE_B * near * near))) / 2)
+
+
+# What stands behind the sum of a layer; each may work in place. kernels/activations.py has them for the simulation.
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "identity": lambda z: z,
+    "tanh": lambda z: np.tanh(z, out=z),
+    "relu": lambda z: np.maximum(z, 0, out=z),
+    "gelu": gelu,
+    "silu": lambda z: z * ((1 + np.tanh(z / 2)) / 2),
+    "softplus": lambda z: np.logaddexp(z, 0, out=z),
+    "sin": lambda z: np.sin(z, out=z),
+}
 
 
 class Stage(Protocol):
@@ -52,7 +70,7 @@ class Layer:
     bias: np.ndarray
     windows: int = 1
     stride: int = 1
-    activation: str = "linear"
+    activation: str = "identity"
 
     def __post_init__(self) -> None:
         if self.kernel.ndim != 2 or self.bias.shape != self.kernel.shape[1:] or self.kernel.dtype.kind != "f":
@@ -81,11 +99,73 @@ class Layer:
         return z if places is None else z.reshape(*x.shape[:-1], -1)
 
 
-STAGES: dict[str, Any] = {"layer": Layer}
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the network sees of a state: numbers by their places (n,), each as it is (turns 0), its sine (1) or its cosine (2)."""
+
+    places: np.ndarray
+    turns: np.ndarray
+
+    def __post_init__(self) -> None:
+        kinds, shapes = {self.places.dtype.kind, self.turns.dtype.kind}, {self.places.shape, self.turns.shape}
+        whole = kinds == {"i"} and shapes == {(self.places.size,)}
+        if not whole or not np.isin(self.turns, (0, 1, 2)).all() or (self.places < 0).any():
+            raise ValueError("an observation has places or turns that are none")
+        object.__setattr__(self, "_sines", np.flatnonzero(self.turns == 1))
+        object.__setattr__(self, "_cosines", np.flatnonzero(self.turns == 2))
+
+    def outputs(self, inputs: int) -> int:
+        if (self.places >= inputs).any():
+            raise ValueError(f"an observation sees number {self.places.max()} of {inputs}")
+        return len(self.places)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        seen = x[..., self.places]
+        for places, function in ((self._sines, np.sin), (self._cosines, np.cos)):  # type: ignore[attr-defined]
+            if len(places):
+                seen[..., places] = function(seen[..., places])
+        return seen
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """``(y - shift) factor``; shift and factor (n,)."""
+
+    shift: np.ndarray
+    factor: np.ndarray
+
+    def outputs(self, inputs: int) -> int:
+        if not self.shift.shape == self.factor.shape == (inputs,):
+            raise ValueError(f"a scale has shapes {self.shift.shape} and {self.factor.shape} for {inputs} numbers")
+        return inputs
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return (x - self.shift) * self.factor
+
+
+@dataclass(frozen=True, eq=False)
+class Limited:
+    """Controls within their limits, ``centre + reach tanh(u)``; centre and reach (n_control,)."""
+
+    centre: np.ndarray
+    reach: np.ndarray
+
+    def outputs(self, inputs: int) -> int:
+        if not self.centre.shape == self.reach.shape == (inputs,):
+            raise ValueError(f"limits have shapes {self.centre.shape} and {self.reach.shape} for {inputs} controls")
+        return inputs
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.centre + self.reach * np.tanh(x)
+
+
+STAGES: dict[str, Any] = {"layer": Layer, "seen": Seen, "scaled": Scaled, "limited": Limited}
 
 
 def stages_of(problem: Any, theta: np.ndarray) -> tuple[Stage, ...]:
-    """The stages of a problem's controller with parameters theta (n_parameters,)."""
+    """The stages of a problem's controller with parameters theta (n_parameters,): observation, network, bounds."""
+    from stablebptt.kernels.bounds import bounds
+    from stablebptt.kernels.generics import State
     from stablebptt.kernels.network import Network
 
     controller = problem.controller
@@ -93,11 +173,64 @@ def stages_of(problem: Any, theta: np.ndarray) -> tuple[Stage, ...]:
         raise ArgumentError(f"the controller {type(controller).__name__} is your own; a policy knows our networks only")
     arrays = [np.array(values) for values in problem.layers(np.asarray(theta, problem.dtype)).values()]
     sizes = controller.windows()
-    found: list[Stage] = []
-    for (stride, window, windows, outputs), kernel, bias in zip(sizes, arrays[::2], arrays[1::2]):
-        activation = "linear" if len(found) == len(sizes) - 1 else "tanh"
+    found: list[Stage] = [] if type(problem.observation) is State else _seen(problem)
+    for number, (stride, window, windows, outputs) in enumerate(sizes, 1):
+        kernel, bias = arrays[2 * number - 2 : 2 * number]
+        activation = "identity" if number == len(sizes) else type(controller.activation).__name__.lower()
         found.append(Layer(kernel.reshape(window, outputs), bias, windows, stride, activation))
-    return tuple(found)
+    limits = bounds(problem.limits, problem.n_control, problem.dtype)
+    return tuple([*found, Limited(limits.centre, limits.reach)] if limits.limited else found)
+
+
+class _View(NamedTuple):
+    """An observation taken apart: places and turns as in `Seen`, and the scales (shift, factor) behind them, in turn."""
+
+    places: list[int]
+    turns: list[int]
+    scales: list[Any]
+
+
+def _seen(problem: Any) -> list[Stage]:
+    """The stages of a problem's observation."""
+    view = _view(problem.observation, problem.n_state)
+    scales = [Scaled(*(np.asarray(row, problem.dtype) for row in scale)) for scale in view.scales]
+    return [Seen(np.array(view.places, np.int64), np.array(view.turns, np.int64)), *scales]
+
+
+def _view(observation: Any, n_state: int) -> _View:
+    """An observation without its noise, which belongs to the simulation."""
+    from stablebptt.kernels import seen
+    from stablebptt.kernels.generics import State
+
+    kind, plain = type(observation), range(n_state)
+    if kind is State:
+        return _View(list(plain), [0] * n_state, [])
+    if kind is seen.Choice:
+        return _View([int(place) for place in observation.places], [0] * len(observation.places), [])
+    if kind is seen.Angles:
+        pairs = [(place, turn) for place in plain for turn in ((1, 2) if observation.turned[place] else (0,))]
+        return _View([place for place, _ in pairs], [turn for _, turn in pairs], [])
+    if kind is seen.Noisy:
+        return _view(observation.inner, n_state)
+    if kind is seen.Scaled:
+        inner = _view(observation.inner, n_state)
+        return inner._replace(scales=[*inner.scales, (observation.shift, observation.factor)])
+    if kind is seen.Both:
+        return _joined(_view(observation.first, n_state), _view(observation.second, n_state))
+    why = "sees more than the state" if kind in (seen.Clock, seen.Reference) else "is your own"
+    raise ArgumentError(f"the observation {kind.__name__} {why}; a policy knows functions of the state that are ours only")
+
+
+def _joined(first: _View, second: _View) -> _View:
+    """What two observations see, one after the other; a scale that only one of them has leaves the other as it is."""
+    scales = []
+    for one, other in itertools.zip_longest(first.scales, second.scales):
+        pairs = [
+            (np.zeros(len(view.places)), np.ones(len(view.places))) if scale is None else scale
+            for view, scale in ((first, one), (second, other))
+        ]
+        scales.append(tuple(np.concatenate(rows) for rows in zip(*pairs)))
+    return _View(first.places + second.places, first.turns + second.turns, scales)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -125,7 +258,7 @@ class Policy:
         if size != math.prod(self.control_shape) or not self.stages:
             raise ValueError(f"the stages make {size} numbers; a control has the shape {self.control_shape}")
         arrays = [values for stage in self.stages for values in _fields(stage).values() if isinstance(values, np.ndarray)]
-        dtypes = {values.dtype for values in arrays}
+        dtypes = {values.dtype for values in arrays if values.dtype.kind == "f"}
         if len(dtypes) != 1:
             raise ValueError(f"the arrays are in {', '.join(sorted(map(str, dtypes)))}; they must be in one precision")
         object.__setattr__(self, "dtype", dtypes.pop())

@@ -17,9 +17,13 @@ from stablebptt.tasks import policies
 PROBLEMS = {
     "cartpole": {}, "two poles": {"poles": 2}, "one layer": {"hidden": (7,)}, "three layers": {"hidden": (7, 3, 9)},
     "float64": {"dtype": "float64"}, "guidance": {"drivers": 3}, "quantum": {}, "narrow": {"points": 12, "width": 5},
-    "pendulum": {},
+    "pendulum": {}, "bounded": {"bound": 2.0}, "lopsided": {"bound": [[-1.0], [5.0]]},
+    **{name: {"activation": name} for name in ("relu", "gelu", "silu", "softplus", "sin", "identity")},
+    "angles": {"poles": 2, "observe": "angles=2:4"}, "chosen": {"observe": "choose=3:2:2"},
+    "joined": {"observe": "state,angles=2"}, "noisy": {"observe": "angles=2,noise=0.1"},
+    "herd": {"observe": "choose=0:1:5:9", "activation": "gelu"},
 }  # fmt: skip
-TASKS = {"guidance": "guidance", "quantum": "quantum", "narrow": "quantum", "pendulum": "pendulum"}
+TASKS = {"herd": "guidance", "guidance": "guidance", "quantum": "quantum", "narrow": "quantum", "pendulum": "pendulum"}
 
 
 def problem_of(name):
@@ -32,9 +36,12 @@ def test_a_policy_gives_the_controls_of_the_kernels(name, tmp_path):
     noise = np.random.default_rng(0).standard_normal(problem.n_parameters)
     theta = (problem.init(3) + 0.1 * noise).astype(problem.dtype)
     policy, path = policies.of(problem, theta), problem.rollout(theta, problem.sample(9, 1))
+    if name == "noisy":  # the noise belongs to the simulation
+        path = sb.problem("cartpole", steps=3, output_init="glorot", observe="angles=2").rollout(theta, problem.sample(9, 1))
     controls, largest = policy(path.states[:, :-1]), np.abs(path.controls).max()
     assert controls.shape == path.controls.shape and controls.dtype == problem.dtype
-    exactly = sb.problem(problem.task, **{**problem.options, "dtype": "float64"})
+    options = {"observe": "angles=2"} if name == "noisy" else {}
+    exactly = sb.problem(problem.task, **{**problem.options, "dtype": "float64", **options})
     exact = exactly.rollout(theta.astype(float), path.states[:, 1].astype(float)).controls[:, 0]
     assert np.abs(controls[:, 1] - exact).max() <= (1e-6 if problem.dtype == np.float32 else 1e-14) * largest
     np.testing.assert_allclose(controls, path.controls, rtol=1e-5, atol=2e-6 * largest)  # two roundings
@@ -78,12 +85,25 @@ def test_states_that_do_not_fit():
     assert np.isnan(policy(np.full((2, 2), np.nan))).all()
 
 
-def test_a_controller_of_ones_own_is_no_policy():
+def test_scales_of_an_observation():
+    """Also nested ones, and beside parts without."""
+    see = sb.observations
+    scaled = see.scale(see.join(see.scale(see.choose(0, 1), 0.5, 2.0), see.angles(2)), [0.1] * 7, np.arange(1.0, 8))
+    problem = sb.problem("cartpole", steps=3, output_init="glorot", dtype="float64", observe=scaled)
+    path = problem.rollout(problem.init(1), problem.sample(5))
+    controls = policies.of(problem, problem.init(1))(path.states[:, :-1])
+    np.testing.assert_allclose(controls, path.controls, rtol=1e-12)
+
+
+def test_what_is_no_policy():
     class Own:
         controller = object()
 
     with pytest.raises(ValueError, match="the controller object is your own; a policy knows our networks only"):
         policies.of(Own(), np.zeros(1))
+    timed = sb.problem("cartpole", observe="state,time")
+    with pytest.raises(ValueError, match="the observation Clock sees more than the state; a policy knows functions of the state"):
+        policies.of(timed, timed.init())
 
 
 def test_a_saved_policy_needs_numpy_alone(tmp_path):
