@@ -136,14 +136,25 @@ class TensorBoard:
             raise NotADirectoryError(f"{self.folder} is not a folder")
 
     def __call__(self, progress: Any) -> None:
-        if not self._writer:
-            from tensorboardX import SummaryWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
 
-            self._writer.append(SummaryWriter(str(self.folder), purge_step=progress.epoch))
-        for name, value in _last(progress).items():
-            if name not in ("epoch", "evaluated") and math.isfinite(value):
-                self._writer[0].add_scalar(name, value, progress.epoch)
+        known = {name: value for name, value in _last(progress).items() if name not in ("epoch", "evaluated")}
+        told = [Event(summary=scalar(name, value)) for name, value in known.items() if math.isfinite(value)]
+        if not self._writer:
+            self._writer.append(self._begun())
+            told.insert(0, Event(session_log=SessionLog(status=SessionLog.START)))  # older events of later epochs do not count
+        for event in told:
+            event.wall_time, event.step = time.time(), progress.epoch
+            self._writer[0].write_event(event)
         self._writer[0].flush()
+
+    def _begun(self) -> Any:
+        """A new file. (`SummaryWriter` writes later, in a thread; an interrupt would lose what is in its queue.)"""
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return EventsWriter(str(self.folder / "events"), f".{time.time_ns()}")
 
 
 def several(callbacks: Any) -> Callable[..., Stop | None] | None:

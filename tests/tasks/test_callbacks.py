@@ -177,7 +177,6 @@ def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboardX", reason="tensorboardX is not installed (extra: test)")
     with pytest.raises(KeyboardInterrupt):
         train(report=[callbacks.TensorBoard(tmp_path / "board"), stop_at_two], out=tmp_path / "run.h5")
-    time.sleep(1.1)  # files are named by seconds
     train(report=callbacks.TensorBoard(tmp_path / "board"), out=tmp_path / "run.h5", resume=True)
     history = sb.load(tmp_path / "run.h5").history
     found, purged = events(tmp_path / "board")
