@@ -87,11 +87,33 @@ def test_tests_that_pages_name_exist(page):
         assert f"def {name}(" in tests, f"{page.name}: {name}"
 
 
-def pictures():
-    specification = importlib.util.spec_from_file_location("make_pictures", ROOT / "docs" / "make_pictures.py")
+def test_the_curriculum_over_the_horizon(monkeypatch):
+    """Each run begins where the last one ended, and the time step stays."""
+    module, begun = module_of(ROOT / "docs" / "examples" / "horizon_curriculum.py"), []
+    monkeypatch.setattr(module, "SIZES", {"train_count": 8, "test_count": 8})
+    train = sb.train
+
+    def noted(problem, **settings):
+        begun.append((problem.steps, problem.dt, settings["epochs"], settings["start"]))
+        run = train(problem, **settings)
+        begun.append(run)
+        return run
+
+    monkeypatch.setattr(module.sb, "train", noted)
+    run = module.curriculum(3)
+    assert [entry[:3] for entry in begun[::2]] == [(25, 0.01, 4), (50, 0.01, 2), (100, 0.01, 1)]
+    assert begun[0][3] is None and begun[2][3] is begun[1] and begun[4][3] is begun[3] and run is begun[5]
+
+
+def module_of(path):
+    specification = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+def pictures():
+    return module_of(ROOT / "docs" / "make_pictures.py")
 
 
 def test_every_picture_is_made_by_the_command(monkeypatch, tmp_path):
