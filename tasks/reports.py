@@ -16,9 +16,10 @@ from stablebptt.data import run_file, storage
 from stablebptt.data.run_file import Content
 from stablebptt.data.storage import FileFormatError, Group, Variable
 from stablebptt.tasks.bars import Tell, each
+from stablebptt.tasks.callbacks import STOPPED
 from stablebptt.tasks.families import (
-    COMPLETE,
     DIVERGED,
+    ENDED,
     UNFINISHED,
     facts,
     groups,
@@ -307,7 +308,7 @@ def table(found: list[Family]) -> dict[str, Group]:
         "best_test_loss": numbers("lowest test loss", best),
         "solved_below": numbers("best test loss below which the task counts as solved", [threshold(run) for _, run in runs]),
         "diverged": numbers("1 if the run diverged", [int(outcome(run) == DIVERGED) for _, run in runs]),
-        "complete": numbers("1 if the run is complete", [int(outcome(run) == COMPLETE) for _, run in runs]),
+        "complete": numbers("1 if the run is complete", [int(outcome(run) in ENDED) for _, run in runs]),
         "seconds": numbers("wall time of all epochs", [float(run.history["seconds"].sum()) for _, run in runs], "s"),
     }
     schedules = [facts(run)["variant"] if variant_name(run) == "schedule" else None for _, run in runs]
@@ -389,7 +390,9 @@ def write(folder: Path, tell: Tell | None = None) -> dict[str, Any]:
 def page_of(folder: Path, found: list[Family], problems: list[str], pictures: dict[str, str]) -> Page:
     """What the report says, before it becomes Markdown or HTML."""
     runs = [run for family in found for run in family.runs]
-    counts = ", ".join(f"{sum(outcome(run) == word for run in runs)} {word}" for word in (COMPLETE, DIVERGED, UNFINISHED))
+    fates = [outcome(run) for run in runs]
+    told = [word for word in (*ENDED, DIVERGED, UNFINISHED) if word != STOPPED or word in fates]
+    counts = ", ".join(f"{fates.count(word)} {word}" for word in told)
     computed = dict.fromkeys(_versions(run.attributes.get("versions", "{}")) for run in runs)
     about = {
         "runs": f"{len(runs)} ({counts})",
@@ -398,7 +401,7 @@ def page_of(folder: Path, found: list[Family], problems: list[str], pictures: di
         "versions": _versions(json.dumps(run_file.versions())),
         "runs computed with": "; ".join(computed),
     }
-    failed = [f"{Path(run.path).name}: {run.status}" for run in runs if outcome(run) != COMPLETE]
+    failed = [f"{Path(run.path).name}: {run.status}" for run in runs if outcome(run) not in ENDED]
     sections = []
     for title in dict.fromkeys(family.title for family in found):
         alike = [family for family in found if family.title == title]
