@@ -217,7 +217,7 @@ class ActiveRun:
         if not self.problem.is_random:
             return self.keys["training"][first : first + settings.batch_size]
         if self.batches == 0:
-            self.epoch_keys = self.problem.keys(settings.train_count, settings.seed, TRAINING, self.epoch)
+            self.epoch_keys = self.problem.keys(len(self.states["training"]), settings.seed, TRAINING, self.epoch)
         return self.epoch_keys[first : first + settings.batch_size]
 
     def update(self, result: Gradient, x0: np.ndarray, keys: np.ndarray) -> None:
