@@ -21,7 +21,7 @@ NUMBERS = {
     "epochs": "epochs done",
     "last_test_loss": "last test loss that was computed",
     "best_test_loss": "lowest test loss",
-    "best_epoch": "epoch of the lowest test loss; 0: none was finite",
+    "best_epoch": "epoch of the lowest test loss; 0: none was finite, -1: not known",
     "solved_below": "test loss below which the task counts as solved",
     "first_epoch_solved": "first evaluated epoch with a test loss below solved_below; -1: none",
     "seconds": "wall time of all epochs",
