@@ -1,0 +1,234 @@
+"""Write the tables of docs/reproduction.md and draw its figures from the results beside this file, without training.
+
+``python docs/reproduction/make_page.py``: every part of the page between ``<!-- made: NAME -->`` and ``<!-- end -->`` is written
+anew. All else is written by hand.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import judgement
+from judgement import CLIPS, LEVELS, NAMES, SEEDS, VARIANTS, Mean, Results, level_name
+
+from stablebptt.data.storage import write
+from stablebptt.tasks.families import COMPLETE, DIVERGED, UNFINISHED, outcome
+
+HERE = Path(__file__).resolve().parent
+PAGE, IMAGES, RESULTS = HERE.parent / "reproduction.md", HERE.parent / "images", HERE / "results"
+PART = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# Claims of the paper: words, task, two variants of which the first is to be better, and whether more so when it is harder.
+CLAIMS: tuple[tuple[str, str, str, bool], ...] = (
+    ("Guidance: C pulls ahead of R as rho falls", "guidance", "CR", True),
+    ("Guidance: M pulls ahead of R as rho falls", "guidance", "MR", True),
+    ("Cart-pole: C beats R as poles are added", "cartpole", "CR", True),
+    ("Cart-pole: C beats M", "cartpole", "CM", False),
+    ("Cart-pole: C beats S", "cartpole", "CS", False),
+    ("Quantum: C beats R for higher targets", "quantum", "CR", True),
+)
+
+
+def number(value: float) -> str:
+    """A number with two digits, or more before the point."""
+    if not np.isfinite(value):
+        return "inf" if value > 0 else "-"
+    return f"{value:.0f}" if 10 <= abs(value) < 1e5 else f"{value:.2g}"
+
+
+def row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    named = list(headings)
+    return "\n".join([row(named), row(["---"] * len(named)), *map(row, rows)])
+
+
+def ratio(found: Mean | None) -> str:
+    """A ratio with its interval."""
+    if found is None:
+        return "-"
+    if len(found.values) < 2:
+        return number(np.exp(found.mean))
+    return f"{number(np.exp(found.mean))} ({number(np.exp(found.low))} .. {number(np.exp(found.high))})"
+
+
+def pairs(found: Mean | None) -> str:
+    return "-" if found is None else f"{found.below} of {len(found.values)}"
+
+
+def judged(found: dict[str, Mean | None]) -> str:
+    """Verdicts, each with the levels that it is about; where there is none, how many seeds would bring it."""
+    lines = {"agrees": [], "does not": [], "undecided": [], "no pair yet": []}
+    for name, mean in found.items():
+        verdict = "no pair yet" if mean is None else mean.verdict
+        lines[verdict].append(f"{name} ({_needed(mean)})" if mean is not None and verdict == "undecided" else name)
+    return "<br>".join(f"**{verdict}**: {', '.join(names)}" for verdict, names in lines.items() if names)
+
+
+def _needed(found: Mean) -> str:
+    """How many seeds would decide."""
+    many = found.needed > judgement.MOST_SEEDS
+    return f"more than {judgement.MOST_SEEDS} seeds would decide" if many else f"about {found.needed:.0f} seeds would decide"
+
+
+def verdicts(results: Results) -> str:
+    """The first table: every claim, its numbers, and what they say."""
+    rows = [_flat(results)]
+    for words, task, pair, harder in CLAIMS:
+        found = {level_name(task, level): judgement.comparison(results, task, level, pair) for level in LEVELS[task][1]}
+        numbers = [f"{name}: {ratio(mean)}, {pairs(mean)}" for name, mean in found.items() if mean is not None]
+        if harder and (change := judgement.trend(results, task, pair)) is not None:
+            numbers.append(f"level by level: times {ratio(change)}")
+            found["more so from level to level"] = change
+        rows.append((words, "<br>".join(numbers) or "-", judged(found)))
+    rows.append(_more_solved(results))
+    ratios = "ratio of last test losses (95 %), and in how many pairs of one seed it is below 1"
+    return table(("claim of the paper", ratios, "here"), rows)
+
+
+def _more_solved(results: Results) -> tuple[str, str, str]:
+    """The cart-pole's claim once more, by seeds solved."""
+    found, numbers = {}, []
+    for level in LEVELS["cartpole"][1]:
+        found[name := level_name("cartpole", level)] = judgement.solved_difference(results, "cartpole", level, "CR")
+        counts = [sum(map(judgement.solved, results.ended("cartpole", level, variant))) for variant in "CR"]
+        numbers.append(f"{name}: {counts[0]} and {counts[1]} of {len(results.ended('cartpole', level, 'R'))} seeds")
+    return "Cart-pole: C solves more seeds than R", "<br>".join(numbers), judged(found)
+
+
+def _flat(results: Results) -> tuple[str, str, str]:
+    """S does not learn guidance: its last loss is its first one."""
+    runs = [result for level in LEVELS["guidance"][1] for result in results.ended("guidance", level, "S")]
+    words = "Guidance: S does not learn"
+    if not runs:
+        return words, "-", "**no run yet**"
+    changes = [judgement.last(run) / float(run.history["test_loss"][0]) for run in runs]
+    flat = sum(change == 1 for change in np.round(changes, 5))
+    return words, f"last loss as the first in {flat} of {len(runs)} runs", f"**{'agrees' if flat == len(runs) else 'does not'}**"
+
+
+def coverage(results: Results) -> str:
+    """What is in and what is missing, by task and level: seeds of every variant, and of the other ways of clipping."""
+    rows = []
+    for task, (_, levels) in LEVELS.items():
+        for level in levels:
+            cells = []
+            for clip in CLIPS:
+                planned = SEEDS[task] if clip == "norm" else 1
+                counts = [sum(outcome(r) == COMPLETE for r in results.of(task, level, v, clip).values()) for v in VARIANTS]
+                cells.append(f"{', '.join(map(str, counts))} of {planned}" if any(counts) else f"none of {planned}")
+            rows.append((f"{NAMES[task]}, {level_name(task, level)}", *cells))
+    headings = [f"clip {clip}: complete runs of {', '.join(VARIANTS)}" if clip == "norm" else f"clip {clip}" for clip in CLIPS]
+    return f"{table(('', *headings), rows)}\n\n{_counts(results)}"
+
+
+def _counts(results: Results) -> str:
+    runs = results.all()
+    published = [results.of(task, level, variant, clip).get(0) for task, (_, levels) in LEVELS.items() for level in levels
+                 for variant in VARIANTS for clip in CLIPS]  # fmt: skip
+    done = sum(run is not None and outcome(run) == COMPLETE for run in published)
+    kinds = ", ".join(f"{sum(outcome(run) == kind for run in runs)} {kind}" for kind in (COMPLETE, DIVERGED, UNFINISHED))
+    text = f"{len(runs)} runs: {kinds}. Of the {len(published)} published runs (seed 0) {done} are in."
+    return text + (f" {results.others} further runs have other settings and are not judged." if results.others else "")
+
+
+def losses(results: Results, task: str) -> str:
+    """Last losses of a task by level and variant, and pairs with R."""
+    rows = []
+    for level in results.levels(task):
+        for variant in VARIANTS:
+            if not (runs := results.ended(task, level, variant)):
+                continue
+            last = np.array([judgement.last(run) for run in runs])
+            low, middle, high = np.percentile(last, [25, 50, 75])
+            found = judgement.comparison(results, task, level, variant + "R") if variant != "R" else None
+            rows.append((
+                level_name(task, level) if variant == "R" or not rows or rows[-1][-1] != level_name(task, level) else "",
+                variant,
+                str(len(runs)),
+                f"{number(middle)} ({number(low)} .. {number(high)})",
+                number(np.median([run.numbers["best_test_loss"] for run in runs])),
+                ratio(found),
+                pairs(found),
+                level_name(task, level),
+            ))  # fmt: skip
+    headings = ("", "", "seeds", "last test loss, median (quartiles)", "best, median", "last / that of R (95 %)", "lower than R")
+    return table(headings, (cells[:-1] for cells in rows))
+
+
+def times(results: Results, task: str) -> str:
+    """Seeds solved, when, and the size of updates."""
+    rows = []
+    for level in results.levels(task):
+        for variant in VARIANTS:
+            if not (runs := results.ended(task, level, variant)):
+                continue
+            size = [float(np.sqrt(np.median(run.history["gradient_norm2"]))) for run in runs]
+            more = judgement.solved_difference(results, task, level, "CR") if variant == "C" else None
+            rows.append((
+                level_name(task, level) if variant == "R" else "",
+                variant,
+                f"{sum(map(judgement.solved, runs))} of {len(runs)}",
+                *(str(sum(0 < run.numbers["first_epoch_solved"] <= epoch for run in runs)) for epoch in (100, 300)),
+                _epoch(runs),
+                "" if more is None else f"{0 - more.mean:.1f} ({0 - more.high:.1f} .. {0 - more.low:.1f})",
+                number(float(np.median(size))),
+            ))  # fmt: skip
+    shares, sizes = "share solved by C less by R (95 %)", "size of the updates, median"
+    return table(("", "", "solved", "by epoch 100", "by 300", "epoch, median", shares, sizes), rows)
+
+
+def _epoch(runs: list[judgement.Result]) -> str:
+    """Median of the epochs at which runs were solved; those that never were count as late."""
+    epochs = [run.numbers["first_epoch_solved"] if judgement.solved(run) else np.inf for run in runs]
+    middle = float(np.median(epochs))
+    return f"{middle:.0f}" if np.isfinite(middle) else "never"
+
+
+def section(results: Results, task: str) -> str:
+    """Figure and tables of one task."""
+    if not results.levels(task):
+        return "No run yet."
+    figure = f"![{NAMES[task]}: losses, seeds solved and the size of the updates over the epochs](images/reproduction-{task}.png)"
+    return f"{figure}\n\n{losses(results, task)}\n\n{times(results, task)}"
+
+
+def machine(results: Results) -> str:
+    """Machine time by task and version."""
+    rows = []
+    for task in LEVELS:
+        for version in sorted({run.words["version"] for run in results.all() if run.config["task"] == task}):
+            runs = [run for run in results.all() if (run.config["task"], run.words["version"]) == (task, version)]
+            every = ", ".join(str(n) for n in sorted({run.config["evaluate_every"] for run in runs}))
+            seconds = [run.numbers["seconds"] for run in runs]
+            middle, together = f"{np.median(seconds):.0f} s", f"{sum(seconds) / 3600:.1f} h"
+            rows.append((NAMES[task], version, every, str(len(runs)), middle, together))
+    return table(("", "version", "evaluated every .. epochs", "runs", "a run, median", "together"), rows)
+
+
+PARTS: dict[str, Callable[[Results], str]] = {"verdicts": verdicts, "coverage": coverage, "machine": machine}
+PARTS |= {task: partial(section, task=task) for task in LEVELS}
+
+
+def filled(page: str, results: Results) -> str:
+    """The page with its parts written anew."""
+    return PART.sub(lambda found: f"{found[1]}{PARTS[found[2]](results)}\n{found[3]}", page)
+
+
+def main() -> None:
+    import drawing
+
+    results = judgement.read(RESULTS)
+    write(PAGE, filled(PAGE.read_text("utf-8"), results).encode())
+    drawing.draw(results, IMAGES)
+
+
+if __name__ == "__main__":
+    main()
