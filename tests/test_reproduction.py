@@ -81,7 +81,8 @@ def test_pairs(made):
     ratios = made.judgement.log_ratios(found, "cartpole", 2, "CR")
     assert ratios == pytest.approx({0: np.log(0.5), 1: np.log(2), 2: np.log(1e-3)})
     assert made.judgement.log_ratios(found, "cartpole", 2, "MR") == {0: np.inf}
-    assert made.judgement.solved_difference(found, "cartpole", 2, "CR").values == (0, 0, 0)
+    epochs = made.judgement.log_ratios(found, "cartpole", 2, "CR", made.judgement.epochs_until_solved)
+    assert epochs == pytest.approx({0: 0, 1: 0, 2: 0}) and made.judgement.epochs_until_solved(runs[0]) == 1000
 
 
 @pytest.mark.parametrize("values, verdict", [
@@ -92,6 +93,16 @@ def test_pairs(made):
 ])  # fmt: skip
 def test_verdicts(made, values, verdict):
     assert made.judgement.mean_of(values).verdict == verdict
+
+
+def test_chances(made, random):
+    """All choices of signs, as counted by hand; many values as a normal distribution has it."""
+    assert made.judgement.mean_of([1.0] * 5).chance == 2 / 32 and made.judgement.mean_of([-1.0] * 6).chance == 2 / 64
+    assert made.judgement.mean_of([3.0, -1.0]).chance == 1.0 and made.judgement.mean_of([0.0, 1.0]).chance == 1.0
+    assert made.judgement.mean_of([2.0, 1.0, -1.0]).chance == 6 / 8
+    values = random.normal(size=400)
+    values += 1.96 * values.std() / 20 - values.mean()
+    assert made.judgement.mean_of(values).chance == pytest.approx(0.05, abs=0.015)
 
 
 def test_intervals(made, random):

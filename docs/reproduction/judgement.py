@@ -1,8 +1,9 @@
 """The published runs among the results, and what pairs of one seed say about the paper's claims."""
 
+import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ LEVELS: dict[str, tuple[str, tuple[float, ...]]] = {
 SEEDS = {"guidance": 10, "cartpole": 10, "quantum": 5}
 FLOOR = 1e-6  # of losses in ratios: 1 - cos in float32 has steps of 6e-8, and a loss of 0 no logarithm
 RESAMPLES = 10_000
-FEWEST = 6  # pairs: of five, all five fall on one side once in sixteen times by chance
+MOST_SIGNS = 12  # whose choices are all tried
+LIMIT, FEWEST = 0.05, 6  # of chance, and pairs that can get below it
 WIDTH, POWER = 1.96, 0.84  # normal quantiles: of a 95 % interval, and of a chance of 80 %
 MOST_SEEDS = 1000  # that are worth a number
 
@@ -100,20 +102,36 @@ def solved(result: Result) -> bool:
     return result.numbers["first_epoch_solved"] > 0
 
 
-def log_ratios(results: Results, task: str, level: float, pair: Sequence[str]) -> dict[int, float]:
-    """Logarithm of the ratio of last test losses of two variants, by seed."""
-    one, other = ({result.config["seed"]: last(result) for result in results.ended(task, level, variant)} for variant in pair)
+def epochs_until_solved(result: Result) -> float:
+    """The epoch in which a run was solved; all epochs if it never was, which is the least that it would have taken."""
+    return result.numbers["first_epoch_solved"] if solved(result) else EPOCHS
+
+
+Measure = Callable[[Result], float]
+
+
+def log_ratios(results: Results, task: str, level: float, pair: Sequence[str], measure: Measure = last) -> dict[int, float]:
+    """Logarithm of the ratio of what was measured for two variants, by seed."""
+    one, other = ({r.config["seed"]: measure(r) for r in results.ended(task, level, variant)} for variant in pair)
     return {seed: math.log(one[seed] / other[seed]) for seed in sorted(one) if seed in other}
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds with its 95 % bootstrap interval (percentiles), and how many values are negative."""
+    """A mean of paired differences.
+
+    Attributes
+    ----------
+    values, mean : one per seed; and their mean
+    low, high : its 95 % bootstrap interval (percentiles)
+    chance : of so large a mean if the two of every pair are swapped at random
+    """
 
     values: tuple[float, ...]
     mean: float
     low: float
     high: float
+    chance: float
 
     @property
     def below(self) -> int:
@@ -129,24 +147,33 @@ class Mean:
     @property
     def verdict(self) -> str:
         """Whether the values are below 0."""
-        if len(self.values) >= FEWEST and self.high < 0:
+        if self.chance < LIMIT and self.high < 0:
             return "agrees"
-        if len(self.values) >= FEWEST and self.low > 0:
+        if self.chance < LIMIT and self.low > 0:
             return "does not"
         return "undecided"
 
 
 def mean_of(values: Iterable[float]) -> Mean:
-    """The mean of paired differences; its interval does not depend on anything but them."""
+    """The mean of paired differences; nothing but they decides its interval."""
     given = np.array(list(values), np.float64)
     picks = np.random.default_rng(0).integers(len(given), size=(RESAMPLES, len(given)))
     low, high = np.percentile(given[picks].mean(axis=1), [2.5, 97.5])
-    return Mean(tuple(given.tolist()), float(given.mean()), float(low), float(high))
+    return Mean(tuple(given.tolist()), float(given.mean()), float(low), float(high), _chance(given))
 
 
-def comparison(results: Results, task: str, level: float, pair: Sequence[str]) -> Mean | None:
+def _chance(given: np.ndarray) -> float:
+    """Share of all choices of signs that give a mean as far from 0; of more than `MOST_SIGNS` values, of `RESAMPLES` choices."""
+    if len(given) > MOST_SIGNS:
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(RESAMPLES, len(given)))
+    else:
+        signs = np.array(list(itertools.product([-1.0, 1.0], repeat=len(given))))
+    return float(np.mean(np.abs(signs @ given) >= abs(given.sum()) * (1 - 1e-9)))
+
+
+def comparison(results: Results, task: str, level: float, pair: Sequence[str], measure: Measure = last) -> Mean | None:
     """The mean logarithm of the ratio of two variants; None if no seed has both."""
-    values = log_ratios(results, task, level, pair)
+    values = log_ratios(results, task, level, pair, measure)
     return mean_of(values.values()) if values else None
 
 
@@ -157,10 +184,3 @@ def trend(results: Results, task: str, pair: Sequence[str]) -> Mean | None:
     steps = np.arange(len(columns)) - (len(columns) - 1) / 2
     slopes = [float(np.dot(steps, [column[seed] for column in columns]) / np.dot(steps, steps)) for seed in seeds]
     return mean_of(slopes) if slopes else None
-
-
-def solved_difference(results: Results, task: str, level: float, pair: Sequence[str]) -> Mean | None:
-    """Share of seeds that the first variant solves less that of the second, negated as losses are; None if no seed has both."""
-    one, other = ({r.config["seed"]: solved(r) for r in results.ended(task, level, variant)} for variant in pair)
-    values = [float(other[seed]) - float(one[seed]) for seed in sorted(one) if seed in other]
-    return mean_of(values) if values else None

@@ -65,17 +65,18 @@ def pairs(found: Mean | None) -> str:
 
 def judged(found: dict[str, Mean | None]) -> str:
     """Verdicts, each with the levels that it is about; where there is none, how many seeds would bring it."""
-    lines = {"agrees": [], "does not": [], "undecided": [], "no pair yet": []}
+    kinds = ("agrees", "does not", "undecided", "no pair yet")
+    lines: dict[str, list[str]] = {kind: [] for kind in kinds}
     for name, mean in found.items():
         verdict = "no pair yet" if mean is None else mean.verdict
-        lines[verdict].append(f"{name} ({_needed(mean)})" if mean is not None and verdict == "undecided" else name)
+        lines[verdict].append(f"{name} ({needed(mean)})" if mean is not None and verdict == "undecided" else name)
     return "<br>".join(f"**{verdict}**: {', '.join(names)}" for verdict, names in lines.items() if names)
 
 
-def _needed(found: Mean) -> str:
-    """How many seeds would decide."""
+def needed(found: Mean) -> str:
+    """How many seeds would decide, with two digits."""
     many = found.needed > judgement.MOST_SEEDS
-    return f"more than {judgement.MOST_SEEDS} seeds would decide" if many else f"about {found.needed:.0f} seeds would decide"
+    return f"> {judgement.MOST_SEEDS}" if many else f"{float(f'{found.needed:.2g}'):.0f}"
 
 
 def verdicts(results: Results) -> str:
@@ -85,22 +86,25 @@ def verdicts(results: Results) -> str:
         found = {level_name(task, level): judgement.comparison(results, task, level, pair) for level in LEVELS[task][1]}
         numbers = [f"{name}: {ratio(mean)}, {pairs(mean)}" for name, mean in found.items() if mean is not None]
         if harder and (change := judgement.trend(results, task, pair)) is not None:
-            numbers.append(f"level by level: times {ratio(change)}")
-            found["more so from level to level"] = change
+            numbers.append(f"from level to level: times {ratio(change)}")
+            found["from level to level"] = change
         rows.append((words, "<br>".join(numbers) or "-", judged(found)))
-    rows.append(_more_solved(results))
+        if (task, pair) == ("cartpole", "CR"):
+            rows.append(_until_solved(results, task))
     ratios = "ratio of last test losses (95 %), and in how many pairs of one seed it is below 1"
-    return table(("claim of the paper", ratios, "here"), rows)
+    return table(("claim of the paper", ratios, "here (seeds that would decide)"), rows)
 
 
-def _more_solved(results: Results) -> tuple[str, str, str]:
-    """The cart-pole's claim once more, by seeds solved."""
+def _until_solved(results: Results, task: str) -> tuple[str, str, str]:
+    """C and R once more, by the epochs until a run is solved."""
     found, numbers = {}, []
-    for level in LEVELS["cartpole"][1]:
-        found[name := level_name("cartpole", level)] = judgement.solved_difference(results, "cartpole", level, "CR")
-        counts = [sum(map(judgement.solved, results.ended("cartpole", level, variant))) for variant in "CR"]
-        numbers.append(f"{name}: {counts[0]} and {counts[1]} of {len(results.ended('cartpole', level, 'R'))} seeds")
-    return "Cart-pole: C solves more seeds than R", "<br>".join(numbers), judged(found)
+    for level in LEVELS[task][1]:
+        name = level_name(task, level)
+        found[name] = mean = judgement.comparison(results, task, level, "CR", judgement.epochs_until_solved)
+        counts = [sum(map(judgement.solved, results.ended(task, level, variant))) for variant in "CR"]
+        if mean is not None:
+            numbers.append(f"{name}: {ratio(mean)}; solved {counts[0]} and {counts[1]} of {len(mean.values)}")
+    return "The same by the epochs until solved", "<br>".join(numbers) or "-", judged(found)
 
 
 def _flat(results: Results) -> tuple[str, str, str]:
@@ -171,18 +175,18 @@ def times(results: Results, task: str) -> str:
             if not (runs := results.ended(task, level, variant)):
                 continue
             size = [float(np.sqrt(np.median(run.history["gradient_norm2"]))) for run in runs]
-            more = judgement.solved_difference(results, task, level, "CR") if variant == "C" else None
+            until = judgement.comparison(results, task, level, variant + "R", judgement.epochs_until_solved)
             rows.append((
                 level_name(task, level) if variant == "R" else "",
                 variant,
                 f"{sum(map(judgement.solved, runs))} of {len(runs)}",
                 *(str(sum(0 < run.numbers["first_epoch_solved"] <= epoch for run in runs)) for epoch in (100, 300)),
                 _epoch(runs),
-                "" if more is None else f"{0 - more.mean:.1f} ({0 - more.high:.1f} .. {0 - more.low:.1f})",
+                "-" if variant == "R" else ratio(until),
                 number(float(np.median(size))),
             ))  # fmt: skip
-    shares, sizes = "share solved by C less by R (95 %)", "size of the updates, median"
-    return table(("", "", "solved", "by epoch 100", "by 300", "epoch, median", shares, sizes), rows)
+    until, sizes = "epochs until solved / those of R (95 %)", "size of the updates, median"
+    return table(("", "", "solved", "by epoch 100", "by 300", "epoch, median", until, sizes), rows)
 
 
 def _epoch(runs: list[judgement.Result]) -> str:
