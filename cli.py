@@ -174,7 +174,7 @@ def _published(task: Task) -> click.Group:
         return run
 
     group = Group(task.name, help=f"{task.summary} What is not given is as published.")
-    _add_verbs(group, [of_task(option) for option in task.options], make, load, again=False)
+    _add_verbs(group, [of_task(option) for option in task.all_options], make, load, again=False)
     return group
 
 
@@ -189,7 +189,7 @@ def _own_task(source: str) -> click.Group:
     if not isinstance(task, Task):
         kind, advice = type(task).__name__, f"for a function that makes a problem: stablebptt custom train {source}"
         raise click.UsageError(f"{source} is of type {kind}, not a task; {advice}")
-    named = [of_task(option) for option in task.options]
+    named = [of_task(option) for option in task.all_options]
     taken = {*names_of([*TRAINING, *FILES, *CHECKS]), "debug", "config"}.intersection(names_of(named))
     if clash := sorted(taken | stablebptt.commands.keys() & {task.name}):
         raise click.UsageError(f"{source}: there is a command or option {clash[0]!r} already; choose another name")
@@ -300,7 +300,8 @@ def _simulate(
     _free(out, force=force)
     x0 = run.problem.sample(count, seed)
     with arguments.threads(threads), output.counter("{} of {} thousand states", quiet=quiet, as_json=as_json) as tell:
-        paths = trajectories(on_backend(run.problem, backend), [run.best_theta if best else run.theta], x0, tell)
+        keys = run.problem.keys(count, seed)
+        paths = trajectories(on_backend(run.problem, backend), [run.best_theta if best else run.theta], x0, tell, keys=keys)
     run_file.save_paths(out, run, paths, seed, best_weights=best, origin=origin)
     loss = paths["loss"][0]
     show({"file": str(out), "count": count, "mean_loss": float(loss.mean()), "worst_loss": float(loss.max())}, as_json=as_json)

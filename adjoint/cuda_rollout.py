@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stablebptt.adjoint.bounds import limit_vjp
 from stablebptt.adjoint.combine import agreeing
 from stablebptt.adjoint.generics import cost_vjp, step_sample_vjp
+from stablebptt.kernels.activations import keeps_slopes
 from stablebptt.kernels.core.dispatch import inline, like
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.cuda_block import (
@@ -32,11 +34,12 @@ from stablebptt.kernels.cuda_block import (
     gpu,
     load,
     load4,
+    multiply4,
     multiply_add,
+    slope4,
     spread,
     store,
     store4,
-    tanh4_vjp,
     thread,
     threads,
 )  # fmt: skip
@@ -117,15 +120,20 @@ def input_vjp(network, layer, bars, base, k, first):
 
 @device
 def layer_vjp(network, layer, bars):
-    """Compute the cotangents of a layer's inputs, before their tanh."""
-    inputs, source = network.table[layer, INPUTS], network.table[layer, SOURCE]
+    """Compute the cotangents of a layer's inputs, before their activation."""
+    inputs, source, activation = network.table[layer, INPUTS], network.table[layer, SOURCE], network.activation
     for v in range(bars.variants):
         base, item = v * bars.rows * TILE, thread()
         while item < inputs * QUADS:
             first, k = item % QUADS * QUAD, item // QUADS
             place = (source + k) * TILE + first
             z = input_vjp(network, layer, bars, base, k, first)
-            store4(bars.numbers, base + place, tanh4_vjp(load4(network.numbers, place), z))
+            if keeps_slopes(activation):
+                factors = load4(network.numbers, place + network.slopes * TILE)
+            else:
+                values = load4(network.numbers, place)
+                factors = slope4(activation, values, values)
+            store4(bars.numbers, base + place, multiply4(factors, z))
             item += threads()
     barrier()
 
@@ -268,7 +276,8 @@ def step_back(episode, network, work, bars, t):
         for k in range(n_state):
             lam[v, k] = gate * lam_x[v, k] if gate != 0 else zero
         for q in range(n_control):
-            bars.numbers[(v * bars.rows + n_state + q) * TILE + b] = lam_c[v, q] + gates.effort_weight * c[q]
+            c_bar = limit_vjp(episode.bounds, q, c[q], lam_c[v, q] + gates.effort_weight * c[q])
+            bars.numbers[(v * bars.rows + n_state + q) * TILE + b] = c_bar
 
 
 @device

@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from stablebptt.kernels.core.dispatch import generic, generic_block, implements
+from stablebptt.kernels.core.dispatch import class_of, compiled_as, generic, generic_block, has_form, implements
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.core.threads import cut
-from stablebptt.kernels.generics import Controller, System
+from stablebptt.kernels.generics import Controller, Observation, State, System, is_running
 
 
 class Rows(Struct):
     """n rows that go backwards together.
 
-    x (n, n_state) : their states
+    x (n, n_seen) : what the controller sees of their states
     row : rows row .. row + n of the tape hold their activations, from `control_batch`
     slot, start : rows start .. start + n of this slot of the tape receive their cotangents, from `control_batch_vjp`
     """
@@ -50,8 +50,58 @@ def cost_vjp(loss, x, cost_bar, x_bar):
 
 
 @generic
-def cost_batch_vjp(loss, x, weight, lam):
-    """Add weight, a number, times the derivative of the loss of every state x (B, n_state) to all of lam (B, m, n_state)."""
+def running_cost_vjp(loss, t, x, c, cost_bar, x_bar, c_bar):
+    """Add cost_bar, a number, times the derivatives of `running_cost` to x_bar (n_state,) and c_bar (n_control,)."""
+
+
+has_form(cost_vjp, running_cost_vjp)
+
+
+@generic
+def final_cost_vjp(loss, x, cost_bar, x_bar):
+    """Add cost_bar, a number, times the derivative of `final_cost` at x (n_state,) to x_bar (n_state,)."""
+
+
+@generic
+def cost_batch_vjp(loss, t, weights, batch, states, controls, x_bar, lam_c):
+    """Add the derivatives of the mean cost of a batch by x_t to x_bar (B, n_state), and by c_t to all of lam_c (B, m, n_control).
+
+    t = 0 .. T, and x_T has no control; `batch` samples count in the mean. Other arguments as in `cost_batch`.
+    """
+
+
+@generic
+def observe_vjp(observation, t, x, seen_bar, x_bar):
+    """Add ``O_x^T seen_bar`` to x_bar (n_state,); seen_bar (n_seen,) may be overwritten."""
+
+
+@generic
+def observe_batch_vjp(observation, t, x, seen_bar, x_bar):
+    """`observe_vjp` of a batch: x, x_bar (B, n_state), seen_bar (B, padded n_seen)."""
+
+
+@generic
+def step_parameters_vjp(system, x, c, lam, p_bar):
+    """Add the cotangents of the system's float fields, in their order, to p_bar (m, fields); lam (m, n_state).
+
+    A system need not define it; see `Gradient.parameters`.
+    """
+
+
+def has_parameters_vjp(cls: type) -> bool:
+    """Whether a class of systems has `step_parameters_vjp`."""
+    return any(base in step_parameters_vjp.methods for base in cls.__mro__)
+
+
+def parameter_names(system: System) -> tuple[str, ...]:
+    """Names of the fields that a system gives cotangents of; none, if it has no `step_parameters_vjp`."""
+    inner = type(system).inside(system)
+    return type(inner).parameter_names(inner) if has_parameters_vjp(type(inner)) else ()
+
+
+@generic
+def step_parameters_batch_vjp(system, x, c, lam, p_bar, scratch):
+    """`step_parameters_vjp` of a batch: lam (B, m, n_state), p_bar (B, m, fields); nothing, if the system has none."""
 
 
 @generic
@@ -100,16 +150,61 @@ def _step_sample_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     step_vjp(system, x, c, lam, lam_x, lam_c)
 
 
+@implements(final_cost_vjp, Struct)
+def _no_final_cost_vjp(loss, x, cost_bar, x_bar):
+    pass
+
+
+def cost_each_vjp(loss, t, weights, batch, states, controls, x_bar, lam_c):
+    """`cost_batch_vjp` of any loss."""
+    form = _running_cost_each_vjp if is_running(type(loss)) else _cost_each_vjp
+    form(loss, t, weights, batch, states, controls, x_bar, lam_c)
+
+
+def _cost_each_vjp(loss, t, weights, batch, states, controls, x_bar, lam_c):
+    weight = x_bar.dtype.type(weights[t] / batch)
+    if weight != 0:
+        for b in range(x_bar.shape[0]):
+            cost_vjp(loss, states[t, b], weight, x_bar[b])
+
+
+def _running_cost_each_vjp(loss, t, weights, batch, states, controls, x_bar, lam_c):
+    weight = x_bar.dtype.type(weights[t] / batch)
+    for b in range(x_bar.shape[0] if weight != 0 else 0):
+        if t == controls.shape[0]:
+            final_cost_vjp(loss, states[t, b], weight, x_bar[b])
+        else:
+            running_cost_vjp(loss, t, states[t, b], controls[t, b], weight, x_bar[b], lam_c[b, 0])
+            for v in range(1, lam_c.shape[1]):
+                for q in range(lam_c.shape[2]):
+                    lam_c[b, v, q] = lam_c[b, 0, q]
+
+
+compiled_as(
+    cost_each_vjp, lambda loss, *_: _running_cost_each_vjp if is_running(class_of(loss)) else _cost_each_vjp, forceinline=True
+)
+
+
 @implements(cost_batch_vjp, Struct)
-def _cost_each_vjp(loss, x, weight, lam):
-    batch, adjoints, n_state = lam.shape
-    x_bar = np.empty_like(x[0])
-    for b in range(batch):
-        x_bar[:] = 0
-        cost_vjp(loss, x[b], weight, x_bar)
-        for v in range(adjoints):
-            for k in range(n_state):
-                lam[b, v, k] += x_bar[k]
+def _cost_batch_vjp(loss, t, weights, batch, states, controls, x_bar, lam_c):
+    cost_each_vjp(loss, t, weights, batch, states, controls, x_bar, lam_c)
+
+
+@implements(observe_batch_vjp, Observation)
+def _observe_each_vjp(observation, t, x, seen_bar, x_bar):
+    for b in range(x.shape[0]):
+        observe_vjp(observation, t, x[b], seen_bar[b], x_bar[b])
+
+
+@implements(observe_vjp, State)
+def _see_the_state_vjp(observation, t, x, seen_bar, x_bar):
+    for k in range(x.size):
+        x_bar[k] += seen_bar[k]
+
+
+@implements(observe_batch_vjp, State)
+def _see_the_states_vjp(observation, t, x, seen_bar, x_bar):
+    pass  # they are the same array
 
 
 @implements(clear, Controller)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stablebptt.adjoint.dense import tanh_all_vjp
+from stablebptt.adjoint.activations import activate_all_vjp
 from stablebptt.adjoint.generics import clear, control_batch_vjp, parameter_vjp, state_vjp, unpack
 from stablebptt.kernels.core.dispatch import block, implements, inline, like
 from stablebptt.kernels.core.simd import NONE, ONE, PAD, lanes, load, offset, pointer, store
@@ -15,9 +15,14 @@ from stablebptt.kernels.network import Network, layer_of
 @implements(control_batch_vjp, Network)
 def _control_batch_vjp(network, weights, tape, rows, c_bar):
     n, n_control = c_bar.shape
-    last = network.table.shape[0] - 1
+    last = network.hidden
     w, zeros, length, chunk, start = pointer(weights), pointer(tape.zeros), tape.rows, tape.chunk, rows.start
-    h, d = pointer(tape.hidden), offset(pointer(tape.deltas), rows.slot * chunk * network.width)
+    h, slopes, d = pointer(tape.hidden), pointer(tape.slopes), offset(pointer(tape.deltas), rows.slot * chunk * network.width)
+    if network.table.shape[0] == last:
+        span = layer_of(network, 0).span
+        for r in range(n):
+            copy(n_control, offset(pointer(c_bar), r * n_control), offset(d, (start + r) * span))
+        return
     above = layer_of(network, last)
     for i in range(last - 1, -1, -1):
         layer = layer_of(network, i)
@@ -40,7 +45,8 @@ def _control_batch_vjp(network, weights, tape, rows, c_bar):
             if init_row == 0:  # no window sees it
                 for k in range(n * span):
                     z_bar[k] = like(weights, 0.0)
-            tanh_all_vjp(n * span, offset(h, layer.place * length + (q * length + rows.row) * span), z_bar)
+            place = layer.place * length + (q * length + rows.row) * span
+            activate_all_vjp(network.activation, n * span, offset(h, place), offset(slopes, place), z_bar)
         above = layer
 
 
@@ -90,14 +96,15 @@ class Runs(Struct):
 
 @implements(parameter_vjp, Network)
 def _parameter_vjp(network, weights, tape, rows, c_bar):
-    last, n, groups = network.table.shape[0] - 1, rows.x.shape[0], tape.groups
+    last, n, groups = network.hidden, rows.x.shape[0], tape.groups
     batch = groups[groups.size - 1]
     for k in range(groups.size - 1):
         first, length = groups[k], groups[k + 1] - groups[k]
         runs = Runs(k, n // batch, length, batch, first, n // batch * length, c_bar)
         if length == batch:
             runs = Runs(k, ONE, n, n, NONE, n, c_bar)
-        output_vjp(layer_of(network, last), layer_of(network, last - 1), tape, rows, runs)
+        if network.table.shape[0] > last:
+            output_vjp(layer_of(network, last), layer_of(network, last - 1), tape, rows, runs)
         for i in range(last):
             layer = layer_of(network, i)
             for p in range(layer.positions):
@@ -207,7 +214,7 @@ def deltas(network, layer, tape, slot, p, r):
 
 @implements(unpack, Network)
 def _unpack(network, sums, gradients, part):
-    last = network.table.shape[0] - 1
+    last = network.hidden
     groups, height, length = sums.gradient.shape
     g, below = pointer(sums.gradient), layer_of(network, last - 1).span
     for i in range(last):
@@ -220,7 +227,7 @@ def _unpack(network, sums, gradients, part):
             for v in range(gradients.shape[0]):
                 target = offset(pointer(gradients), v * network.n_parameters + layer.theta + k * layer.outputs)
                 copy(layer.outputs, offset(line, v * layer.apart), target)
-    if part.index == 0:
+    if part.index == 0 and network.table.shape[0] > last:
         layer = layer_of(network, last)
         outputs, window, taps = layer.outputs, layer.taps * layer.inputs, layer.taps
         for part_of_layer in (sums.output, sums.output_bias):

@@ -20,15 +20,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stablebptt.adjoint.bounds import limit_vjp
 from stablebptt.adjoint.combine import combine, inner
 from stablebptt.adjoint.generics import (
     Rows,
     clear,
     control_batch_vjp,
     cost_batch_vjp,
+    observe_batch_vjp,
+    parameter_names,
     parameter_vjp,
     state_vjp,
     step_batch_vjp,
+    step_parameters_batch_vjp,
     unpack,
 )
 from stablebptt.kernels import rollout as forward
@@ -37,7 +41,7 @@ from stablebptt.kernels.core.simd import padded
 from stablebptt.kernels.core.structs import Struct, StructArray, struct_at
 from stablebptt.kernels.core.threads import cut, share_out, shared
 from stablebptt.kernels.dense import aligned
-from stablebptt.kernels.generics import control_batch, new_sums, new_tape, parameter_count, tape_width
+from stablebptt.kernels.generics import State, control_batch, new_sums, new_tape, parameter_count, tape_width
 from stablebptt.kernels.rollout import effort_weight
 
 # Rows of a group of samples per chunk: enough to make reading and writing the group's sums cheap, few enough for the cache.
@@ -57,8 +61,11 @@ class Bars(Struct):
 
     lam (B, m, n_state) : of the states of one time step
     lam_x (B, m, n_state), lam_c (B, m, n_control) : of state and control, from the vjp of the step
-    c_bar (m, n, n_control) : of the controls
-    ones (n, n_control), x_bar (n, padded n_state) : the cotangent 1 of a control, and its cotangent of the state
+    parameters (B, m, fields) : of the system's parameters; without fields, if it gives none
+    cost (B, n_state) : of the states, from the cost of one time step, the same for all adjoints
+    c_bar (m, n, n_control) : of the controls, before their bounds
+    ones (n, n_control), seen_bar (n, padded n_seen) : the cotangent 1 of a control, and its cotangent of what is seen
+    x_bar (n, n_state or more) : that of the state; the same array, if the state is seen
     scratch (scratch_size,) : of the system, shared with the rollout
     batch : samples of the mean loss; the arena may hold some of them
     """
@@ -66,8 +73,11 @@ class Bars(Struct):
     lam: np.ndarray
     lam_x: np.ndarray
     lam_c: np.ndarray
+    parameters: np.ndarray
+    cost: np.ndarray
     c_bar: np.ndarray
     ones: np.ndarray
+    seen_bar: np.ndarray
     x_bar: np.ndarray
     scratch: np.ndarray
     batch: int
@@ -83,19 +93,23 @@ class Arena(Struct):
 class Work(Struct):
     """Work space of a gradient of B samples, which threads share in parts.
 
-    arenas, bounds, physics, effort : as for the rollout
+    arenas, bounds, keys, physics, effort : as for the rollout
     sums : gradients, summed over the groups of samples; see `new_sums`
     gradients (m, n_parameters), joined (n_parameters,) : results
+    x0_bar (m, B, n_state), joined_x0 (B, n_state) : cotangents of the initial states
     products (4,) : inner products R.R, M.M, R.M and C.C, in float64
     """
 
     arenas: StructArray
     bounds: np.ndarray
+    keys: np.ndarray
     physics: np.ndarray
     effort: np.ndarray
     sums: Struct
     gradients: np.ndarray
     joined: np.ndarray
+    x0_bar: np.ndarray
+    joined_x0: np.ndarray
     products: np.ndarray
 
 
@@ -144,13 +158,17 @@ def new_arena(episode: Any, adjoints: int, dtype: Any, *, batch: int, groups: np
     sizes = {"rows": all_rows if kept else rows, "chunk": rows, "adjoints": adjoints}
     tape = new_tape(controller, dtype, **sizes, unit=unit, groups=groups, sums=sums)
     ahead = forward.new_arena(episode, count, dtype, tape=tape, kept=kept, adjoints=adjoints)
+    seen_bar = aligned((rows, padded(episode.n_seen)), dtype)
     bars = Bars(
         lam=aligned((count, adjoints, n_state), dtype),
         lam_x=aligned((count, adjoints, n_state), dtype),
         lam_c=aligned((count, adjoints, n_control), dtype),
+        parameters=aligned((count, adjoints, len(parameter_names(episode.system))), dtype),
+        cost=aligned((count, n_state), dtype),
         c_bar=aligned((adjoints, rows, n_control), dtype),
         ones=aligned((rows, n_control), dtype),
-        x_bar=aligned((rows, padded(n_state)), dtype),
+        seen_bar=seen_bar,
+        x_bar=seen_bar if isinstance(episode.observation, State) else aligned((rows, n_state), dtype),
         scratch=ahead.scratch,
         batch=batch,
     )
@@ -175,11 +193,14 @@ def new_work(episode: Any, batch: int, adjoints: int, dtype: Any, *, tape_bytes:
     return Work(
         arenas=StructArray(arenas),
         bounds=groups[firsts],
+        keys=np.arange(batch),
         physics=np.zeros(batch),
         effort=np.zeros(batch),
         sums=sums,
         gradients=np.zeros((adjoints, n), dtype),
         joined=np.zeros(n, dtype),
+        x0_bar=np.zeros((adjoints, batch, episode.n_state), dtype),
+        joined_x0=np.zeros((batch, episode.n_state), dtype),
         products=np.zeros(4),
     )
 
@@ -195,26 +216,54 @@ def _is_open(gates, first, end):
 
 
 @inline
+def _add_cost(weights, t, bars):
+    """Add the cotangents of x_t from the cost of time step t, which `_step_back` computed, to all adjoints."""
+    lam, cost = bars.lam, bars.cost
+    if _counts(weights, t):
+        for b in range(lam.shape[0]):
+            for v in range(lam.shape[1]):
+                for k in range(lam.shape[2]):
+                    lam[b, v, k] += cost[b, k]
+
+
+@inline
+def _counts(weights, t):
+    """Whether the cost of the path depends on x_t or c_t: a cost may look at the control before."""
+    return weights[t] != 0 or (t + 1 < weights.size and weights[t + 1] != 0)
+
+
+@inline
+def _cost_back(episode, path, bars, t):
+    """Compute the cotangents of x_t and c_t from the cost of the path: `cost`, and the first numbers of lam_c."""
+    weights = episode.time_weights
+    bars.lam_c[:] = 0
+    if _counts(weights, t):
+        bars.cost[:] = 0
+        cost_batch_vjp(episode.loss, t, weights, bars.batch, path.states, path.controls, bars.cost, bars.lam_c)
+
+
+@inline
 def _step_back(episode, gates, path, bars, t, start):
-    """Compute the adjoints of x_t from those of x_t+1, without the network path if there are several controls.
+    """Compute the adjoints of x_t from those of x_t+1, without its own cost, and the network path if there are several controls.
 
     The cotangents of the controls go to rows start .. start + B of c_bar.
     """
-    time_weights, states, controls = episode.time_weights, path.states, path.controls
+    states, controls = path.states, path.controls
     lam, lam_x, lam_c, c_bar, x_bar = bars.lam, bars.lam_x, bars.lam_c, bars.c_bar, bars.x_bar
     batch, adjoints, n_state = lam.shape
     n_control = controls.shape[2]
     effort = lam.dtype.type(effort_weight(episode.regularization, controls.shape[0] * bars.batch * n_control))
-    if time_weights[t + 1] != 0:
-        cost_batch_vjp(episode.loss, states[t + 1], lam.dtype.type(time_weights[t + 1] / bars.batch), lam)
+    _add_cost(episode.time_weights, t + 1, bars)
     lam_x[:] = 0
-    lam_c[:] = 0
+    _cost_back(episode, path, bars, t)
     step_batch_vjp(episode.system, states[t], states[t + 1], controls[t], lam, lam_x, lam_c, bars.scratch)
+    step_parameters_batch_vjp(episode.system, states[t], controls[t], lam, bars.parameters, bars.scratch)
     for b in range(batch):
         for v in range(adjoints):
             a = gates.physics[v, t]
             for q in range(n_control):
-                c_bar[v, start + b, q] = lam_c[b, v, q] + effort * controls[t, b, q]
+                c = controls[t, b, q]
+                c_bar[v, start + b, q] = limit_vjp(episode.bounds, q, c, lam_c[b, v, q] + effort * c)
             for k in range(n_state):
                 lam[b, v, k] = a * lam_x[b, v, k] if a != 0 else like(lam, 0.0)
             if n_control == 1 and gates.network[v, t] != 0:
@@ -223,18 +272,25 @@ def _step_back(episode, gates, path, bars, t, start):
                     lam[b, v, k] += g * x_bar[start + b, k]
 
 
+@inline
+def _seen_back(episode, path, bars, t, first, end):
+    """Cotangents of the states of time step t from those of what is seen of them, in rows first .. end."""
+    observe_batch_vjp(episode.observation, t, path.states[t], bars.seen_bar[first:end], bars.x_bar[first:end])
+
+
 @block
-def _network_path(controller, weights, tape, rows, gate, bars):
-    """Add ``b N_x^T g`` to the adjoint of a slot at one time step. With several controls this part is sequential."""
-    lam, x_bar, v = bars.lam, bars.x_bar, rows.slot
+def _network_path(episode, ahead, bars, rows, t, gate):
+    """Add ``b N_x^T g`` to the adjoint of a slot at time step t. With several controls this part is sequential."""
+    controller, weights, tape = episode.controller, ahead.weights, ahead.tape
+    lam, seen_bar, x_bar, v = bars.lam, bars.seen_bar, bars.x_bar, rows.slot
     batch, _, n_state = lam.shape
     c_bar = bars.c_bar[v, rows.start : rows.start + batch]
     control_batch_vjp(controller, weights, tape, rows, c_bar)
     if gate != 0:
-        for b in range(batch):
-            for k in range(x_bar.shape[1]):
-                x_bar[b, k] = 0
-        state_vjp(controller, weights, tape, rows, c_bar, x_bar[:batch])
+        x_bar[:batch] = 0
+        seen_bar[:batch] = 0
+        state_vjp(controller, weights, tape, rows, c_bar, seen_bar[:batch])
+        _seen_back(episode, ahead.path, bars, t, 0, batch)
         for b in range(batch):
             for k in range(n_state):
                 lam[b, v, k] += gate * x_bar[b, k]
@@ -253,16 +309,18 @@ def rollout_vjp(episode, gates, ahead, bars):
     """
     controller, network = episode.controller, gates.network
     weights, tape, kept, path = ahead.weights, ahead.tape, ahead.kept, ahead.path
-    states, c_bar, ones, x_bar = path.states, bars.c_bar, bars.ones, bars.x_bar
+    seen, c_bar, ones, seen_bar = path.seen, bars.c_bar, bars.ones, bars.seen_bar
     adjoints, steps = network.shape
-    batch, n_state, scalar = states.shape[1], states.shape[2], c_bar.shape[2] == 1
+    batch, n_seen, scalar = seen.shape[1], seen.shape[2], c_bar.shape[2] == 1
     chunk = c_bar.shape[1] // batch
     clear(controller, tape)
     bars.lam[:] = 0
+    bars.parameters[:] = 0
+    _cost_back(episode, path, bars, steps)
     for first in range((steps - 1) // chunk * chunk, -1, -chunk):
         end = min(first + chunk, steps)
         n, row = (end - first) * batch, first * batch if kept else 0
-        x = states[first:end].reshape(n, n_state)
+        x = seen[first:end].reshape(n, n_seen)
         rows = Rows(x, row, 0, 0)
         if not kept:
             control_batch(controller, weights, x, c_bar[0, :n], tape, 0)
@@ -270,20 +328,24 @@ def rollout_vjp(episode, gates, ahead, bars):
             ones[:] = 1
             control_batch_vjp(controller, weights, tape, rows, ones[:n])
             if _is_open(network, first, end):
-                x_bar[:] = 0
-                state_vjp(controller, weights, tape, rows, ones[:n], x_bar[:n])
+                bars.x_bar[:] = 0
+                seen_bar[:] = 0
+                state_vjp(controller, weights, tape, rows, ones[:n], seen_bar[:n])
+                for t in range(first, end):
+                    _seen_back(episode, path, bars, t, (t - first) * batch, (t - first + 1) * batch)
         for t in range(end - 1, first - 1, -1):
             start = (t - first) * batch
             _step_back(episode, gates, path, bars, t, start)
             if not scalar:
                 for v in range(adjoints):
                     if _is_open(network[v : v + 1], first, end):
-                        _network_path(controller, weights, tape, Rows(states[t], row + start, v, start), network[v, t], bars)
+                        _network_path(episode, ahead, bars, Rows(seen[t], row + start, v, start), t, network[v, t])
         if not scalar:
             for v in range(adjoints):
                 if not _is_open(network[v : v + 1], first, end):
                     control_batch_vjp(controller, weights, tape, Rows(x, row, v, 0), c_bar[v, :n])
         parameter_vjp(controller, weights, tape, rows, c_bar)
+    _add_cost(episode.time_weights, 0, bars)
 
 
 # Phases of a gradient: R, M, .. of each part; their sums; C; inner products.
@@ -297,12 +359,19 @@ def _part_of_gradient(part, episode, theta, x0, gates, work):
         arena = struct_at(work.arenas, part.index)
         forward.follow_part(part, episode, theta, x0, arena.forward, work)
         rollout_vjp(episode, gates, arena.forward, arena.bars)
+        lam, first = arena.bars.lam, work.bounds[part.index]
+        for b in range(lam.shape[0]):
+            for v in range(lam.shape[1]):
+                for k in range(lam.shape[2]):
+                    work.x0_bar[v, first + b, k] = lam[b, v, k]
     elif part.phase == SUM:
         unpack(episode.controller, work.sums, gradients, part)
     elif part.phase == JOIN:
         if gates.joined:
             first, end = cut(work.joined.size, part)
             combine(gradients[1, first:end], gradients[0, first:end], work.joined[first:end])
+            if part.index == 0:
+                combine(work.x0_bar[1].ravel(), work.x0_bar[0].ravel(), work.joined_x0.ravel())
     else:
         first, end = cut(4, part)
         for number in range(first, end):

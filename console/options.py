@@ -12,7 +12,7 @@ from stablebptt.tasks.task import LISTS
 from stablebptt.tasks.task import Option as TaskOption
 
 Option = Callable[[Callable], Callable]
-KINDS: dict[str, Any] = {"size": int, "whole": int, "real": float, "word": str, "dtype": str}  # of options of tasks
+KINDS: dict[str, Any] = {"size": int, "whole": int, "real": float, "word": str, "dtype": str, "text": str}  # of options of tasks
 VARIANT = Word(list(VARIANTS))
 KINDS |= {"sizes": Numbers(int, "100,100"), "point": Numbers(float, "0,0")}
 

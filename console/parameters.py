@@ -59,6 +59,8 @@ class Numbers(click.ParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
         if isinstance(value, tuple | list):
             return tuple(value)
+        if not str(value).strip():
+            return ()
         try:
             return tuple(self.kind(part) for part in str(value).split(","))
         except ValueError:

@@ -15,8 +15,8 @@ from numba.core import config
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
+from stablebptt.kernels.activations import activate, slope
 from stablebptt.kernels.core.dispatch import inline, like
-from stablebptt.kernels.dense import tanh
 
 TILE, QUAD, WARP = 8, 4, 32
 QUADS = TILE // QUAD
@@ -223,18 +223,23 @@ def accumulate4(a, b, total):
 
 
 @inline
-def tanh4(z):
-    """Hyperbolic tangent of four samples."""
-    return tanh(z[0]), tanh(z[1]), tanh(z[2]), tanh(z[3])
+def activate4(activation, z):
+    """Values of four samples."""
+    return activate(activation, z[0]), activate(activation, z[1]), activate(activation, z[2]), activate(activation, z[3])
 
 
 @inline
-def tanh4_vjp(h, bar):
-    """``(1 - h^2) bar`` of four samples, with h = tanh(z)."""
-    one = like(h[0], 1.0)
+def slope4(activation, z, h):
+    """Slopes of four samples."""
     return (
-        (one - h[0] * h[0]) * bar[0],
-        (one - h[1] * h[1]) * bar[1],
-        (one - h[2] * h[2]) * bar[2],
-        (one - h[3] * h[3]) * bar[3],
+        slope(activation, z[0], h[0]),
+        slope(activation, z[1], h[1]),
+        slope(activation, z[2], h[2]),
+        slope(activation, z[3], h[3]),
     )
+
+
+@inline
+def multiply4(a, b):
+    """Products of four samples."""
+    return a[0] * b[0], a[1] * b[1], a[2] * b[2], a[3] * b[3]

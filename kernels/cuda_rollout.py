@@ -3,9 +3,9 @@
 A thread block rolls out one tile of samples of one run. Its threads share the products of the network. The simulator uses one
 thread per sample and the same functions as the CPU.
 
-    block's arena   state | control | hidden 0 | hidden 1 | ..  | partial sums | x_next | scratch      each number x TILE samples
-                    `rows` numbers, stored in the path            of the last    of the simulator
-                                                                  layer
+    block's arena   state | control | hidden 0 | .. | slopes 0 | ..  | partial sums | x_next | scratch     each x TILE samples
+                    `rows` numbers, stored in the path                 of the last    of the simulator
+                    (slopes only if they are kept)                     layer
 """
 
 import functools
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda, types
 
+from stablebptt.kernels.activations import Activation, keeps_slopes
+from stablebptt.kernels.bounds import limited
 from stablebptt.kernels.core.dispatch import inline, like
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.cuda_block import (
@@ -21,6 +23,7 @@ from stablebptt.kernels.cuda_block import (
     QUADS,
     SIMULATED,
     TILE,
+    activate4,
     barrier,
     column,
     copy,
@@ -29,10 +32,10 @@ from stablebptt.kernels.cuda_block import (
     load,
     load4,
     multiply_add,
+    slope4,
     spread,
     store,
     store4,
-    tanh4,
     thread,
     threads,
 )  # fmt: skip
@@ -48,12 +51,16 @@ class Layout(Struct):
     """How a controller fills a thread block; the controller of an `Episode` on a device.
 
     table (layers, 11) : columns `SOURCE` .. `THETA`
-    rows : numbers of a sample: state, control, hidden layers
+    activation : of the hidden layers
+    rows : numbers of a sample: state, control, hidden layers, and slopes, if they are kept
+    slopes : rows from a hidden number to its slope
     n_weights, n_scratch : numbers of the weights, and of the scratch of `step_sample`
     """
 
     table: np.ndarray
+    activation: Activation
     rows: int
+    slopes: int
     n_weights: int
     n_scratch: int
 
@@ -84,13 +91,15 @@ class Paths(Struct):
 class Network(Struct):
     """A controller in a thread block.
 
-    table (layers, 11) : see `Layout`
+    table (layers, 11), activation, slopes : see `Layout`
     weights (n_weights,) : kernels and biases
-    numbers (rows * TILE,) : row by row: state, control, then the hidden layers in order
+    numbers (rows * TILE,) : row by row: state, control, then the hidden layers in order, then slopes
     partial (PARTS * n_control * TILE,) : partial sums of the last layer
     """
 
     table: np.ndarray
+    activation: Activation
+    slopes: int
     weights: np.ndarray
     numbers: np.ndarray
     partial: np.ndarray
@@ -140,7 +149,9 @@ def new_layout(episode: Any, *, padded: bool) -> Layout:
         rows += 0 if last else inputs
         offset += window * line + outputs
         theta += window * outputs + outputs
-    return Layout(np.array(table, np.int64), rows, offset, sample_scratch(episode.system))
+    hidden, activation = rows - n_state - episode.n_control, episode.controller.activation
+    rows += hidden if keeps_slopes(activation) else 0
+    return Layout(np.array(table, np.int64), activation, rows, hidden, offset, sample_scratch(episode.system))
 
 
 @device
@@ -157,8 +168,8 @@ def load_weights(table, theta, weights):
 
 @device
 def hidden_layer(network, layer):
-    """One layer with tanh. Each thread sums four samples of one output."""
-    table, weights, numbers = network.table, network.weights, network.numbers
+    """One layer and its activation. Each thread sums four samples of one output."""
+    table, weights, numbers, activation = network.table, network.weights, network.numbers, network.activation
     window, positions, outputs = table[layer, WINDOW], table[layer, POSITIONS], table[layer, OUTPUTS]
     source, target, step = table[layer, SOURCE], table[layer, TARGET], table[layer, STEP]
     first_weight, bias, line = table[layer, KERNEL], table[layer, BIAS], table[layer, LINE]
@@ -174,7 +185,10 @@ def hidden_layer(network, layer):
             z = multiply_add(load(weights, weight), load4(numbers, place), z)
             weight += line
             place += TILE
-        store4(numbers, (target + row) * TILE + first, tanh4(z))
+        place, values = (target + row) * TILE + first, activate4(activation, z)
+        store4(numbers, place, values)
+        if keeps_slopes(activation):
+            store4(numbers, place + network.slopes * TILE, slope4(activation, z, values))
         item += threads()
     barrier()
 
@@ -251,6 +265,9 @@ def follow(episode, network, work, n, paths, slot):
         run_network(network)
         if b < n:
             x, c = column(numbers, b, n_state), column(numbers, n_state * TILE + b, n_control)
+            if episode.bounds.limited:
+                for q in range(n_control):
+                    c[q] = limited(episode.bounds, q, c[q])
             x_next = column(work.x_next, b, n_state)
             step_sample(episode.system, x, c, x_next, column(work.scratch, b, work.scratch.size // TILE))
             if time_weights[t + 1] != 0:
@@ -285,7 +302,7 @@ def place_work(arena, weights, episode):
     a = layout.rows * TILE
     b = a + PARTS * n_control * TILE
     c = b + n_state * TILE
-    network = Network(layout.table, weights, arena[:a], arena[a:b], n_state, n_control)
+    network = Network(layout.table, layout.activation, layout.slopes, weights, arena[:a], arena[a:b], n_state, n_control)
     return network, Work(arena[b:c], arena[c : c + layout.n_scratch * TILE])
 
 

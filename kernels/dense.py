@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
-from stablebptt.kernels.core.dispatch import OPTIONS, block, compiled_as, inline, like
+from stablebptt.kernels.core.dispatch import block, compiled_as, inline, like
 from stablebptt.kernels.core.simd import WIDE, clamp, fill, lanes, load, make_tile, offset, store, total
 
 
@@ -145,25 +144,3 @@ def _tanh(x):
 
 
 compiled_as(tanh, _tanh, forceinline=True)
-
-
-def tanh_all(n, z):
-    """Set ``z = tanh(z)`` for n (padded) elements at address z."""
-    raise NotImplementedError("for compiled code only")
-
-
-@overload(tanh_all, jit_options={"forceinline": True, **OPTIONS})
-def _tanh_all(n, z):
-    if z.dtype != types.float32:
-
-        def one_by_one(n, z):
-            for j in range(n):
-                z[j] = math.tanh(z[j])
-
-        return one_by_one
-
-    def in_vectors(n, z):
-        for j in range(0, n, lanes(z)):
-            store(z, j, tanh(load(z, j)))
-
-    return in_vectors

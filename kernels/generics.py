@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.kernels.core.dispatch import generic, generic_block, implements
+from stablebptt.kernels.core.dispatch import class_of, compiled_as, generic, generic_block, has_form, implements, like
 from stablebptt.kernels.core.simd import PAD
 from stablebptt.kernels.core.structs import Struct
 
@@ -25,6 +25,24 @@ class System(Struct):
         """Numbers of scratch space that `step_sample` and `step_sample_vjp` need."""
         return 0
 
+    def value_count(self) -> int:
+        """Numbers per sample that `draw` writes."""
+        return 0
+
+    def inside(self) -> "System":
+        """The system itself, or the one that this is around."""
+        return self
+
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of the fields that `step_parameters_vjp` gives cotangents of: all that hold one floating-point number."""
+        cls = type(self)
+        return tuple(name for name in cls.fields if isinstance(getattr(self, name), float | np.floating))
+
+    @classmethod
+    def register_type(cls, kind: Any, dtype: Any) -> Any:
+        """Numba type of the system of a register full of samples."""
+        return kind
+
 
 class Controller(Struct):
     """Base of controllers that compute one state at a time. They define `layout`, `control` and `control_vjp`.
@@ -38,7 +56,27 @@ class Controller(Struct):
 
 
 class Loss(Struct):
-    """Base of all losses. They define `cost` and `cost_vjp`."""
+    """Base of all losses. They define `cost` and `cost_vjp`, of a state or of time, state and control; see `running_cost`."""
+
+
+class Observation(Struct):
+    """Base of what a controller sees of a state. They define `size`, `observe` and `observe_vjp`."""
+
+    def size(self, n_state: int) -> int:
+        """Numbers that the controller sees, n_seen."""
+        raise NotImplementedError(f"{type(self).__name__} has no size(n_state): return how many numbers the controller sees")
+
+    def noise(self, n_state: int) -> np.ndarray:
+        """Standard deviations (n_seen,) of the noise on what the controller sees."""
+        return np.zeros(type(self).size(self, n_state))
+
+
+class State(Observation):
+    """The state itself."""
+
+    def size(self, n_state: int) -> int:
+        """Numbers of a state."""
+        return n_state
 
 
 class ControllerSums(Struct):
@@ -60,7 +98,8 @@ class ControllerTape(Struct):
 def scratch_size(system: System, batch: int, variants: int, n_state: int, n_control: int) -> int:
     """Numbers that `step_batch` and its vjp need: what the system asks for, or what a register full of samples takes."""
     numbers = 2 * n_state + n_control + variants * (2 * n_state + n_control) + sample_scratch(system)
-    return max(type(system).scratch_size(system, batch, variants), PAD * numbers)
+    values = batch * type(system).value_count(system)
+    return values + max(type(system).scratch_size(system, batch, variants), PAD * numbers)
 
 
 def sample_scratch(system: System) -> int:
@@ -79,8 +118,8 @@ def weight_count(controller: Any) -> int:
 
 
 def tape_width(controller: Any) -> int:
-    """Activations per row of the tape."""
-    return 0 if isinstance(controller, Controller) else controller.width
+    """Numbers per row of the tape."""
+    return 0 if isinstance(controller, Controller) else controller.tape_width()
 
 
 def new_sums(controller: Any, dtype: Any, *, groups: int, adjoints: int) -> Any:
@@ -122,13 +161,47 @@ def step_batch(system, x, c, x_next, scratch):
 
 
 @generic
+def draw(system, keys, scratch):
+    """Draw what differs between samples, by their keys (B,), into the scratch space of a batch (scratch_size,)."""
+
+
+@generic
 def cost(loss, x):
     """Loss l(x) of one state x (n_state,); a number."""
 
 
 @generic
-def cost_batch(loss, x, weight, total):
-    """Add weight times the loss of every state x (B, n_state) to total (B,)."""
+def running_cost(loss, t, x, c):
+    """Cost of time step t, from state x (n_state,) to the next, with control c (n_control,); a number.
+
+    It is the form of `cost` with four parameters. A loss with it may define `final_cost` for the last state.
+    """
+
+
+has_form(cost, running_cost)
+
+
+@generic
+def final_cost(loss, x):
+    """Cost of the last state x (n_state,) of a loss with `running_cost`; a number, by default 0."""
+
+
+@generic
+def cost_batch(loss, t, weights, states, controls, total):
+    """Add the weighted cost of time step t = 0 .. T of every sample to total (B,).
+
+    weights (T+1,), states (T+1, B, n_state), controls (T, B, n_control)
+    """
+
+
+@generic
+def observe(observation, t, x, seen):
+    """What a controller sees, seen (n_seen,), of the state x (n_state,) at time step t."""
+
+
+@generic
+def observe_batch(observation, t, x, seen):
+    """`observe` for a batch: x (B, n_state), seen (B, n_seen)."""
 
 
 @generic_block
@@ -146,15 +219,67 @@ def control_batch(controller, weights, x, c, tape, row):
     """Controls c (n, n_control) of states x (n, n_state); activations go to rows row .. row + n of the tape."""
 
 
+@implements(draw, System)
+def _nothing_differs(system, keys, scratch):
+    pass
+
+
 @implements(step_sample, System)
 def _step_sample(system, x, c, x_next, scratch):
     step(system, x, c, x_next)
 
 
+def is_running(cls: type) -> bool:
+    """Whether a loss has costs of time, state and control, and not of states alone."""
+    return next((base in running_cost.methods for base in cls.__mro__ if base in {**running_cost.methods, **cost.methods}), False)
+
+
+@implements(final_cost, Struct)
+def _no_final_cost(loss, x):
+    return like(x, 0.0)
+
+
+def cost_each(loss, t, weights, states, controls, total):
+    """`cost_batch` of any loss."""
+    form = _running_cost_each if is_running(type(loss)) else _cost_each
+    form(loss, t, weights, states, controls, total)
+
+
+def _cost_each(loss, t, weights, states, controls, total):
+    for b in range(states.shape[1]):
+        total[b] += weights[t] * cost(loss, states[t, b])
+
+
+def _running_cost_each(loss, t, weights, states, controls, total):
+    for b in range(states.shape[1]):
+        if t < controls.shape[0]:
+            total[b] += weights[t] * running_cost(loss, t, states[t, b], controls[t, b])
+        else:
+            total[b] += weights[t] * final_cost(loss, states[t, b])
+
+
+compiled_as(cost_each, lambda loss, *_: _running_cost_each if is_running(class_of(loss)) else _cost_each, forceinline=True)
+
+
 @implements(cost_batch, Struct)
-def _cost_each(loss, x, weight, total):
+def _cost_batch(loss, t, weights, states, controls, total):
+    cost_each(loss, t, weights, states, controls, total)
+
+
+@implements(observe_batch, Observation)
+def _observe_each(observation, t, x, seen):
     for b in range(x.shape[0]):
-        total[b] += weight * cost(loss, x[b])
+        observe(observation, t, x[b], seen[b])
+
+
+@implements(observe, State)
+def _see_the_state(observation, t, x, seen):
+    seen[:] = x
+
+
+@implements(observe_batch, State)
+def _see_the_states(observation, t, x, seen):
+    pass  # they are the same array
 
 
 @implements(pack, Controller)

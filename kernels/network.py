@@ -1,4 +1,4 @@
-"""Networks: each output of a layer sees a window of the layer below; tanh between layers, linear output.
+"""Networks: each output of a layer sees a window of the layer below; an activation between layers, linear output.
 
 One loop serves every kind. A dense layer has one window, which sees everything. A convolution has many, a few positions wide.
 Source: docs/cartpole.md (multilayer perceptron), docs/quantum.md (convolutions).
@@ -6,11 +6,11 @@ Source: docs/cartpole.md (multilayer perceptron), docs/quantum.md (convolutions)
 The arenas (n rows: samples, or samples x time steps; P positions, J outputs per position, padded to a span):
 
     hidden    layer 0 | layer 1 | ..          a layer: P matrices (rows, span); number j of position p of row r lies at
-                                              place * rows + (p * rows + r) * span + j
+    slopes    the same, or nothing            place * rows + (p * rows + r) * span + j
     weights   kernel (taps * inputs, span), bias (span), back (taps, J, span below): the transposed kernel, for the adjoint
               first layer: back (J, padded window); output layer: kernel (J, taps, span below), bias, no back
 
-Padding holds zeros.
+Padding holds zeros. A linear controller has one layer, the first, and no output layer: its numbers are the controls.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stablebptt.kernels.activations import Activation, Identity, Tanh, activate_all, keeps_slopes, slope_count
 from stablebptt.kernels.core.dispatch import implements, inline
 from stablebptt.kernels.core.simd import NONE, ONE, offset, padded, pointer
 from stablebptt.kernels.core.structs import Struct, row_reference
-from stablebptt.kernels.dense import aligned, copy, dot, matmul, tanh_all
+from stablebptt.kernels.dense import aligned, copy, dot, matmul
 from stablebptt.kernels.generics import control_batch, pack
 
 # Rows of a matrix product that fill the largest tile.
 TILE_ROWS = 8
+TANH = Tanh()
 
 
 @dataclass(frozen=True)
@@ -82,19 +84,27 @@ class Network(Struct):
     """A network as a controller.
 
     table (layers, fields of `Layer`) : one row per layer
-    n_state, n_parameters, n_weights : numbers of a state, of theta, and of theta as `pack` arranges it
+    activation : of all layers but the last
+    hidden : number of layers whose numbers are on the tape: all but the last, or the only one
+    n_state, n_parameters, n_weights : numbers of an input, of theta, and of theta as `pack` arranges it
     width : hidden numbers per row of the tape
     """
 
     table: np.ndarray
+    activation: Activation
+    hidden: int
     n_state: int
     n_parameters: int
     n_weights: int
     width: int
 
     def sizes(self) -> tuple[int, int]:
-        """Numbers of a state and of a control."""
+        """Numbers of an input and of a control."""
         return self.n_state, int(self.layers()[-1].outputs)
+
+    def tape_width(self) -> int:
+        """Numbers per row of the tape."""
+        return self.width * (1 + keeps_slopes(self.activation))
 
     def layers(self) -> list[Layer]:
         """The layers, from the state to the control."""
@@ -117,28 +127,30 @@ class Network(Struct):
 
     def sums(self, dtype: type, *, groups: int, adjoints: int) -> "Sums":
         """Arenas for the sums of m = `adjoints` gradients; see `new_sums`."""
-        *hidden, last = self.layers()
+        layers = self.layers()
+        below, last = layers[self.hidden - 1], layers[-1]
         return Sums(
-            gradient=aligned((groups, hidden[-1].gradient + hidden[-1].rows, self.widest(adjoints)), dtype),
+            gradient=aligned((groups, below.gradient + below.rows, self.widest(adjoints)), dtype),
             output=aligned((groups, adjoints * last.outputs, last.taps * last.below), dtype),
             output_bias=aligned((groups, adjoints, padded(last.outputs)), dtype),
         )
 
     def widest(self, adjoints: int) -> int:
         """Columns that hold m = `adjoints` gradients of any hidden layer side by side."""
-        return max(padded(adjoints * max(layer.apart, layer.outputs)) for layer in self.layers()[:-1])
+        return max(padded(adjoints * max(layer.apart, layer.outputs)) for layer in self.layers()[: self.hidden])
 
     def tape(
         self, dtype: type, *, rows: int, chunk: int, adjoints: int, unit: bool, groups: np.ndarray, sums: "Sums"
     ) -> "Tape":
         """Arenas for `rows` stored rows, `chunk` rows per backward step and m = `adjoints` gradients; see `new_tape`."""
-        hidden, widest = self.layers()[:-1], self.widest(adjoints)
+        hidden, widest = self.layers()[: self.hidden], self.widest(adjoints)
         seen = hidden[0].below
         return Tape(
             rows=rows,
             chunk=chunk,
             unit=unit,
             hidden=aligned((rows * self.width,), dtype),
+            slopes=aligned((slope_count(self.activation, rows * self.width),), dtype),
             deltas=aligned((1 if unit else adjoints, chunk * self.width), dtype),
             scaled=aligned((chunk + 1, widest), dtype),  # `scale` may write beyond the last row
             windows=aligned((chunk, max(layer.rows for layer in hidden)), dtype),
@@ -167,7 +179,7 @@ class Tape(Struct):
 
     rows, chunk : rows of hidden, rows of deltas
     unit : True if one slot of deltas, for the cotangent 1 of the only control, serves all adjoints; False if each has its own
-    hidden (rows * width,) : activations
+    hidden (rows * width,), slopes (the same, or 1) : activations, and their slopes, if they are kept
     deltas (1 or m, chunk * width) : cotangents of the activations, in the same layout
     scaled (chunk + 1, widest), windows (chunk, rows), seen (chunk, below) : scratch: scaled numbers, cotangents of windows
     gathered (chunk + 1, widest span) : scratch: rows of one group of samples
@@ -179,6 +191,7 @@ class Tape(Struct):
     chunk: int
     unit: bool
     hidden: np.ndarray
+    slopes: np.ndarray
     deltas: np.ndarray
     scaled: np.ndarray
     windows: np.ndarray
@@ -189,34 +202,35 @@ class Tape(Struct):
     sums: Sums
 
 
-def mlp(sizes: Sequence[int]) -> Network:
-    """A multilayer perceptron with layer sizes (n_state, hidden .., n_control); at least one hidden layer."""
-    return network((1, sizes[0]), [Dense(size) for size in sizes[1:]])
+def mlp(sizes: Sequence[int], activation: Activation = TANH) -> Network:
+    """A multilayer perceptron with layer sizes (n_state, hidden .., n_control); without hidden layers, it is linear."""
+    return network((1, sizes[0]), [Dense(size) for size in sizes[1:]], activation)
 
 
-def cnn(points: int, features: int) -> Network:
+def cnn(points: int, features: int, activation: Activation = TANH) -> Network:
     """Two convolutions over the (points, 2) numbers of a wave function, each with `features`, and one control."""
-    return network((points, 2), [Convolution(features), Convolution(features), Dense(1)])
+    return network((points, 2), [Convolution(features), Convolution(features), Dense(1)], activation)
 
 
-def network(shape: tuple[int, int], layers: Sequence[Dense | Convolution]) -> Network:
-    """A network on states of `shape` (positions, numbers per position).
+def network(shape: tuple[int, int], layers: Sequence[Dense | Convolution], activation: Activation = TANH) -> Network:
+    """A network on inputs of `shape` (positions, numbers per position).
 
     Parameters
     ----------
-    layers : from the state to the control, convolutions first; the last one is dense and linear, the others have tanh
+    layers : from the input to the control, convolutions first; the last one is dense and linear
+    activation : of the others
 
     Raises
     ------
     ValueError
-        If there is no hidden layer, a window does not fit, or a convolution follows a dense layer.
+        If there is no layer, a window does not fit, or a convolution follows a dense layer.
     """
-    if len(layers) < 2 or not isinstance(layers[-1], Dense):
-        raise ValueError(f"layers are {list(layers)}; give at least one hidden layer, and a dense one as the last")
-    (positions, inputs), table = shape, []
+    if not layers or not isinstance(layers[-1], Dense):
+        raise ValueError(f"layers are {list(layers)}; give a dense one as the last")
+    (positions, inputs), table, hidden = shape, [], max(1, len(layers) - 1)
     weights = theta = place = gradient = 0
     for number, given in enumerate(layers):
-        last = number == len(layers) - 1
+        last = number == hidden
         taps, stride, outputs = _window(given, positions, number)
         window, windows, span = taps * inputs, (positions - taps) // stride + 1, padded(outputs)
         below = padded(window if number == 0 else inputs)
@@ -235,7 +249,8 @@ def network(shape: tuple[int, int], layers: Sequence[Dense | Convolution]) -> Ne
             place += windows * span
             gradient += rows
         positions, inputs = windows, outputs
-    return Network(np.array(table, np.int64), shape[0] * shape[1], theta, weights, place)
+    used = activation if len(layers) > 1 else Identity()
+    return Network(np.array(table, np.int64), used, hidden, shape[0] * shape[1], theta, weights, place)
 
 
 def _window(layer: Dense | Convolution, positions: int, number: int) -> tuple[int, int, int]:
@@ -260,9 +275,9 @@ def layer_of(network, i):
 
 @implements(pack, Network)
 def _pack(network, theta, weights):
-    last = network.table.shape[0] - 1
+    last = network.hidden
     w = pointer(weights)
-    for i in range(last + 1):
+    for i in range(network.table.shape[0]):
         layer = layer_of(network, i)
         source, outputs = offset(pointer(theta), layer.theta), layer.outputs
         kernel, back = offset(w, layer.kernel), offset(w, layer.back)
@@ -284,14 +299,15 @@ def _pack(network, theta, weights):
 @implements(control_batch, Network)
 def _control_batch(network, weights, x, c, tape, row):
     n, n_state = x.shape
-    last = network.table.shape[0] - 1
-    w, h, rows = pointer(weights), pointer(tape.hidden), tape.rows
+    last = network.hidden
+    w, h, slopes, rows = pointer(weights), pointer(tape.hidden), pointer(tape.slopes), tape.rows
     below = layer_of(network, 0)
     for i in range(last):
         layer = layer_of(network, i)
         span, kernel, bias = layer.span, offset(w, layer.kernel), offset(w, layer.bias)
         for p in range(layer.positions):
-            z = offset(h, layer.place * rows + (p * rows + row) * span)
+            place = layer.place * rows + (p * rows + row) * span
+            z = offset(h, place)
             if i == 0:
                 window = offset(pointer(x), p * layer.stride * layer.inputs)
                 matmul(n, span, layer.taps * layer.inputs, window, n_state, ONE, kernel, span, bias, NONE, z, span)
@@ -303,8 +319,12 @@ def _control_batch(network, weights, x, c, tape, row):
                         matmul(n, span, layer.inputs, seen, below.span, ONE, weight, span, bias, NONE, z, span)
                     else:
                         matmul(n, span, layer.inputs, seen, below.span, ONE, weight, span, z, span, z, span)
-            tanh_all(n * span, z)
+            activate_all(network.activation, n * span, z, offset(slopes, place))
         below = layer
+    if network.table.shape[0] == last:
+        for r in range(n):
+            copy(below.outputs, offset(h, (row + r) * below.span), offset(pointer(c), r * below.outputs))
+        return
     layer = layer_of(network, last)
     kernel, span = offset(w, layer.kernel), below.span
     for r in range(n):

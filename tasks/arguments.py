@@ -160,11 +160,9 @@ def _is_row(name: str, value: Any) -> bool:
 
 
 def sizes(name: str, value: Any) -> tuple[int, ...]:
-    """Sizes of hidden layers: at least one, each at least 1."""
+    """Sizes of hidden layers, each at least 1; none for a linear controller."""
     if not _is_row(name, value):
         raise ArgumentError(f"{name} is {told(value)}; it must be a sequence of layer sizes such as (100, 100)")
-    if len(value) == 0:
-        raise ArgumentError(f"{name} is empty; give at least one hidden layer")
     return tuple(size(f"{name}[{i}]", width) for i, width in enumerate(value))
 
 

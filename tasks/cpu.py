@@ -12,12 +12,14 @@ from numba import typeof
 
 from stablebptt.adjoint import linked as backward_linked
 from stablebptt.adjoint import rollout as backward
+from stablebptt.adjoint.combine import combine
+from stablebptt.adjoint.generics import parameter_names
 from stablebptt.kernels import linked as forward_linked
 from stablebptt.kernels import rollout as forward
 from stablebptt.kernels.core import threads
 from stablebptt.kernels.core.structs import Reference
 from stablebptt.tasks import plain_python
-from stablebptt.tasks.engine import ALONE, Evaluation, Gradient, Loss
+from stablebptt.tasks.engine import ALONE, Evaluation, Gradient, Keys, Loss
 from stablebptt.tasks.problems import EVALUATION_BATCH, Problem
 from stablebptt.tasks.variants import Gates
 
@@ -36,9 +38,9 @@ class _Works(threading.local):
 
 
 class _Linked(NamedTuple):
-    """An episode whose system and loss were compiled apart, and their types then."""
+    """An episode whose system, loss and observation were compiled apart, and their types then."""
 
-    kinds: tuple[Any, Any]
+    kinds: tuple[Any, ...]
     episode: Reference
 
 
@@ -47,81 +49,100 @@ class Engine:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.episode = forward.Episode(
-            system=problem.system,
-            controller=problem.controller,
-            loss=problem.loss_function,
-            time_weights=problem.time_weights,
-            regularization=float(problem.regularization),
-            n_state=problem.n_state,
-            n_control=problem.n_control,
-        )
+        self.episode = problem.episode()
         self._system, self._loss = Reference(problem.system), Reference(problem.loss_function)
+        self._observation = Reference(problem.observation)
+        self._parameter_names = parameter_names(problem.system)
         self._linked: dict[Any, _Linked] = {}
         self._works = _Works()
         self._work = problem.steps * (problem.n_parameters + OVERHEAD)  # multiply-adds per sample
 
     def evaluate(
-        self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, paths: bool = False, queue: int = ALONE
+        self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, keys: Keys = None, paths: bool = False, queue: int = ALONE
     ) -> Iterator[Evaluation]:
         """Roll out S controllers, each from its own states (B, *state_shape); see `engine.Engine`."""
-        return (self._path(theta, x0) if paths else self._losses(theta, x0) for theta, x0 in zip(thetas, x0s))
+        compute = self._path if paths else self._losses
+        return (compute(theta, x0, own) for theta, x0, own in zip(thetas, x0s, _keys(keys, x0s)))
 
     def gradients(
-        self, thetas: list[np.ndarray], x0s: list[np.ndarray], gates: Gates, *, parts: bool = False, queue: int = ALONE
+        self,
+        thetas: list[np.ndarray],
+        x0s: list[np.ndarray],
+        gates: Gates,
+        *,
+        keys: Keys = None,
+        parts: bool = False,
+        queue: int = ALONE,
     ) -> Iterator[Gradient]:
         """Gradients (n_parameters,) of S controllers, each for its own states (B, *state_shape); see `engine.Engine`."""
         typeof(gates)  # compute the type now: in a kernel's call, Numba would mistake an interrupt for a missing type
-        return (self._gradient(theta, x0, gates) for theta, x0 in zip(thetas, x0s))
+        return (self._gradient(theta, x0, own, gates) for theta, x0, own in zip(thetas, x0s, _keys(keys, x0s)))
 
-    def _path(self, theta: np.ndarray, x0: np.ndarray) -> Evaluation:
-        problem, batch, work = self.problem, len(x0), self._rolled_out(theta, x0)
+    def _path(self, theta: np.ndarray, x0: np.ndarray, keys: np.ndarray) -> Evaluation:
+        problem, batch, work = self.problem, len(x0), self._rolled_out(theta, x0, keys)
         paths = [arena.path for arena in work.arenas]
         states = np.concatenate([path.states.swapaxes(0, 1) for path in paths]).reshape(batch, -1, *problem.state_shape)
         controls = np.concatenate([path.controls.swapaxes(0, 1) for path in paths]).reshape(batch, -1, *problem.control_shape)
         return Evaluation(work.physics.copy(), work.effort.copy(), states, controls)
 
-    def _losses(self, theta: np.ndarray, x0: np.ndarray) -> Evaluation:
+    def _losses(self, theta: np.ndarray, x0: np.ndarray, keys: np.ndarray) -> Evaluation:
         physics, effort = np.empty(len(x0)), np.empty(len(x0))
         for first in range(0, len(x0), EVALUATION_BATCH):
             part = slice(first, min(first + EVALUATION_BATCH, len(x0)))
-            work = self._rolled_out(theta, x0[part])
+            work = self._rolled_out(theta, x0[part], keys[part])
             physics[part], effort[part] = work.physics, work.effort
         return Evaluation(physics, effort)
 
-    def _rolled_out(self, theta: np.ndarray, x0: np.ndarray) -> forward.Work:
+    def _rolled_out(self, theta: np.ndarray, x0: np.ndarray, keys: np.ndarray) -> forward.Work:
         batch, parts = len(x0), self._parts(len(x0))
         new = partial(forward.new_work, self.episode, batch, self.problem.dtype, parts=parts)
         work = _kept(self._works.rollouts, (batch, parts), new)
+        work.struct.keys[:] = keys
         self._call(work, forward_linked, forward.evaluate, theta, x0.reshape(batch, self.problem.n_state))
         found: forward.Work = work.struct
         last = np.concatenate([arena.path.states[-1] for arena in found.arenas])
         found.physics[~np.isfinite(last).all(axis=1)] = np.nan  # a loss may ignore some numbers
         return found
 
-    def _gradient(self, theta: np.ndarray, x0: np.ndarray, gates: Gates) -> Gradient:
+    def _gradient(self, theta: np.ndarray, x0: np.ndarray, keys: np.ndarray, gates: Gates) -> Gradient:
         problem, batch, adjoints, parts = self.problem, len(x0), len(gates.physics), self._parts(len(x0))
         sizes = {"tape_bytes": problem.tape_bytes, "parts": parts}
         new = partial(backward.new_work, self.episode, batch, adjoints, problem.dtype, **sizes)
         kept = _kept(self._works.gradients, (batch, adjoints, parts), new)
         x = x0.reshape(batch, problem.n_state)
+        kept.struct.keys[:] = keys
         found = backward.Results(*self._call(kept, backward_linked, backward.gradient, theta, x, gates))
         work = kept.struct
         total, physics = problem.total(found.physics, found.effort)
         loss = Loss(total, physics) if found.finite else Loss(math.nan, math.nan)  # a loss may ignore some numbers
+        parameters = self._parameters(work, joined=gates.joined) if self._parameter_names else {}
         if not gates.joined:
-            return Gradient(work.gradients[0], loss, found.regular2)
+            return Gradient(work.gradients[0], loss, found.regular2, x0=work.x0_bar[0].reshape(x0.shape), parameters=parameters)
         norms = math.sqrt(found.regular2) * math.sqrt(found.modified2)
         cosine = found.product / norms if norms > 0 else math.nan
-        return Gradient(work.joined, loss, found.joined2, work.gradients[0], work.gradients[1], cosine)
+        x0_bar = work.joined_x0.reshape(x0.shape)
+        parts_of_c = work.gradients[0], work.gradients[1]
+        return Gradient(work.joined, loss, found.joined2, *parts_of_c, cosine, x0_bar, parameters)
+
+    def _parameters(self, work: backward.Work, *, joined: bool) -> dict[str, float]:
+        """Derivatives by the system's parameters: sums over samples, in their order, joined number by number."""
+        parts = np.concatenate([arena.bars.parameters for arena in work.arenas]).astype(np.float64)
+        regular, *others = parts.cumsum(axis=0)[-1]
+        values = np.empty_like(regular)
+        if joined:
+            combine(others[0], regular, values)
+        else:
+            values[:] = regular
+        return dict(zip(self._parameter_names, values.tolist()))
 
     def _episode(self, linked: Any) -> Reference:
-        """The episode, with system and loss compiled apart by a module `linked`; anew if somebody changed their methods."""
-        kinds = self._system._numba_type_, self._loss._numba_type_
+        """The episode, with parts compiled apart by a module `linked`; anew if somebody changed their methods."""
+        kinds = self._system._numba_type_, self._loss._numba_type_, self._observation._numba_type_
         known = self._linked.get(linked)
         if known is None or known.kinds != kinds:
             parts = {"system": linked.linked_system(self._system, self.problem.dtype)}
             parts["loss"] = linked.linked_loss(self._loss, self.problem.dtype)
+            parts["observation"] = linked.linked_observation(self._observation, self.problem.dtype)
             known = self._linked[linked] = _Linked(kinds, Reference(dataclasses.replace(self.episode, **parts)))
         return known.episode
 
@@ -134,6 +155,11 @@ class Engine:
         with plain_python.explained(self.problem, x0[0]):
             episode = self._episode(linked)
             return threads.call(len(work.struct.bounds) - 1, kernel, episode, theta, x0, *more, work)
+
+
+def _keys(keys: Keys, x0s: list[np.ndarray]) -> list[np.ndarray]:
+    """What is random for each sample; by default its number."""
+    return [np.arange(len(x0)) for x0 in x0s] if keys is None else keys
 
 
 def _kept(known: dict[tuple[int, ...], Reference], sizes: tuple[int, ...], new: Callable[[], Any]) -> Reference:

@@ -19,9 +19,11 @@ from stablebptt.adjoint.cuda_rollout import Results, bars_size, make_gradient, m
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.cuda_block import SIMULATED, TILE
 from stablebptt.kernels.cuda_rollout import Paths, Shared, make_evaluate, new_layout, work_size
+from stablebptt.kernels.generics import State, is_running
 from stablebptt.kernels.network import Network
+from stablebptt.kernels.quadratic import Quadratic
 from stablebptt.kernels.rollout import Episode, effort_weight
-from stablebptt.tasks.engine import ALONE, Evaluation, Gradient, Loss
+from stablebptt.tasks.engine import ALONE, Evaluation, Gradient, Keys, Loss
 from stablebptt.tasks.errors import BackendError
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.variants import Gates
@@ -77,16 +79,9 @@ def plan(problem: Problem, variants: int, capacity: int) -> Plan:
 
 def episode_of(problem: Problem, *, padded: bool) -> Any:
     """The episode for the kernels on the device: time_weights (T+1,) in the problem's precision, a `Layout` as controller."""
-    episode = Episode(
-        system=problem.system,
-        controller=problem.controller,
-        loss=problem.loss_function,
-        time_weights=problem.time_weights.astype(problem.dtype),
-        regularization=float(problem.regularization),
-        n_state=problem.n_state,
-        n_control=problem.n_control,
-    )
-    return replace(episode, controller=new_layout(episode, padded=padded))
+    episode = problem.episode()
+    weights = problem.time_weights.astype(problem.dtype)
+    return replace(episode, time_weights=weights, controller=new_layout(episode, padded=padded))
 
 
 class Queue:
@@ -220,7 +215,7 @@ class Engine:
         self._queues = _Queues()
 
     def evaluate(
-        self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, paths: bool = False, queue: int = ALONE
+        self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, keys: Keys = None, paths: bool = False, queue: int = ALONE
     ) -> Iterator[Evaluation]:
         """Roll out S controllers, each from its own states (B, *state_shape); see `engine.Engine`."""
         groups = math.ceil(len(x0s[0]) / TILE)
@@ -228,7 +223,14 @@ class Engine:
         return _split(lambda a, b: compute(a, b, groups, queue), thetas, x0s, MOST_BLOCKS // groups)
 
     def gradients(
-        self, thetas: list[np.ndarray], x0s: list[np.ndarray], gates: Gates, *, parts: bool = False, queue: int = ALONE
+        self,
+        thetas: list[np.ndarray],
+        x0s: list[np.ndarray],
+        gates: Gates,
+        *,
+        keys: Keys = None,
+        parts: bool = False,
+        queue: int = ALONE,
     ) -> Iterator[Gradient]:
         """Gradients (n_parameters,) of S controllers, each for its own states (B, *state_shape); see `engine.Engine`."""
         names = ("joined", "sums") if gates.joined and parts else ("joined",) if gates.joined else ("sums",)
@@ -373,6 +375,13 @@ def to_device(problem: Problem) -> Problem:
     if type(problem.controller) is not Network:
         name = type(problem.controller).__name__
         raise BackendError(f"backend 'cuda' runs the networks of this package; {name} is a controller of your own")
+    missing = {
+        "observe": type(problem.observation) is not State,
+        "costs of time and control": type(problem.loss_function) is Quadratic or is_running(type(problem.loss_function)),
+        "vary, disturb and noise": problem.is_random,
+    }
+    if found := [name for name, there in missing.items() if there]:
+        raise BackendError(f"backend 'cuda' does not compute {' and '.join(found)}; use the CPU")
     if path_bytes(problem, 1) > free_bytes():
         raise BackendError(f"{problem.title}: the activations of {problem.steps} time steps do not fit into the device's memory")
     return replace(problem, backend="cuda")

@@ -19,7 +19,7 @@ from stablebptt.kernels.core.fingerprints import describe
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.generics import Controller, System
 from stablebptt.kernels.network import mlp
-from stablebptt.tasks import arguments, descriptions, plain_python
+from stablebptt.tasks import additions, arguments, descriptions, plain_python
 from stablebptt.tasks.errors import ArgumentError, BackendError, DivergedError, OwnCodeError, OwnLineError
 from stablebptt.tasks.places import where
 from stablebptt.tasks.problems import Axis, Problem, mean_weights
@@ -27,6 +27,7 @@ from stablebptt.tasks.task import CUSTOM, LOSSES, OUTPUT_INITS, Task
 
 TASK = CUSTOM
 SYSTEM, LOSS = (forward.step, backward.step_vjp), (forward.cost, backward.cost_vjp)
+RUNNING = (forward.running_cost, backward.running_cost_vjp)
 CONTROLLER = (forward.control, backward.control_vjp)
 PARTS = ("system", "controller", "loss")
 importing: list[str] = []  # the user's modules whose import is under way
@@ -51,6 +52,7 @@ def custom_problem(
     control_axes: Sequence[Any] | None = None,
     state_units: str = "1",
     control_units: str = "1",
+    **added: Any,
 ) -> Problem:
     """A problem with a custom system, controller or loss.
 
@@ -70,14 +72,16 @@ def custom_problem(
     state_axes, control_axes : names for files and pictures: an `Axis` or a list of words for every axis; for a single axis, the
         list alone, such as ["place", "rate"]
     state_units, control_units : units for files and pictures
+    **added : activation, bound, observe, disturb, time_weights; see `stablebptt.tasks.additions`
 
     Raises
     ------
     TypeError, ValueError
         If a part lacks a method, or something does not fit.
     """
+    arguments.known(CUSTOM, added, additions.NAMES)
     _needs("system", system, System, SYSTEM)
-    _needs("loss", loss, Struct, LOSS)
+    _needs("loss", loss, Struct, RUNNING if forward.is_running(type(loss)) else LOSS)
     kind = arguments.precision(dtype)
     state_shape = _shape("state_shape", getattr(system, "state_shape", None) if state_shape is None else state_shape)
     control_shape = _shape("control_shape", getattr(system, "control_shape", None) if control_shape is None else control_shape)
@@ -124,8 +128,19 @@ def custom_problem(
         control_units=control_units,
         regularization=rho,
     )
+    problem, _ = additions.apply(problem, added)
     plain_python.try_new(problem)
     return problem
+
+
+def renewed(problem: Problem, added: dict[str, Any]) -> Problem:
+    """A custom problem whose options describe its parts as they are now, and what was added."""
+    named = {"system": problem.system, "controller": problem.controller, "loss": problem.loss_function}
+    if type(problem.observation) is not forward.State:
+        named["observation"] = problem.observation
+    parts = {name: descriptions.of_part(part) for name, part in named.items()}
+    counts = {"n_parameters": problem.n_parameters, "code": descriptions.code(named)}
+    return dataclasses.replace(problem, options={**problem.options, **added, "parts": parts, **counts})
 
 
 def from_source(source: str, **keywords: Any) -> Problem:
@@ -327,7 +342,10 @@ def custom_facts(options: dict[str, Any]) -> dict[str, Any]:
     """`descriptions.facts` of the problem with these options."""
     names = ("steps", "dt", "regularization", "output_init", "dtype")
     weights = mean_weights(options["when"], options["steps"])
-    return {name: options[name] for name in names} | {"time_weights": describe(weights)} | options["parts"]
+    weights = np.asarray(options.get("time_weights", weights), np.float64)
+    more = {"limits": describe(np.asarray(options["bound"]))} if "bound" in options else {}
+    more |= {f"disturb.{name}": describe(np.asarray(value)) for name, value in options.get("disturb", {}).items()}
+    return {name: options[name] for name in names} | {"time_weights": describe(weights)} | options["parts"] | more
 
 
 class Described:

@@ -13,6 +13,7 @@ import numpy as np
 
 from stablebptt.kernels.core.fingerprints import describe, is_hashed
 from stablebptt.kernels.core.structs import Struct
+from stablebptt.kernels.generics import State
 
 # How a problem was made does not count when two are compared.
 MAKERS_OWN = ("source", "arguments")
@@ -28,7 +29,9 @@ def of_part(part: Struct) -> dict[str, Any]:
     """
     kind = type(part)
     if is_hashed(kind) and hasattr(part, "layout"):
-        return {"layers": {name: list(shape) for name, shape in part.layout().items()}}
+        layers = {name: list(shape) for name, shape in part.layout().items()}
+        activation = type(part.activation).__qualname__
+        return {"layers": layers} | ({} if activation == "Tanh" or len(part.layers()) == 1 else {"activation": activation})
     fields = {name: _field(getattr(part, name)) for name in kind.fields}
     return {"class": kind.__qualname__, "fields": fields, "constants": dict(sorted(kind.constants().items()))}
 
@@ -43,11 +46,16 @@ def facts(problem: Any) -> dict[str, Any]:
     """Everything that decides the results of a problem."""
     names = ("steps", "dt", "regularization", "output_init")
     parts = {"system": problem.system, "controller": problem.controller, "loss": problem.loss_function}
+    if type(problem.observation) is not State:
+        parts["observation"] = problem.observation
+    more = {} if problem.limits is None else {"limits": describe(problem.limits)}
+    more |= {f"disturb.{name}": describe(np.asarray(value)) for name, value in problem.disturbance.items()}
     return {
         **{name: getattr(problem, name) for name in names},
         "dtype": np.dtype(problem.dtype).name,
         "time_weights": describe(problem.time_weights),
         **{name: of_part(part) for name, part in parts.items()},
+        **more,
     }
 
 

@@ -1,14 +1,15 @@
 """The protocol of the engines, and the results they return."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
 from stablebptt.tasks.variants import Gates
 
+Keys = list[np.ndarray] | None
 # Queue of single calls: they may come between the launch of many runs and the last of their results.
 ALONE = -1
 
@@ -62,6 +63,9 @@ class Gradient:
     norm2 : squared 2-norm
     regular, modified (n_parameters,) : R and M of variant C; None for other variants
     cosine : of the angle between R and M; NaN for other variants
+    x0 (B, *state_shape) : cotangent of the initial states; for variant C joined like the gradient, number by number; None from a
+        device
+    parameters : derivatives by the system's parameters, by name, if it has a method for `step_parameters_vjp`; joined likewise
     """
 
     value: np.ndarray
@@ -70,6 +74,8 @@ class Gradient:
     regular: np.ndarray | None = None
     modified: np.ndarray | None = None
     cosine: float = float("nan")
+    x0: np.ndarray | None = None
+    parameters: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         cosine = "" if self.regular is None else f", cosine of R and M {self.cosine:.3f}"
@@ -77,8 +83,8 @@ class Gradient:
 
     def copy(self) -> Self:
         """A copy with its own arrays."""
-        regular, modified = (None if part is None else part.copy() for part in (self.regular, self.modified))
-        return replace(self, value=self.value.copy(), regular=regular, modified=modified)
+        arrays = {name: getattr(self, name) for name in ("value", "regular", "modified", "x0")}
+        return replace(self, **{name: array.copy() for name, array in arrays.items() if array is not None})
 
 
 class Evaluation(NamedTuple):
@@ -103,11 +109,21 @@ class Engine(Protocol):
     """
 
     def evaluate(
-        self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, paths: bool = False, queue: int = ALONE
+        self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, keys: Keys = None, paths: bool = False, queue: int = ALONE
     ) -> Iterator[Evaluation]:
-        """Roll out thetas, S times (n_parameters,), from x0s, S times (B, *state_shape); `paths` returns states and controls."""
+        """Roll out thetas, S times (n_parameters,), from x0s, S times (B, *state_shape); `paths` returns states and controls.
+
+        keys : S times (B,), what is random for each sample; by default its number in the batch
+        """
 
     def gradients(
-        self, thetas: list[np.ndarray], x0s: list[np.ndarray], gates: Gates, *, parts: bool = False, queue: int = ALONE
+        self,
+        thetas: list[np.ndarray],
+        x0s: list[np.ndarray],
+        gates: Gates,
+        *,
+        keys: Keys = None,
+        parts: bool = False,
+        queue: int = ALONE,
     ) -> Iterator[Gradient]:
         """Gradients (n_parameters,) of the mean losses of S controllers; `parts` also returns R and M of variant C."""

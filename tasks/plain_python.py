@@ -172,9 +172,11 @@ def _calls(problem: Any, x: np.ndarray, cotangents: tuple[int, ...]) -> Iterator
     """Calls of all functions of a problem at one state x (n_state,)."""
     for m in cotangents:
         yield from _system_calls(problem.system, x, problem.n_control, m)
-    yield from _loss_calls(problem.loss_function, x)
+    if problem.loss_function is not None:
+        yield from _loss_calls(problem.loss_function, x, problem.n_control)
+    yield from _observation_calls(getattr(problem, "observation", None), x)
     if isinstance(problem.controller, forward.Controller):
-        yield from _controller_calls(problem.controller, x, problem.n_control)
+        yield from _controller_calls(problem.controller, np.zeros(problem.n_seen, x.dtype) + x[0], problem.n_control)
 
 
 def _system_calls(system: Any, x: np.ndarray, n_control: int, m: int) -> Iterator[Call]:
@@ -193,9 +195,23 @@ def _system_calls(system: Any, x: np.ndarray, n_control: int, m: int) -> Iterato
     yield backward.step_batch_vjp, system, x, x_next, c, lam, zeros(b, m, n), zeros(b, m, n_control), scratch
 
 
-def _loss_calls(loss: Any, x: np.ndarray) -> Iterator[Call]:
-    yield forward.cost, loss, x
-    yield backward.cost_vjp, loss, x, x.dtype.type(1), np.zeros_like(x)
+def _loss_calls(loss: Any, x: np.ndarray, n_control: int) -> Iterator[Call]:
+    one, c = x.dtype.type(1), np.zeros(n_control, x.dtype)
+    if forward.is_running(type(loss)):
+        yield forward.running_cost, loss, 0, x, c
+        yield backward.running_cost_vjp, loss, 0, x, c, one, np.zeros_like(x), np.zeros_like(c)
+        yield forward.final_cost, loss, x
+        yield backward.final_cost_vjp, loss, x, one, np.zeros_like(x)
+    else:
+        yield forward.cost, loss, x
+        yield backward.cost_vjp, loss, x, one, np.zeros_like(x)
+
+
+def _observation_calls(observation: Any, x: np.ndarray) -> Iterator[Call]:
+    if observation is not None:
+        seen = np.zeros(type(observation).size(observation, x.size), x.dtype)
+        yield forward.observe, observation, 0, x, seen
+        yield backward.observe_vjp, observation, 0, x, np.ones_like(seen), np.zeros_like(x)
 
 
 def _controller_calls(controller: Any, x: np.ndarray, n_control: int) -> Iterator[Call]:
@@ -220,9 +236,10 @@ def _try(function: Any, part: Any, *arrays: Any) -> None:
     except Exception:  # 1 / 0, square roots of -1, the compiler's own functions: not so in compiled code, or it says so itself
         return
     else:
-        if function is forward.cost and not _is_number(result):
+        if function in (forward.cost, forward.running_cost, forward.final_cost) and not _is_number(result):
             told = {type(None): "nothing", Counted: f"an array of shape {np.shape(result)}"}.get(type(result), repr(result))
-            raise OwnLineError(f"{_first_line(own)}: it returns {told}; cost must return a number")
+            name = "final_cost" if function is forward.final_cost else "cost"
+            raise OwnLineError(f"{_first_line(own)}: it returns {told}; {name} must return a number")
 
 
 def _check_signature(function: Any, own: Any) -> None:

@@ -4,23 +4,27 @@ import functools
 import importlib
 import math
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from stablebptt.kernels.bounds import bounds
 from stablebptt.kernels.core.structs import Struct
-from stablebptt.kernels.generics import System, parameter_count
+from stablebptt.kernels.generics import Observation, State, System, parameter_count
 from stablebptt.kernels.network import Network
+from stablebptt.kernels.noise import Noise
+from stablebptt.kernels.rollout import Episode
 from stablebptt.tasks import arguments, bars, divergence, variants
 from stablebptt.tasks.engine import Engine, Gradient, Loss, Path
 from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.settings import LARGEST_SEED
 from stablebptt.tasks.task import OUTPUT_INITS
 
+STATE = State()
 # Streams of random numbers of one seed.
-WEIGHTS, STATES, TRAINING, TESTING, ORDER = range(5)
+WEIGHTS, STATES, TRAINING, TESTING, ORDER, KEYS = range(6)
 # The tape holds the activations of all time steps up to this many bytes; beyond, they are recomputed, chunk by chunk.
 TAPE_BYTES = 1 << 28
 # States that are rolled out together without a gradient.
@@ -105,6 +109,9 @@ class Problem:
     output_init : initial kernel of the last layer: "glorot" or "zero"
     draw : function (random, count) -> initial states (count, *state_shape)
     state_axes, control_axes : names for files and pictures
+    observation : what the controller sees of a state; by default the state itself
+    limits (2, n_control) : lowest and highest controls; None for no limits
+    disturbance : standard deviations of noise and pushes (n_state,) on the states, and the chance of a push in a time step
     state_units, control_units : units for files and pictures
     tape_bytes : memory for the activations of a gradient; beyond, they are recomputed, chunk by chunk
     backend : the engine, "cpu" or "cuda"
@@ -126,6 +133,9 @@ class Problem:
     draw: Callable[[np.random.Generator, int], np.ndarray] = field(repr=False)
     state_axes: tuple[Axis, ...] = field(repr=False)
     control_axes: tuple[Axis, ...] = field(repr=False)
+    observation: Observation = STATE
+    limits: Any = None
+    disturbance: Mapping[str, Any] = field(default_factory=dict)
     state_units: str = "1"
     control_units: str = "1"
     regularization: float = 0.0
@@ -151,7 +161,8 @@ class Problem:
         """Raise an error if the precision of a part, or the sizes of the network, do not fit the problem."""
         if self.dtype not in (np.float32, np.float64):
             raise ArgumentError(f"dtype is {self.dtype!r}; it must be np.float32 or np.float64")
-        for name, base in (("system", System), ("controller", Struct), ("loss_function", Struct)):
+        parts = (("system", System), ("observation", Observation), ("controller", Struct), ("loss_function", Struct))
+        for name, base in parts:
             part = getattr(self, name)
             if not isinstance(part, base):
                 raise ArgumentError(f"{name} is {part!r}; it must be an instance of a subclass of {base.__name__}")
@@ -160,9 +171,33 @@ class Problem:
                 if kind.kind == "f" and kind != self.dtype:
                     wanted = np.dtype(self.dtype)
                     raise ArgumentError(f"{name}.{key} is in {kind}, the problem in {wanted}; make another by sb.problem(...)")
-        if isinstance(self.controller, Network) and (sizes := self.controller.sizes()) != (self.n_state, self.n_control):
-            shapes = f"{self.n_state} and {self.n_control}"
+        if isinstance(self.controller, Network) and (sizes := self.controller.sizes()) != (self.n_seen, self.n_control):
+            shapes = f"{self.n_seen} and {self.n_control}"
             raise ArgumentError(f"the network has {sizes[0]} inputs and {sizes[1]} controls; the problem has {shapes}")
+
+    def noise(self) -> Noise:
+        """What is random during a rollout."""
+        seen = np.asarray(type(self.observation).noise(self.observation, self.n_state), self.dtype)
+        zeros = np.zeros(self.n_state)
+        state, push = (np.asarray(self.disturbance.get(name, zeros), self.dtype) for name in ("noise", "push"))
+        chance = self.dtype(self.disturbance.get("chance", 0.0))
+        return Noise(bool(seen.any() or state.any() or push.any()), seen, state, push, chance)
+
+    def episode(self) -> Episode:
+        """What the kernels take of this problem."""
+        return Episode(
+            system=self.system,
+            observation=self.observation,
+            controller=self.controller,
+            bounds=bounds(self.limits, self.n_control, self.dtype),
+            loss=self.loss_function,
+            noise=self.noise(),
+            time_weights=self.time_weights,
+            regularization=float(self.regularization),
+            n_state=self.n_state,
+            n_seen=self.n_seen,
+            n_control=self.n_control,
+        )
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -172,7 +207,7 @@ class Problem:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the engine: a copy makes its own."""
-        return {name: value for name, value in vars(self).items() if name != "engine"}
+        return {name: value for name, value in vars(self).items() if name not in ("engine", "is_random")}
 
     def __repr__(self) -> str:
         shapes = f"states {self.state_shape}, controls {self.control_shape}, {self.steps} steps of {self.dt:g}"
@@ -190,6 +225,11 @@ class Problem:
         return math.prod(self.state_shape)
 
     @property
+    def n_seen(self) -> int:
+        """Numbers that the controller sees."""
+        return type(self.observation).size(self.observation, self.n_state)
+
+    @property
     def n_control(self) -> int:
         """Numbers in a control."""
         return math.prod(self.control_shape)
@@ -204,6 +244,15 @@ class Problem:
         count = arguments.whole("count", count, 1)
         arguments.memory(f"{count} states", 16.0 * count * self.n_state)
         return arguments.sampled(self.draw(stream(seed, purpose), count), (count, *self.state_shape), self.dtype)
+
+    @functools.cached_property
+    def is_random(self) -> bool:
+        """Whether anything but the initial state differs between samples: fields of the system, noise, pushes."""
+        return bool(self.noise().active) or type(self.system).value_count(self.system) > 0
+
+    def keys(self, count: int, seed: int = 0, purpose: int = STATES, epoch: int = 0) -> np.ndarray:
+        """Keys (count,) of samples, which decide all that is random about them; see `stablebptt.kernels.noise`."""
+        return stream(seed, KEYS, purpose, epoch).integers(2**62, size=arguments.whole("count", count, 1))
 
     def init(self, seed: int = 0) -> np.ndarray:
         """Initial parameters (n_parameters,): Glorot uniform kernels and zero biases; `output_init` decides the last kernel.
@@ -238,11 +287,12 @@ class Problem:
             offset += size
         return views
 
-    def rollout(self, theta: np.ndarray, x0: np.ndarray, *, threads: int | None = None) -> Path:
+    def rollout(self, theta: np.ndarray, x0: np.ndarray, *, seed: int = 0, threads: int | None = None) -> Path:
         """Roll out the controller with parameters theta (n_parameters,) from x0 (B, *state_shape).
 
         Parameters
         ----------
+        seed : decides what else is random: noise, pushes and fields of the system that vary. So everywhere.
         threads : of the CPU, at most; by default all. The result does not depend on them. So everywhere.
 
         Raises
@@ -251,26 +301,31 @@ class Problem:
             If a state or control is not finite.
         """
         with arguments.threads(threads), bars.in_session_compiling():
-            path = self.follow(self._parameters(theta), self._states(x0))
+            x0 = self._states(x0)
+            path = self.follow(self._parameters(theta), x0, self._keys(x0, seed))
         divergence.check_path(path)
         return path
 
-    def follow(self, theta: np.ndarray, x0: np.ndarray) -> Path:
-        """`rollout` without checks: theta (n_parameters,), x0 (B, *state_shape)."""
-        found = next(self.engine.evaluate([theta], [x0], paths=True))
+    def follow(self, theta: np.ndarray, x0: np.ndarray, keys: np.ndarray | None = None) -> Path:
+        """`rollout` without checks: theta (n_parameters,), x0 (B, *state_shape), keys (B,)."""
+        found = next(self.engine.evaluate([theta], [x0], keys=None if keys is None else [keys], paths=True))
         return Path(self.time, found.states, found.controls, self.total(found.physics, found.effort)[0], self)
 
-    def losses(self, theta: np.ndarray, x0: np.ndarray, *, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def losses(
+        self, theta: np.ndarray, x0: np.ndarray, *, seed: int = 0, threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Losses of x0 (B, *state_shape) with and without the regulariser, (B,) each in float64; NaN where a rollout diverged."""
         with arguments.threads(threads), bars.in_session_compiling():
-            found = next(self.engine.evaluate([self._parameters(theta)], [self._states(x0)]))
+            x0 = self._states(x0)
+            keys = self._keys(x0, seed)
+            found = next(self.engine.evaluate([self._parameters(theta)], [x0], keys=None if keys is None else [keys]))
         return self.total(found.physics, found.effort)
 
     def total(self, physics: Any, effort: Any) -> tuple[Any, Any]:
         """Losses with and without the regulariser, from physics and effort, (B,) each or their means."""
         return physics + self.regularization * effort / (self.steps * self.n_control), physics
 
-    def loss(self, theta: np.ndarray, x0: np.ndarray, *, threads: int | None = None) -> Loss:
+    def loss(self, theta: np.ndarray, x0: np.ndarray, *, seed: int = 0, threads: int | None = None) -> Loss:
         """Mean loss of theta (n_parameters,) over x0 (B, *state_shape).
 
         Raises
@@ -278,13 +333,15 @@ class Problem:
         DivergedError
             If the loss is not finite.
         """
-        total, physics = self.losses(theta, x0, threads=threads)
+        total, physics = self.losses(theta, x0, seed=seed, threads=threads)
         if not np.all(np.isfinite(total)):
-            self.rollout(theta, x0[~np.isfinite(total)][:1])
+            divergence.check_path(self.follow(self._parameters(theta), self._states(x0), self._keys(x0, seed)))
             raise DivergedError("the loss is not finite")
         return Loss(float(total.mean()), float(physics.mean()))
 
-    def gradient(self, theta: np.ndarray, x0: np.ndarray, variant: Any = "R", *, threads: int | None = None) -> Gradient:
+    def gradient(
+        self, theta: np.ndarray, x0: np.ndarray, variant: Any = "R", *, seed: int = 0, threads: int | None = None
+    ) -> Gradient:
         """Gradient (n_parameters,) of the mean loss over x0 (B, *state_shape), in a variant.
 
         Parameters
@@ -297,11 +354,16 @@ class Problem:
             If a state, the loss or the gradient is not finite.
         """
         theta, x0 = self._parameters(theta), self._states(x0)
-        gates = variants.gates(variant, self.steps, self.dtype)
+        gates, keys = variants.gates(variant, self.steps, self.dtype), self._keys(x0, seed)
         with arguments.threads(threads), bars.in_session_compiling():
-            found = next(self.engine.gradients([theta], [x0], gates, parts=True))
-        divergence.check_gradient(self, found, theta, x0, gates)
+            own = None if keys is None else [keys]
+            found = next(self.engine.gradients([theta], [x0], gates, keys=own, parts=True))
+        divergence.check_gradient(self, found, theta, x0, gates, keys)
         return found.copy()
+
+    def _keys(self, x0: np.ndarray, seed: int) -> np.ndarray | None:
+        """Keys (B,), if anything needs them."""
+        return self.keys(len(x0), seed) if self.is_random else None
 
     def _parameters(self, theta: Any) -> np.ndarray:
         return arguments.array("theta", theta, (self.n_parameters,), self.dtype)

@@ -8,8 +8,9 @@ import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stablebptt.tasks import additions
 from stablebptt.tasks.errors import ArgumentError, BackendError
-from stablebptt.tasks.task import CUSTOM, Task, document
+from stablebptt.tasks.task import ADDITIONS, CUSTOM, Task, document
 
 if TYPE_CHECKING:
     from stablebptt.tasks.problems import Problem
@@ -32,8 +33,9 @@ def _custom(**parts: Any) -> Any:
     from stablebptt.tasks.custom import custom_problem
 
     parameters = inspect.signature(custom_problem).parameters
-    arguments.known(CUSTOM, parts, parameters)
-    if missing := [name for name, each in parameters.items() if each.default is each.empty and name not in parts]:
+    arguments.known(CUSTOM, parts, [*(name for name in parameters if name != "added"), *additions.NAMES])
+    needed = [name for name, each in parameters.items() if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
+    if missing := [name for name in needed if name not in parts]:
         raise ArgumentError(f"missing {', '.join(missing)}; give the name of a task, or all parts of your own")
     return custom_problem(**parts)
 
@@ -79,6 +81,7 @@ def problem(task: str | Task = CUSTOM, *, backend: str = "cpu", tape_bytes: int 
 
 for _task in TASKS.values():
     document(problem, f"Options of {_task.name}", _task.options, alone=False)
+document(problem, "Options of all tasks", ADDITIONS)
 
 
 def on_backend(made: "Problem", backend: str) -> "Problem":

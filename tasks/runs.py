@@ -14,7 +14,7 @@ from stablebptt.tasks.custom import TASK as CUSTOM
 from stablebptt.tasks.custom import Described, custom_facts
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.pictures import notebook
-from stablebptt.tasks.problems import Problem
+from stablebptt.tasks.problems import TESTING, Problem
 
 HISTORY = tuple(run_file.HISTORY)
 # Test states whose rollouts are stored.
@@ -239,28 +239,33 @@ def config_of(problem: Problem, settings: Any) -> dict[str, Any]:
 def run_of(problem: Problem, settings: Any, progress: Progress, testing: np.ndarray, status: str) -> Run:
     """The run at this progress, with rollouts from the first of the test states `testing` (count, *state_shape)."""
     columns = np.array(progress.history, np.float64).reshape(-1, len(HISTORY)).T
+    keys = problem.keys(len(testing), settings.seed, TESTING)[:TRAJECTORIES]
     return Run(
         config=config_of(problem, settings),
         history=dict(zip(HISTORY, columns)),
         theta=progress.theta,
         best_theta=progress.best_theta,
         problem=problem,
-        trajectories=trajectories(problem, [problem.init(settings.seed), progress.theta], testing[:TRAJECTORIES]),
+        trajectories=trajectories(problem, [problem.init(settings.seed), progress.theta], testing[:TRAJECTORIES], keys=keys),
         status=status,
     )
 
 
-def trajectories(problem: Problem, thetas: list[np.ndarray], x0: np.ndarray, tell: Tell | None = None) -> dict[str, np.ndarray]:
+def trajectories(
+    problem: Problem, thetas: list[np.ndarray], x0: np.ndarray, tell: Tell | None = None, *, keys: np.ndarray
+) -> dict[str, np.ndarray]:
     """Rollouts of several controllers (the phases) from the same states x0 (n, *state_shape), a part of them after another.
+
+    keys (n,) : what is random for each state
 
     Returns
     -------
     time (T+1,) [s], states (phases, n, T+1, *state), controls (phases, n, T, *control), loss (phases, n)
     """
-    parts = [x0[first : first + PART] for first in range(0, len(x0), PART)]
+    parts = [slice(first, first + PART) for first in range(0, len(x0), PART)]
 
     def rolled(theta: np.ndarray) -> list[np.ndarray]:
-        paths = [problem.follow(theta, part) for part in each(parts, tell)]
+        paths = [problem.follow(theta, x0[part], keys[part]) for part in each(parts, tell)]
         return [np.concatenate(values) for values in zip(*((path.states, path.controls, path.loss) for path in paths))]
 
     phases = zip(("states", "controls", "loss"), zip(*map(rolled, thetas)))

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from stablebptt.tasks import additions
 from stablebptt.tasks.errors import ArgumentError
 
 CUSTOM = "custom"  # the task of problems with custom parts
 LOSSES = ("final", "continuous")
 DTYPES = ("float32", "float64")
 OUTPUT_INITS = ("glorot", "zero")
-KINDS = ("size", "whole", "real", "word", "flag", "sizes", "point", "dtype")
+KINDS = ("size", "whole", "real", "word", "flag", "sizes", "point", "dtype", "text")
 LISTS = ("sizes", "point")  # kinds whose value is a list
 
 
@@ -26,7 +27,8 @@ class Option:
     Attributes
     ----------
     name : keyword; on the command line ``--name``, with - in place of _
-    kind : "size" (a number of objects), "whole", "real", "word", "flag", "sizes" (of layers), "point" (two numbers), or "dtype"
+    kind : "size" (a number of objects), "whole", "real", "word", "flag", "sizes" (of layers), "point" (two numbers), "dtype", or
+        "text" (read elsewhere)
     default : value, if none is given
     help : description in a few words
     least, most, above : bounds of a number; by default a size is at least 1, and a whole number at least 0
@@ -103,11 +105,17 @@ class Task:
         if len(set(names)) < len(names):
             raise ArgumentError(f"task {self.name} has two options of one name among {', '.join(names)}")
 
+    @property
+    def all_options(self) -> tuple[Option, ...]:
+        """The task's own options, then those that all tasks have; see `stablebptt.tasks.additions`."""
+        own = {option.name for option in self.options}
+        return (*self.options, *(option for option in ADDITIONS if option.name not in own))
+
     def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All options, checked, in the form of files."""
+        """The task's own options, checked, in the form of files."""
         from stablebptt.tasks import arguments
 
-        arguments.known(self.name, given, [option.name for option in self.options])
+        arguments.known(self.name, given, [option.name for option in self.all_options])
         return {option.name: option.read(given.get(option.name, option.default)) for option in self.options}
 
     def __call__(self, *values: Any, **given: Any) -> Any:
@@ -116,11 +124,14 @@ class Task:
 
         if len(values) > len(self.options):
             raise ArgumentError(f"{self.name} has {len(self.options)} options; {len(values)} are given")
-        options = self.read({option.name: value for option, value in zip(self.options, values)} | given)
+        given = {option.name: value for option, value in zip(self.options, values)} | given
+        options = self.read(given)
         problem = self.make(**options)
         if not isinstance(problem, Problem):
             found = type(problem).__name__
             raise ArgumentError(f"task {self.name} made {found}, not a problem; return sb.problem(system=..., ...)")
+        problem, added = additions.apply(problem, {name: value for name, value in given.items() if name not in options})
+        options |= added
         if not problem.options:  # the record fills them in
             return replace(problem, options=options)
         if problem.task == CUSTOM:
@@ -165,3 +176,8 @@ def output_init(default: str) -> Option:
 
 HIDDEN = Option("hidden", "sizes", (100, 100), "Sizes of the hidden layers.")
 DTYPE = Option("dtype", "dtype", "float32", "Precision.", choices=DTYPES)
+# What all tasks have.
+ADDITIONS = tuple(
+    Option(name, kind, default, help, choices=additions.ACTIVATIONS if name == "activation" else ())
+    for name, kind, default, help in additions.OPTIONS
+)

@@ -153,6 +153,10 @@ class ActiveRun:
                 "training": self.problem.sample(self.settings.train_count, self.settings.seed, TRAINING),
                 "test": self.problem.sample(self.settings.test_count, self.settings.seed, TESTING),
             }
+            purposes = {"training": TRAINING, "test": TESTING}
+            self.keys = {
+                name: self.problem.keys(len(states), self.settings.seed, purposes[name]) for name, states in self.states.items()
+            }
             if self.goes_on:
                 self._save("running", rehearsal=self.replaces)
             self.saved = time.monotonic()
@@ -190,12 +194,24 @@ class ActiveRun:
         part = slice(first, first + self.settings.batch_size)
         return self.states["training"][self.order[part] if self.settings.shuffle else part]
 
-    def update(self, result: Gradient, x0: np.ndarray) -> None:
-        """Update theta with the gradient on x0 (B, *state_shape). An update that is not finite ends the run or is skipped."""
+    def batch_keys(self) -> np.ndarray:
+        """The keys (B,) of the next mini-batch. What is random is drawn anew in every epoch."""
+        settings, first = self.settings, self.batches * self.settings.batch_size
+        if not self.problem.is_random:
+            return self.keys["training"][first : first + settings.batch_size]
+        if self.batches == 0:
+            self.epoch_keys = self.problem.keys(settings.train_count, settings.seed, TRAINING, self.epoch)
+        return self.epoch_keys[first : first + settings.batch_size]
+
+    def update(self, result: Gradient, x0: np.ndarray, keys: np.ndarray) -> None:
+        """Update theta with the gradient on x0 (B, *state_shape), keys (B,).
+
+        An update that is not finite ends the run or is skipped.
+        """
         self.batches += 1
         settings, skip = self.settings, self.settings.on_divergence == "skip"
         try:
-            divergence.check_gradient(self.problem, result, self.theta, x0, self.gates)
+            divergence.check_gradient(self.problem, result, self.theta, x0, self.gates, keys)
         except DivergedError as error:
             if skip:
                 self.skipped += 1
@@ -218,7 +234,9 @@ class ActiveRun:
         """Record the mean losses on the training or test states."""
         total, physics = self.problem.total(found.physics, found.effort)
         if self.settings.on_divergence != "skip" and not np.all(np.isfinite(total)):
-            where, step = _first_bad_step(self.problem, self.theta, self.states[name][~np.isfinite(total)][:1])
+            bad = int(np.argmin(np.isfinite(total)))
+            part = slice(bad, bad + 1)
+            where, step = _first_bad_step(self.problem, self.theta, self.states[name][part], self.keys[name][part])
             self._diverge(DivergedError(f"the loss on the {name} states is not finite{where}", step=step))
             return
         self.means[name] = total.mean(), physics.mean()
@@ -337,11 +355,11 @@ def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
         for run in active:
             run.begin_epoch()
         for _ in range(0, settings.train_count, settings.batch_size):
-            batches = [run.batch() for run in active]
-            found = engine.gradients([run.theta for run in active], batches, gates, queue=queue)
+            batches, keys = [run.batch() for run in active], [run.batch_keys() for run in active]
+            found = engine.gradients([run.theta for run in active], batches, gates, keys=keys, queue=queue)
             yield
-            for run, x0, gradient in zip(active, batches, found):
-                run.update(gradient, x0)
+            for run, x0, own, gradient in zip(active, batches, keys, found):
+                run.update(gradient, x0, own)
             if not (active := _going(active)):
                 return
         for run in active:
@@ -349,7 +367,8 @@ def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
         for name in ("training", "test"):
             if not (due := [run for run in _going(active) if run.is_due]):
                 break
-            evaluated = engine.evaluate([run.theta for run in due], [run.states[name] for run in due], queue=queue)
+            states, keys = [run.states[name] for run in due], [run.keys[name] for run in due]
+            evaluated = engine.evaluate([run.theta for run in due], states, keys=keys, queue=queue)
             yield
             for run, evaluation in zip(due, evaluated):
                 run.evaluate(name, evaluation)
@@ -383,9 +402,9 @@ def _order(settings: Settings, epoch: int) -> np.ndarray:
     return stream(settings.seed, ORDER, epoch).permutation(settings.train_count)
 
 
-def _first_bad_step(problem: Problem, theta: np.ndarray, x0: np.ndarray) -> tuple[str, int | None]:
+def _first_bad_step(problem: Problem, theta: np.ndarray, x0: np.ndarray, keys: np.ndarray) -> tuple[str, int | None]:
     try:
-        problem.rollout(theta, x0)
+        divergence.check_path(problem.follow(theta, x0, keys))
     except DivergedError as error:
         return f": {error}", error.step
     return "", None

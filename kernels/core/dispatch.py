@@ -130,25 +130,40 @@ def _generic(declaration: Callable, *, forceinline: bool) -> Any:
         if not isinstance(instance, StructType):
             raise TypingError(f"the first argument of {name} must be a Struct, not {instance}")
         try:
-            return method_of(Struct.classes[instance.struct, instance.fingerprint])
+            return method_of(class_of(instance))
         except TypeError as error:
             raise TypingError(str(error)) from None
 
-    function.methods = methods  # type: ignore[attr-defined]
+    function.methods, function.forms = methods, {}  # type: ignore[attr-defined]
     return compiled_as(function, resolve, forceinline=forceinline)
 
 
 def implements(function: Any, cls: type[Struct]) -> Callable[[Callable], Callable]:
-    """Register the decorated function as the method of a generic function for struct type `cls`."""
+    """Register the decorated function as the method of a generic function for struct type `cls`.
+
+    A generic function may have another form, which methods with another number of parameters belong to; see `has_form`.
+    """
 
     def register(method: Callable) -> Callable:
-        function.methods[cls] = method
-        cls.add_method(function, method)
+        form = function.forms.get(method.__code__.co_argcount, function) if hasattr(method, "__code__") else function
+        form.methods[cls] = method
+        cls.add_method(form, method)
         for changed in (cls, *_subclasses(cls)):
             changed.forget_fingerprint()
         return method
 
     return register
+
+
+def has_form(function: Any, form: Any) -> None:
+    """Let `implements(function, ..)` register methods with as many parameters as `form` has as methods of `form`."""
+    function.forms[form.__wrapped__.__code__.co_argcount] = form
+
+
+def class_of(kind: Any) -> type[Struct]:
+    """The class of a struct, from its Numba type or that of a reference to it."""
+    kind = kind.struct if isinstance(kind, ReferenceType) else kind
+    return Struct.classes[kind.struct, kind.fingerprint]
 
 
 def _subclasses(cls: type[Struct]) -> list[type[Struct]]:

@@ -109,6 +109,23 @@ negative = _instruction(lambda builder, a: builder.fneg(a))
 square_root, absolute, nearest, multiply_add = _call("sqrt"), _call("fabs"), _call("rint"), _call("fma", 3)
 
 
+@intrinsic
+def _fma(typing_context, a, b, c):
+    return a(a, b, c), lambda context, builder, signature, given: builder.fma(*given)
+
+
+def fma(a, b, c):
+    """``a b + c``, rounded once, for numbers of one type; a vector may be among them."""
+    return type(c)(np.longdouble(a) * np.longdouble(b) + np.longdouble(c))
+
+
+def _fused(a, b, c):
+    return (lambda a, b, c: multiply_add((a, b, c))) if _vector_of(a, b, c) else lambda a, b, c: _fma(a, b, c)
+
+
+compiled_as(fma, _fused, forceinline=True)
+
+
 def _function(symbols: tuple[Any, ...], method: Callable) -> None:
     """Give functions of one number a method for vectors."""
 
@@ -260,6 +277,7 @@ def pair_by_pair(function: Any) -> Callable:
 
 HALF_PI = tuple(np.float32(part) for part in (1.57079637050628662109375, -4.371139000186241438e-8, -1.7151245100059e-15))
 LN_2 = tuple(np.float32(part) for part in (0.693145751953125, 1.42860682030941723212e-6))
+LOG_2 = np.float32(0.693359375), np.float32(-2.12194440e-4)
 FAR = np.float32(1e5)  # for larger angles, the library
 EXP_MOST, EXP_LEAST = np.float32(90.0), np.float32(-110.0)  # beyond, the result is infinite, or zero
 
@@ -364,6 +382,58 @@ def _tanh(x):
     return where(x < np.float32(0.0), -value, value)
 
 
+@intrinsic
+def _mantissa(typing_context, x):
+    """The m of ``m 2^n`` with 0.5 <= m < 1, of normal float32 numbers above 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        whole = ir.VectorType(ir.IntType(32), given[0].type.count)
+        digits, half = (ir.Constant(whole, [number] * whole.count) for number in (0x007FFFFF, 0x3F000000))
+        return builder.bitcast(builder.or_(builder.and_(builder.bitcast(given[0], whole), digits), half), given[0].type)
+
+    return x(x), generate
+
+
+@intrinsic
+def _exponent(typing_context, x):
+    """The n of ``m 2^n`` with 0.5 <= m < 1, of normal float32 numbers above 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        whole = ir.VectorType(ir.IntType(32), given[0].type.count)
+        digits, bias = (ir.Constant(whole, [number] * whole.count) for number in (23, 126))
+        exponent = builder.sub(builder.lshr(builder.bitcast(given[0], whole), digits), bias)
+        return builder.sitofp(exponent, given[0].type)
+
+    return x(x), generate
+
+
+@inline
+def _log(x):
+    """``n log 2 + log(1 + r)`` with a polynomial for r, in absolute value at most 0.42."""
+    small = x < np.float32(2.0**-126)
+    scaled = where(small, x * np.float32(2.0**25), x)
+    m = _mantissa(scaled)
+    low = m < np.float32(math.sqrt(0.5))
+    n = _exponent(scaled) - where(small, np.float32(25.0), np.float32(0.0)) - where(low, np.float32(1.0), np.float32(0.0))
+    r = where(low, m + m, m) - np.float32(1.0)
+    p = (np.float32(7.0376836292e-2) * r + np.float32(-1.1514610310e-1)) * r + np.float32(1.1676998740e-1)
+    p = ((p * r + np.float32(-1.2420140846e-1)) * r + np.float32(1.4249322787e-1)) * r + np.float32(-1.6668057665e-1)
+    p = ((p * r + np.float32(2.0000714765e-1)) * r + np.float32(-2.4999993993e-1)) * r + np.float32(3.3333331174e-1)
+    z = r * r
+    tail = p * r * z + n * LOG_2[1] - np.float32(0.5) * z
+    value = n * LOG_2[0] + (r + tail)
+    value = where(x < np.float32(np.inf), value, x)  # infinity, and NaN
+    return where(x > np.float32(0.0), value, where(x == np.float32(0.0), np.float32(-np.inf), np.float32(np.nan)))
+
+
+@inline
+def _log1p(x):
+    """``log(u) + (x - (u - 1)) / u`` with u = 1 + x: what rounding took from u comes back."""
+    u = np.float32(1.0) + x
+    value = _log(u) + (x - (u - np.float32(1.0))) / u
+    return where((u == np.float32(0.0)) | (u == np.float32(np.inf)), _log(u), value)
+
+
 def _in_single(formula: Callable, function: Any) -> Callable:
     """A formula in float32, and otherwise a function of each number."""
     each = one_by_one(function)
@@ -374,11 +444,13 @@ _function((math.sin, np.sin), _in_single(_sin, math.sin))
 _function((math.cos, np.cos), _in_single(_cos, math.cos))
 _function((math.exp, np.exp), _in_single(lambda x: _exp(x), math.exp))
 _function((math.tanh, np.tanh), _in_single(_tanh, math.tanh))
+_function((math.log, np.log), _in_single(lambda x: _log(x), math.log))
+_function((math.log1p, np.log1p), _in_single(lambda x: _log1p(x), math.log1p))
 
 
 def _give_one_by_one() -> None:
     names = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "asinh": "arcsinh", "acosh": "arccosh", "atanh": "arctanh"}
-    for name in ("tan", "sinh", "cosh", "log", "log1p", "log10", "log2", "expm1", "erf", "erfc", *names):
+    for name in ("tan", "sinh", "cosh", "log10", "log2", "expm1", "erf", "erfc", *names):
         function = getattr(math, name)
         each, others = one_by_one(function), (getattr(np, names.get(name, name), None),)
         _function((function, *(other for other in others if other is not None)), lambda kind, each=each: each)

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,13 +13,13 @@ from numba.core.typing.templates import builtin_registry
 import stablebptt as sb
 from stablebptt import kernels
 from stablebptt.adjoint import generics as backward
+from stablebptt.adjoint.activations import activate_all_vjp
 from stablebptt.adjoint.cartpole import pole_vjp
-from stablebptt.adjoint.dense import tanh_all_vjp
 from stablebptt.adjoint.guidance import pull_vjp
 from stablebptt.kernels import generics as forward
+from stablebptt.kernels.activations import ACTIVATIONS, activate_all
 from stablebptt.kernels.cartpole import cartpole, pole
 from stablebptt.kernels.core.simd import pointer
-from stablebptt.kernels.dense import tanh_all
 from stablebptt.kernels.guidance import pull, pull_terms
 from stablebptt.tasks.adjoint_check import Rule, control_rule, cost_rule, findings, rollout_rule, step_rule
 from stablebptt.tasks.pictures import landscape  # noqa: F401  (the package's controller that treats one state at a time)
@@ -88,27 +89,28 @@ def pole_rule():
     return scalar_rule("pole", cartpole(0.01), pole, pole_vjp, ("force", "sin", "cos", "rate"))
 
 
-def tanh_rule():
-    run = njit(lambda z: tanh_all(z.size, pointer(z)))
-    run_vjp = njit(lambda h, bar: tanh_all_vjp(h.size, pointer(h), pointer(bar)))
+def activation_rule(name):
+    activation = ACTIVATIONS[name]
+    run = njit(lambda z, slopes: activate_all(activation, z.size, pointer(z), pointer(slopes)))
+    run_vjp = njit(lambda h, slopes, bar: activate_all_vjp(activation, h.size, pointer(h), pointer(slopes), pointer(bar)))
 
     def value(inputs):
-        z = inputs["z"].copy()
-        run(z)
-        return z
+        z, slopes = inputs["z"].copy(), np.zeros_like(inputs["z"])
+        run(z, slopes)
+        return z, slopes
 
     def vjp(inputs, bars):
         bars = bars.copy()
         for bar in bars:
-            run_vjp(value(inputs), bar)
+            run_vjp(*value(inputs), bar)
         return {"z": bars}
 
-    return Rule("tanh_all", value, vjp)
+    return Rule("activate_all", lambda inputs: value(inputs)[0], vjp)
 
 
 SCALAR_RULES = {
     "cartpole.pole": (pole_rule, ("force", "sin", "cos", "rate")),
-    "dense.tanh_all": (tanh_rule, ("z",)),
+    **{f"activations.{name}": (partial(activation_rule, name), ("z",)) for name in ACTIVATIONS},
     "guidance.pull": (pull_rule, ("rx", "ry")),
 }
 
@@ -116,7 +118,7 @@ SCALAR_RULES = {
 @pytest.mark.parametrize("name", SCALAR_RULES)
 def test_scalar_rule(name, random):
     make, arguments = SCALAR_RULES[name]
-    shape = (32,) if name == "dense.tanh_all" else ()
+    shape = (32,) if "z" in arguments else ()
     assert_rule(make(), {a: random.uniform(0.2, 1.0, shape) for a in arguments}, random)
 
 
@@ -163,10 +165,21 @@ VJP_OF |= {"control_batch": "control_batch_vjp", "step_sample": "step_sample_vjp
 # Compiled functions of kernels/ without a rule of their own, by module, and why.
 ON_A_DEVICE = "on a device; test_cuda.py compares it with the CPU"
 NOT_DIFFERENTIATED = {
+    "activations": {
+        "activate": "part of activate_all",
+        "slope": "is the derivative; part of activate_all_vjp",
+        "keeps_slopes": "a truth value",
+        "rest": "a constant",
+        "sigmoid": "part of activate_all",
+        "gelu_share": "part of activate_all",
+    },
     "cartpole": {"pole_terms": "shared by pole and pole_vjp, which are tested"},
     "dispatch": {"like": "a constant"},
     "cuda_block": dict.fromkeys(
-        ("thread", "threads", "barrier", "copy", "clear", "spread", "multiply_add", "accumulate4", "tanh4", "tanh4_vjp"),
+        (
+            *("thread", "threads", "barrier", "copy", "clear", "spread"),
+            *("multiply_add", "accumulate4", "activate4", "slope4", "multiply4"),
+        ),
         ON_A_DEVICE,
     ),
     "cuda_rollout": dict.fromkeys(
@@ -178,7 +191,7 @@ NOT_DIFFERENTIATED = {
         "copy": "moves numbers",
         "scale": "used backwards only; tested through control",
         "add": "used backwards only; tested through control",
-        "tanh": "rule is tanh_all_vjp",
+        "tanh": "part of activate_all",
     },
     "generics": {"pack": "moves parameters; `unpack` moves gradients back (tested through control)"},
     "guidance": {
@@ -221,7 +234,7 @@ NOT_DIFFERENTIATED = {
         "total": "part of dot",
     },
     "vector_math": dict.fromkeys(
-        ("where", "every", "negative", "square_root", "absolute", "nearest", "multiply_add"),
+        ("where", "every", "negative", "square_root", "absolute", "nearest", "multiply_add", "fma"),
         "operations of vectors; their derivatives stand in the formulas that use them",
     ),
 }
@@ -256,7 +269,7 @@ def public_kernels():
 
 
 def test_every_public_kernel_has_a_rule_or_a_reason():
-    known = {*(f"generics.{name}" for name in VJP_OF), *SCALAR_RULES}
+    known = {*(f"generics.{name}" for name in VJP_OF), *SCALAR_RULES, "activations.activate_all"}
     known |= {f"{module}.{name}" for module, reasons in NOT_DIFFERENTIATED.items() for name in reasons}
     found = set(public_kernels())
     assert sorted(found - known) == [], "they have neither a rule nor a reason"

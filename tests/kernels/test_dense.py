@@ -8,7 +8,7 @@ from numba import njit
 
 from stablebptt.kernels.core.simd import PAD, VECTOR_BYTES, clamp, lanes, load, pointer, store
 from stablebptt.kernels.core.vector_math import where
-from stablebptt.kernels.dense import dot, matmul, tanh, tanh_all
+from stablebptt.kernels.dense import dot, matmul, tanh
 
 
 @njit
@@ -57,7 +57,8 @@ def test_dot(random):
 
 @njit
 def all_tanh(z):
-    tanh_all(z.size, pointer(z))
+    for j in range(0, z.size, lanes(pointer(z))):
+        store(pointer(z), j, tanh(load(pointer(z), j)))
 
 
 @njit

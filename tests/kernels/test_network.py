@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 
 import stablebptt as sb
+from stablebptt.kernels.activations import ACTIVATIONS
 from stablebptt.kernels.network import Convolution, Dense, cnn, mlp, network
 from stablebptt.tasks.adjoint_check import control_rule, findings
 
 
-def dense(*sizes):
-    return sizes[0], mlp(sizes)
+def dense(*sizes, activation="tanh"):
+    return sizes[0], mlp(sizes, ACTIVATIONS[activation])
 
 
-def convolutional(shape, *layers):
-    return shape[0] * shape[1], network(shape, layers)
+def convolutional(shape, *layers, activation="tanh"):
+    return shape[0] * shape[1], network(shape, layers, ACTIVATIONS[activation])
 
 
 # Numbers of a state, and the network.
@@ -29,6 +30,23 @@ NETWORKS = {
     "several controls": convolutional((12, 3), Convolution(17, stride=1), Convolution(4, taps=4), Dense(3)),
     "positions left out": convolutional((16, 2), Convolution(9, taps=2, stride=3), Convolution(6, taps=1), Dense(2)),
     "all at once": convolutional((14, 1), Convolution(70, 7, 2), Convolution(5, 2, 1), Dense(18), Dense(4), Dense(2)),
+    "linear": dense(6, 1),
+    "linear, three controls": dense(5, 3),
+    "relu": dense(5, 20, 7, 2, activation="relu"),
+    "gelu": dense(5, 20, 7, 1, activation="gelu"),
+    "silu": convolutional((33, 2), Convolution(20), Convolution(5), Dense(1), activation="silu"),
+    "softplus": dense(5, 20, 7, 2, activation="softplus"),
+    "sin": convolutional((12, 3), Convolution(17, stride=1), Dense(3), activation="sin"),
+    "identity": dense(5, 20, 1, activation="identity"),
+}
+IN_NUMPY = {
+    "Tanh": np.tanh,
+    "Relu": lambda z: np.maximum(z, 0),
+    "Gelu": lambda z: z / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
+    "Silu": lambda z: z / (1 + np.exp(-z)),
+    "Softplus": lambda z: np.log1p(np.exp(z)),
+    "Sin": np.sin,
+    "Identity": lambda z: z,
 }
 
 
@@ -52,7 +70,7 @@ def in_numpy(controller, theta, x):
         else:
             values = values.reshape(len(x), -1) @ kernel + bias
         if number < len(names) - 1:
-            values = np.tanh(values)
+            values = IN_NUMPY[type(controller.activation).__name__](values)
     return values
 
 
@@ -93,7 +111,7 @@ def test_layouts_are_those_of_the_interface():
 @pytest.mark.parametrize(
     "shape, layers, message",
     [
-        ((1, 4), [Dense(1)], "at least one hidden layer"),
+        ((1, 4), [], "a dense one as the last"),
         ((8, 2), [Convolution(3), Convolution(3)], "a dense one as the last"),
         ((8, 2), [Convolution(3, taps=9), Dense(1)], "layer 0 has windows of 9 positions at distance 2; there are 8 below"),
         ((8, 2), [Convolution(3), Convolution(3, taps=4), Dense(1)], "layer 1 has windows of 4 .* there are 3 below"),

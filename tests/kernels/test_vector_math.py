@@ -48,7 +48,8 @@ FUNCTIONS = {
     "exp": (lambda x: math.exp(x), np.exp, (between(-1, 1), between(-87, 88.7), between(-103, -87)), 2),
     "tanh": (lambda x: np.tanh(x), np.tanh, (between(-1, 1), between(-20, 20), tiny), 2),
     "sqrt": (lambda x: math.sqrt(x), np.sqrt, (between(0, 9), tiny), 0.51),
-    "log": (lambda x: math.log(x), np.log, (between(0.1, 20),), 1),
+    "log": (lambda x: math.log(x), np.log, (between(0.1, 20), between(0.99, 1.01), tiny, between(1e20, 3e38)), 2),
+    "log1p": (lambda x: np.log1p(x), np.log1p, (between(-0.99, 2), between(-1e-3, 1e-3), tiny, between(1e20, 3e38)), 2.5),
     "arctan": (lambda x: np.arctan(x), np.arctan, (between(-9, 9),), 1),
     "atan2": (lambda x: math.atan2(x, 2.0), lambda x: np.arctan2(x, 2.0), (between(-9, 9),), 1),
     "cube": (lambda x: x**3, lambda x: x**3, (between(-9, 9),), 2),
@@ -82,7 +83,7 @@ def test_functions_are_as_accurate_as_they_say(name, random):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", ["sin", "exp", "tanh", "sqrt", "cube", "min", "where"])
+@pytest.mark.parametrize("name", ["sin", "exp", "tanh", "sqrt", "log", "log1p", "cube", "min", "where"])
 def test_nan_and_infinities_come_out_as_they_do_of_numbers(name, dtype):
     exact = FUNCTIONS[name][1]
     x = np.resize(np.array(SPECIAL, dtype), 64)

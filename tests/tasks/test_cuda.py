@@ -40,10 +40,11 @@ from devices import (
 import stablebptt as sb
 from stablebptt import cli
 from stablebptt.adjoint.generics import cost_vjp, step_vjp
+from stablebptt.kernels.activations import ACTIVATIONS
 from stablebptt.kernels.core.dispatch import implements, like
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.generics import Controller, System, cost, step
-from stablebptt.kernels.network import Convolution, Dense, Network, network
+from stablebptt.kernels.network import Convolution, Dense, Network, mlp, network
 from stablebptt.tasks.errors import BackendError
 from stablebptt.tasks.variants import NAMES
 
@@ -92,6 +93,8 @@ MANY = [Convolution(5, taps=2, stride=1), Convolution(3, taps=2), Dense(2)]  # c
 NETWORKS = {
     "third convolution": ("quantum", {"points": 19}, network((19, 2), DEEP)),
     "several controls": ("guidance", {"drivers": 1, "evaders": 4}, network((5, 4), MANY)),
+    "linear": ("cartpole", {}, mlp((4, 1))),
+    **{name: ("cartpole", {}, mlp((4, 5, 3, 1), ACTIVATIONS[name])) for name in ("relu", "gelu", "softplus")},
 }
 
 

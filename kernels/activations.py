@@ -1,0 +1,212 @@
+"""Activations, the functions between the layers of a network: ``h = f(z)``, number by number.
+
+One text serves numbers and registers full of them. The derivative f'(z), the slope, is computed with the value where it needs z,
+and kept for the way back; the slope of a `FromValue` follows from h alone.
+"""
+
+import math
+from typing import Any
+
+from stablebptt.kernels.core.dispatch import block, generic, implements, inline, like
+from stablebptt.kernels.core.simd import clamp, lanes, load, store
+from stablebptt.kernels.core.structs import Struct
+from stablebptt.kernels.core.vector_math import fma, where
+from stablebptt.kernels.dense import tanh
+
+
+class Activation(Struct):
+    """Base of activations. They define `activate` and `slope`."""
+
+
+class FromValue(Activation):
+    """Base of activations whose slope follows from the value."""
+
+
+class Tanh(FromValue):
+    """Hyperbolic tangent."""
+
+
+class Relu(FromValue):
+    """The larger of z and 0; its slope at 0 is 0."""
+
+
+class Identity(FromValue):
+    """z itself."""
+
+
+class Gelu(Activation):
+    """z times the normal distribution's share below z, in the usual form with tanh (Hendrycks and Gimpel 2016, section 2)."""
+
+
+class Silu(Activation):
+    """``z / (1 + exp(-z))``, also called swish."""
+
+
+class Softplus(Activation):
+    """``log(1 + exp(z))``."""
+
+
+class Sin(Activation):
+    """Sine."""
+
+
+# Constants of `gelu_share`; beyond GELU_FAR it is 0 or 1.
+GELU_A = 2 * math.sqrt(2 / math.pi)
+GELU_B = 0.044715 * GELU_A
+GELU_FAR = 100.0
+
+ACTIVATIONS: dict[str, Activation] = {
+    "tanh": Tanh(),
+    "relu": Relu(),
+    "gelu": Gelu(),
+    "silu": Silu(),
+    "softplus": Softplus(),
+    "sin": Sin(),
+    "identity": Identity(),
+}
+
+
+@generic
+def activate(activation, z):
+    """The value h of a number z."""
+
+
+@generic
+def slope(activation, z, h):
+    """The derivative at z, where the value is h. A `FromValue` is given h for both."""
+
+
+@generic
+def keeps_slopes(activation):
+    """Whether slopes are kept for the way back."""
+
+
+@implements(keeps_slopes, Activation)
+def _kept(activation):
+    return True
+
+
+@implements(keeps_slopes, FromValue)
+def _not_kept(activation):
+    return False
+
+
+def slope_count(activation: Any, count: int) -> int:
+    """Numbers to keep for so many slopes: one if they are not kept, since arrays are not empty."""
+    return 1 if isinstance(activation, FromValue) else count
+
+
+@block
+def activate_all(activation, n, z, slopes):
+    """Replace n (padded) numbers at address z by their values; keep their slopes if need be."""
+    for j in range(0, n, lanes(z)):
+        numbers = load(z, j)
+        values = activate(activation, numbers)
+        if keeps_slopes(activation):
+            store(slopes, j, slope(activation, numbers, values))
+        store(z, j, values)
+
+
+@implements(activate, Tanh)
+def _tanh(activation, z):
+    return tanh(z)
+
+
+@implements(slope, Tanh)
+def _tanh_slope(activation, z, h):
+    return like(h, 1.0) - h * h
+
+
+@implements(activate, Relu)
+def _relu(activation, z):
+    return where(z < like(z, 0.0), like(z, 0.0), z)  # NaN stays
+
+
+@implements(slope, Relu)
+def _relu_slope(activation, z, h):
+    return where(h > like(h, 0.0), like(h, 1.0), h - h)  # NaN stays
+
+
+@implements(activate, Identity)
+def _identity(activation, z):
+    return z
+
+
+@implements(slope, Identity)
+def _one(activation, z, h):
+    return where(h == h, like(h, 1.0), h)
+
+
+@inline
+def sigmoid(z, rest):
+    """``1 / (1 + exp(-(z + rest)))`` with a small rest. Nothing cancels and nothing overflows."""
+    small = math.exp(-abs(z))
+    small = small - small * where(z < like(z, 0.0), -rest, rest)
+    return where(z < like(z, 0.0), small, like(z, 1.0)) / (like(z, 1.0) + small)
+
+
+@implements(activate, Silu)
+def _silu(activation, z):
+    return z * sigmoid(z, like(z, 0.0))
+
+
+@implements(slope, Silu)
+def _silu_slope(activation, z, h):
+    share = sigmoid(z, like(z, 0.0))
+    return share + h * (like(z, 1.0) - share)
+
+
+@inline
+def rest(z, value):
+    """What a constant loses in the precision of z."""
+    return like(z, value - float(like(z, value)))
+
+
+@inline
+def gelu_share(z):
+    """``sigmoid(a z + b z^3)`` with ``a = 2 sqrt(2 / pi)`` and ``b = 0.044715 a``.
+
+    A rounded argument of 80 would make the exponential wrong by 40 ulp, so what is lost by rounding is computed, too.
+    """
+    a, b = like(z, GELU_A), like(z, GELU_B)
+    square = z * z
+    square_rest = fma(z, z, -square)
+    cubic = b * square
+    cubic_rest = fma(b, square, -cubic) + (b * square_rest + rest(z, GELU_B) * square)
+    factor = a + cubic
+    there = factor - a
+    factor_rest = (a - (factor - there)) + (cubic - there) + (cubic_rest + rest(z, GELU_A))
+    argument = z * factor
+    return sigmoid(argument, fma(z, factor, -argument) + z * factor_rest)
+
+
+@implements(activate, Gelu)
+def _gelu(activation, z):
+    return z * gelu_share(clamp(z, like(z, GELU_FAR)))
+
+
+@implements(slope, Gelu)
+def _gelu_slope(activation, z, h):
+    near = clamp(z, like(z, GELU_FAR))
+    share = gelu_share(near)
+    return share + near * share * (like(z, 1.0) - share) * (like(z, GELU_A) + like(z, 3 * GELU_B) * near * near)
+
+
+@implements(activate, Softplus)
+def _softplus(activation, z):
+    return where(z < like(z, 0.0), like(z, 0.0), z) + math.log1p(math.exp(-abs(z)))
+
+
+@implements(slope, Softplus)
+def _softplus_slope(activation, z, h):
+    return sigmoid(z, like(z, 0.0))
+
+
+@implements(activate, Sin)
+def _sin(activation, z):
+    return math.sin(z)
+
+
+@implements(slope, Sin)
+def _sin_slope(activation, z, h):
+    return math.cos(z)

@@ -1,0 +1,50 @@
+"""A quadratic cost of states and controls around references, with a penalty on changes of the controls."""
+
+import numpy as np
+
+from stablebptt.kernels.core.dispatch import implements, inline, like
+from stablebptt.kernels.generics import Loss, cost_batch
+
+
+class Quadratic(Loss):
+    """``sum q (x_t - r_t)^2 + sum p (c_t - s)^2 + sum d (c_t - c_t-1)^2``, all halved; the last state counts ``final`` times.
+
+    state (n_state,), control, rate (n_control,) : weights q, p and d
+    final : factor of the last state's cost
+    reference (N, n_state) : r, one row per time step; the last one goes on
+    rest (n_control,) : s
+    """
+
+    state: np.ndarray
+    control: np.ndarray
+    rate: np.ndarray
+    final: float
+    reference: np.ndarray
+    rest: np.ndarray
+
+
+@inline
+def reference_at(loss, t):
+    """Number of the reference's row for time step t."""
+    return min(t, loss.reference.shape[0] - 1)
+
+
+@implements(cost_batch, Quadratic)
+def _cost_batch(loss, t, weights, states, controls, total):
+    steps, batch, n_control = controls.shape
+    row = reference_at(loss, t)
+    for b in range(batch):
+        value = like(states, 0.0)
+        for k in range(states.shape[2]):
+            off = states[t, b, k] - loss.reference[row, k]
+            value += loss.state[k] * off * off
+        if t == steps:
+            value *= loss.final
+        else:
+            for q in range(n_control):
+                off = controls[t, b, q] - loss.rest[q]
+                value += loss.control[q] * off * off
+                if t > 0:
+                    change = controls[t, b, q] - controls[t - 1, b, q]
+                    value += loss.rate[q] * change * change
+        total[b] += weights[t] * 0.5 * value
