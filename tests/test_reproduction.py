@@ -38,7 +38,10 @@ def test_the_results_are_small_and_complete(results):
     assert all(path.stat().st_size < 3e6 for path in (FOLDER / "results").iterdir())
     assert not results.others and len(results.of("cartpole", 4, "C")) == 10
     for result in results.all():
-        assert len(result.history["epoch"]) <= 200 and result.history["epoch"][-1] == result.numbers["epochs"]
+        assert len(result.history["epoch"]) <= 200
+        if result.status != "complete":
+            continue
+        assert result.history["epoch"][-1] == result.numbers["epochs"] == 1000
         assert result.history["test_loss"][-1] == np.float32(result.numbers["last_test_loss"])
         assert result.numbers["best_test_loss"] <= np.nanmin(result.history["test_loss"]) * (1 + 1e-6)
         first = result.numbers["first_epoch_solved"]

@@ -41,7 +41,7 @@ def summary(results: Results) -> Any:
     ratios.axvline(1, color=COLOURS[0], linewidth=1.4)
     ratios.set_xscale("log")
     ratios.xaxis.set_major_formatter("{x:g}")
-    ratios.set_xlabel("last test loss / that of R with the same seed: mean, 95 %")
+    ratios.set_xlabel(f"last test loss / that of R, same seed: mean, 95 % (open: fewer than {judgement.FEWEST} pairs)")
     ratios.text(0.98, 1.01, "better than R ", transform=ratios.get_xaxis_transform(), ha="right", fontsize="small", color=GREY)
     ratios.text(1.02, 1.01, " worse", transform=ratios.get_xaxis_transform(), ha="left", fontsize="small", color=GREY)
     shares.set(xlim=(-0.05, 1.05), xlabel="share of seeds solved")
@@ -69,8 +69,9 @@ def _level(ratios: Any, shares: Any, results: Results, place: tuple[str, float, 
     look: dict[str, Any] = {"color": curves.COLOURS[variant], "markersize": 5}
     if variant != "R" and (found := judgement.comparison(results, task, level, (variant, "R"))) is not None:
         low, middle, high = np.exp([found.low, found.mean, found.high])
-        ratios.plot([low, high], [height, height], linewidth=1.6, color=look["color"])
-        ratios.plot([middle], [height], "o", **look)
+        if known := len(found.values) >= judgement.FEWEST:
+            ratios.plot([low, high], [height, height], linewidth=1.6, color=look["color"])
+        ratios.plot([middle], [height], "o", **look, markerfacecolor=look["color"] if known else "white")
     if runs := results.ended(task, level, variant):
         shares.plot([np.mean([judgement.solved(run) for run in runs])], [height], "o", **look)
 

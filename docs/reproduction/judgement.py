@@ -29,7 +29,7 @@ SEEDS = {"guidance": 10, "cartpole": 10, "quantum": 5}
 FLOOR = 1e-6  # of losses in ratios: 1 - cos in float32 has steps of 6e-8, and a loss of 0 no logarithm
 RESAMPLES = 10_000
 MOST_SIGNS = 12  # whose choices are all tried
-LIMIT, FEWEST = 0.05, 6  # of chance, and pairs that can get below it
+LIMIT, FEWEST = 0.05, 6  # of chance, and pairs that can get below it (five of five: 1 in 16)
 WIDTH, POWER = 1.96, 0.84  # normal quantiles: of a 95 % interval, and of a chance of 80 %
 MOST_SEEDS = 1000  # that are worth a number
 
@@ -140,7 +140,7 @@ class Mean:
     @property
     def needed(self) -> float:
         """Seeds whose interval would exclude 0 with a chance of 80 %, if mean and spread are those of these."""
-        if len(self.values) < 2 or self.mean == 0:
+        if self.mean == 0:
             return math.inf
         return max(FEWEST, np.ceil(((WIDTH + POWER) * np.std(self.values, ddof=1) / self.mean) ** 2))
 

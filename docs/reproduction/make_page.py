@@ -51,10 +51,10 @@ def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def ratio(found: Mean | None) -> str:
-    """A ratio with its interval."""
+    """A ratio; with its interval, where there are pairs enough to speak of one."""
     if found is None:
         return "-"
-    if len(found.values) < 2:
+    if len(found.values) < judgement.FEWEST:
         return number(np.exp(found.mean))
     return f"{number(np.exp(found.mean))} ({number(np.exp(found.low))} .. {number(np.exp(found.high))})"
 
@@ -74,7 +74,9 @@ def judged(found: dict[str, Mean | None]) -> str:
 
 
 def needed(found: Mean) -> str:
-    """How many seeds would decide, with two digits."""
+    """How many seeds would decide, with two digits; how many pairs there are, if these are too few to tell."""
+    if (count := len(found.values)) < judgement.FEWEST:
+        return f"{count} pair{'s' * (count > 1)}"
     many = found.needed > judgement.MOST_SEEDS
     return f"> {judgement.MOST_SEEDS}" if many else f"{float(f'{found.needed:.2g}'):.0f}"
 
