@@ -1,5 +1,6 @@
 """The figures of docs/reproduction.md, from results."""
 
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,9 @@ def task_figure(results: Results, task: str) -> Any:
         if column and curves.log_helps(list(row)):
             curves.log_axis(row[0])
     grid[1, 0].set_ylim(-0.05, 1.05)
-    curves.legend_below(figure, list(MEANINGS), [{"color": colour} for colour in COLOURS])
+    drawn = [any(results.ended(task, level, variant) for level in levels) for variant in VARIANTS]
+    looks = [{"color": colour} for colour in itertools.compress(COLOURS, drawn)]
+    curves.legend_below(figure, list(itertools.compress(MEANINGS, drawn)), looks)
     return figure
 
 
