@@ -26,6 +26,8 @@ from stablebptt.console import output
 from stablebptt.console.commands import Command, Group
 from stablebptt.console.options import (
     CHECKS,
+    EVALUATION,
+    FIELDS,
     FILES,
     FILM,
     OWN,
@@ -120,6 +122,14 @@ def stablebptt() -> None:
     """
 
 
+EVALUATE_NOTES = "\n".join([
+    "Examples:",
+    "  {command} run.h5 --vary pole_mass=0.05:0.2:7 --out picture.png",
+    "  {command} run.h5 --vary pole_mass=0.05:0.2:7 --vary half_length=0.3:0.8:6 --out picture.png",
+    "",
+])  # fmt: skip
+
+
 # --- tasks --------------------------------------------------------------------------------------------------------
 
 
@@ -143,10 +153,17 @@ def _add_verbs(
         _train(make(**chosen(given)), **given)
 
     @command(group, "simulate")
-    @options([*(named if again else []), *ROLLOUTS])
-    def simulate(run_file: Path, **given: Any) -> None:
+    @options([*(named if again else [FIELDS]), *ROLLOUTS])
+    def simulate(run_file: Path, fields: str | None = None, **given: Any) -> None:
         """Roll the trained controller of a run file out from new initial states."""
-        _simulate(load(run_file, **chosen(given)), origin=run_file, **given)
+        _simulate(_set(load(run_file, **chosen(given)), fields), origin=run_file, **given)
+
+    @command(group, "evaluate", EVALUATE_NOTES)
+    @options([*([each for each in named if each is not OWN[1]] if again else []), *EVALUATION])
+    def evaluate(run_file: Path, fields: str | None, **given: Any) -> None:
+        """Loss of a trained controller over numbers of its system: how well it copes with what it was not trained for."""
+        own = chosen(given) | ({"arguments": _arguments_in(run_file)} if again else {})
+        _evaluate(_set(load(run_file, **own), fields), **given)
 
     @command(group, "check")
     @options([*named, *CHECKS])
@@ -305,6 +322,49 @@ def _simulate(
     run_file.save_paths(out, run, paths, seed, best_weights=best, origin=origin)
     loss = paths["loss"][0]
     show({"file": str(out), "count": count, "mean_loss": float(loss.mean()), "worst_loss": float(loss.max())}, as_json=as_json)
+
+
+def _arguments_in(file: Path) -> dict[str, Any]:
+    """Arguments of the user's function that made the problem of a run."""
+    from stablebptt.tasks import runs
+
+    return runs.load(file).problem.options.get("arguments") or {}
+
+
+def _set(run: Any, fields: str | None) -> Any:
+    """The run, with other numbers in its system."""
+    if fields is None:
+        return run
+    import dataclasses
+
+    from stablebptt.tasks import evaluate
+
+    return dataclasses.replace(run, problem=evaluate.with_fields(run.problem, evaluate.fields_of(fields)))
+
+
+def _evaluate(
+    run: Any, *, axes: tuple[str, ...], out: Path | None, count: int, seed: int, best: bool, threads: int | None, force: bool,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    from stablebptt.tasks import arguments, evaluate
+    from stablebptt.tasks.pictures import curves
+
+    if out is not None:
+        _free(out, force=force)
+    named = dict(map(evaluate.axis_of, axes))
+    x0, theta, records = run.problem.sample(count, seed), run.best_theta if best else run.theta, []
+    with arguments.threads(threads), output.counter("{} of {} points", quiet=quiet, as_json=as_json) as tell:
+        for record in evaluate.over_grid(run.problem, theta, named, x0, seed=seed, tell=tell):
+            records.append(record)
+            if as_json:
+                show(record, as_json=True)
+    if not as_json:
+        known = [name for name in records[0] if any(record[name] == record[name] for record in records)]
+        output.say("  ".join(f"{name:>12}" for name in known))
+        for record in records:
+            output.say("  ".join(f"{output.short(record[name]):>12}" for name in known))
+    if out is not None:
+        curves.save(lambda: evaluate.draw(records, named, run.problem.title), out)
 
 
 def _check(problem: Any, how: dict[str, Any], *, as_json: bool) -> None:

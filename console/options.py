@@ -76,6 +76,20 @@ ROLLOUTS: list[Option] = [
     click.option("--json", "as_json", is_flag=True, help="A JSON object on stdout."),
     QUIET,
 ]
+FIELDS = click.option("--set", "fields", metavar="NAME=VALUE", help="Numbers of the system, such as pole_mass=0.15,gravity=9.8.")
+EVALUATION: list[Option] = [
+    click.argument("run_file", type=RUN, metavar="RUN.h5"),
+    click.option("--vary", "axes", multiple=True, required=True, help="NAME=LOWEST:HIGHEST:COUNT, of the system; repeatable."),
+    FIELDS,
+    click.option("-o", "--out", type=FILE, help="Picture to write: .png, .pdf or .svg."),
+    click.option("--count", type=int, default=64, help="Initial states to draw."),
+    click.option("--seed", type=int, default=1, help="Decides the initial states, and what else is random."),
+    click.option("--best", is_flag=True, help="The weights of the lowest test loss, not the last ones."),
+    THREADS,
+    FORCE,
+    click.option("--json", "as_json", is_flag=True, help="One JSON object per line."),
+    QUIET,
+]
 CHECKS: list[Option] = [
     click.option("--seed", type=int, default=0, help="Decides where the derivatives are taken."),
     click.option("--step", type=float, help="Step of the differences.  [default: the best of many]"),
