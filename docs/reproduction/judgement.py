@@ -25,6 +25,7 @@ LEVELS: dict[str, tuple[str, tuple[float, ...]]] = {
     "cartpole": ("poles", (1, 2, 3, 4)),
     "quantum": ("target", (3, 4, 5)),
 }
+FREE = ("task", "options", "variant", "clip", "seed", "evaluate_every")  # what may differ among the runs that are judged
 SEEDS = {"guidance": 10, "cartpole": 10, "quantum": 5}
 FLOOR = 1e-6  # of losses in ratios: 1 - cos in float32 has steps of 6e-8, and a loss of 0 no logarithm
 RESAMPLES = 10_000
@@ -72,14 +73,17 @@ def read(folder: Path) -> Results:
 
 
 def _published(config: dict[str, Any]) -> bool:
-    """Whether a run has the published settings: all but level, variant, clipping and seed."""
+    """Whether a run has the published settings, whatever is `FREE`. What it does not say is newer than it, and as published."""
     if config["task"] not in LEVELS or config["variant"] not in VARIANTS:
         return False
+    wanted = {**Settings().describe(), "epochs": EPOCHS}
     defaults = {option.name: option.default for option in TASKS[config["task"]].options}
-    options = {**config["options"], **_without(defaults, LEVELS[config["task"]][:1])}
-    wanted = {**Settings().describe(), "epochs": EPOCHS, "options": options}
-    free = ("task", "variant", "clip", "seed", "evaluate_every")
-    return json.dumps(_without(config, free), sort_keys=True) == json.dumps(_without(wanted, free), sort_keys=True)
+    return _agrees(_without(config, FREE), wanted) and _agrees(_without(config["options"], LEVELS[config["task"]][:1]), defaults)
+
+
+def _agrees(table: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether everything that a table says is as wanted; lists and tuples are the same."""
+    return json.dumps(table, sort_keys=True) == json.dumps({name: wanted.get(name) for name in table}, sort_keys=True)
 
 
 def _without(table: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
