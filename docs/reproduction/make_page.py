@@ -208,15 +208,22 @@ def section(results: Results, task: str) -> str:
 
 def machine(results: Results) -> str:
     """Machine time by task and version."""
-    rows = []
+    made: dict[tuple[str, str], list[judgement.Result]] = {}
     for task in LEVELS:
-        for version in sorted({run.words["version"] for run in results.all() if run.config["task"] == task}):
-            runs = [run for run in results.all() if (run.config["task"], run.words["version"]) == (task, version)]
-            every = ", ".join(str(n) for n in sorted({run.config["evaluate_every"] for run in runs}))
-            seconds = [run.numbers["seconds"] for run in runs]
-            middle, together = f"{np.median(seconds):.0f} s", f"{sum(seconds) / 3600:.1f} h"
-            rows.append((NAMES[task], version, every, str(len(runs)), middle, together))
+        for run in results.all():
+            if run.config["task"] == task:
+                made.setdefault((NAMES[task], _version(run)), []).append(run)
+    rows = []
+    for names, runs in made.items():
+        every = ", ".join(str(n) for n in sorted({run.config["evaluate_every"] for run in runs}))
+        seconds = [run.numbers["seconds"] for run in runs]
+        rows.append((*names, every, str(len(runs)), f"{np.median(seconds):.0f} s", f"{sum(seconds) / 3600:.1f} h"))
     return table(("", "version", "evaluated every .. epochs", "runs", "a run, median", "together"), rows)
+
+
+def _version(run: judgement.Result) -> str:
+    """The version that computed a run, and its commit if it is known."""
+    return ", ".join(filter(None, (run.words["version"], run.words["git_commit"][:7])))
 
 
 PARTS: dict[str, Callable[[Results], str]] = {"verdicts": verdicts, "coverage": coverage, "machine": machine}
