@@ -602,16 +602,18 @@ def sweep(
 
 
 @command(stablebptt, "report")
-@click.argument("folder", type=FILE, metavar="FOLDER")
-@click.option("--json", "as_json", is_flag=True, help="The counts as a JSON object.")
+@click.argument("folders", type=FILE, nargs=-1, required=True, metavar="FOLDER...")
+@click.option("--keep", type=FILE, metavar="RESULTS", help="Folder of small files to merge the results into, without weights.")
+@click.option("--json", "as_json", is_flag=True, help="The counts as a JSON object per folder.")
 @QUIET
-def report(folder: Path, as_json: bool, quiet: bool) -> None:
+def report(folders: tuple[Path, ...], *, keep: Path | None, as_json: bool, quiet: bool) -> None:
     """Collect the runs of a sweep in FOLDER/report: a table, a page (Markdown and HTML) and the published figures with bands."""
     from stablebptt.tasks import reports
 
-    with output.counter("{} of {} files read", quiet=quiet, as_json=as_json) as tell:
-        found = reports.write(folder, tell)
-    show(found, as_json=as_json)
+    for folder in folders:
+        with output.counter("{} of {} files read", quiet=quiet, as_json=as_json) as tell:
+            found = reports.write(folder, tell, keep)
+        show(found, as_json=as_json)
 
 
 @stablebptt.group("landscape", cls=Group)

@@ -27,6 +27,8 @@ __all__ = [
 ]  # fmt: skip
 
 RUN_FORMAT, PATHS_FORMAT, TABLE_FORMAT = "stablebptt-run", "stablebptt-paths", "stablebptt-table"
+RESULTS_FORMAT = "stablebptt-results"
+TABLES = (TABLE_FORMAT, RESULTS_FORMAT)  # files about many runs
 FORMAT_VERSION = 2
 READABLE = (1, 2)
 ABOUT = ("Conventions", "title", "history", "source")  # root attributes of the CF conventions
@@ -143,7 +145,7 @@ def save_paths(
 
 def read_any(path: str | Path) -> tuple[dict[str, Any], dict[str, Group]]:
     """Attributes and groups of any file of this package, of this or a later version."""
-    return storage.read(path, (RUN_FORMAT, PATHS_FORMAT, TABLE_FORMAT))
+    return storage.read(path, (RUN_FORMAT, PATHS_FORMAT, *TABLES))
 
 
 def load(path: str | Path) -> Content:
@@ -197,7 +199,7 @@ def _content(attributes: dict[str, Any], groups: dict[str, Group], path: str | P
 
 
 def kind(path: str | Path) -> str:
-    """Format of a file: `RUN_FORMAT`, `PATHS_FORMAT` or `TABLE_FORMAT`."""
+    """Format of a file: `RUN_FORMAT`, `PATHS_FORMAT` or one of `TABLES`."""
     return str(read_any(path)[0]["format"])
 
 
@@ -303,9 +305,9 @@ def _attributes(kind: str, run: Any) -> dict[str, Any]:
     return attributes | ({"git_commit": found} if (found := commit()) else {})
 
 
-def table_attributes(title: str) -> dict[str, str | int | float]:
+def table_attributes(title: str, kind: str = TABLE_FORMAT) -> dict[str, str | int | float]:
     """Root attributes of a table of runs."""
-    return _origin(TABLE_FORMAT, title)
+    return _origin(kind, title)
 
 
 def _origin(kind: str, title: str) -> dict[str, str | int | float]:

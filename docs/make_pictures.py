@@ -1,11 +1,11 @@
 """Make every picture and film of the documentation anew: ``python docs/make_pictures.py [FOLDER]``.
 
-Trains what is missing in FOLDER (default: the folder `runs` beside this file), about 20 minutes on one core and then, for the
-reproduction, 40 minutes on two; broken off runs are resumed. Then all pictures in docs/images are drawn.
+Trains what is missing in FOLDER (default: the folder `runs` beside this file), about 20 minutes on one core; broken off runs are
+resumed. Then all pictures in docs/images are drawn, those of the reproduction from its results.
 """
 
 import os
-import shutil
+import runpy
 import sys
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from stablebptt.tasks.pictures import curves
 DOCS = Path(__file__).resolve().parent
 IMAGES = DOCS / "images"
 SEEDS = range(3)
-REPRODUCTION = [DOCS / "reproduction" / f"{task}.toml" for task in ("cartpole", "guidance", "quantum")]
 OWN = "double_pendulum:make_problem"
 FILMS = {"double-pendulum": ("dp-R", 1, 1), "cartpole": ("cp-C", 0, 1), "guidance": ("g-C-1", 0, 1), "quantum": ("q3-C", 0, 2)}
 
@@ -54,8 +53,6 @@ def train(folder: Path) -> None:
         command("custom", "train", OWN, *options, "--out", folder / f"dp-{variant}.h5")
     for name, (task, *options) in trainings().items():
         command(task, "train", *options, "--clip", "norm", "--quiet", "--resume", "--out", folder / f"{name}.h5")
-    for plan in REPRODUCTION:
-        command("sweep", plan, "--resume", "--out", folder / plan.stem)
 
 
 def draw(folder: Path) -> None:
@@ -64,8 +61,7 @@ def draw(folder: Path) -> None:
 
     for picture in ("fields", "rotation"):
         command("landscape", picture, "--force", "--out", IMAGES / f"{picture}.png")
-    for plan in REPRODUCTION:
-        report(folder / plan.stem, IMAGES / f"reproduction-{plan.stem}.png")
+    reproduction()
     regulator(IMAGES / "lqr.png")
     own = [folder / f"dp-{variant}.h5" for variant in "RMC"]
     command("plot", *own, "--smooth", 5, "--force", "--out", IMAGES / "double-pendulum.png")
@@ -79,10 +75,9 @@ def draw(folder: Path) -> None:
         command("animate", file, "--trajectory", sample, "--every", every, "--force", "--out", film)
 
 
-def report(folder: Path, picture: Path) -> None:
-    """The figure of a sweep."""
-    command("report", folder)
-    shutil.copyfile(folder / "report" / f"{folder.name}.png", picture)
+def reproduction() -> None:
+    """The figures of the reproduction, and the tables of its page."""
+    runpy.run_path(str(DOCS / "reproduction" / "make_page.py"), run_name="__main__")
 
 
 def regulator(picture: Path) -> None:

@@ -1,5 +1,6 @@
 """The documentation: its snippets run, its links lead somewhere, its pictures are made by its own command."""
 
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -126,11 +127,18 @@ def pictures():
     return module_of(ROOT / "docs" / "make_pictures.py")
 
 
+def reproduction_pictures(monkeypatch):
+    """Names of the figures that the results of the reproduction allow."""
+    monkeypatch.syspath_prepend(ROOT / "docs" / "reproduction")
+    judgement, drawing = map(importlib.import_module, ("judgement", "drawing"))
+    return drawing.pictures(judgement.read(ROOT / "docs" / "reproduction" / "results"))
+
+
 def test_every_picture_is_made_by_the_command(monkeypatch, tmp_path):
     made, module = set(), pictures()
     monkeypatch.setattr(module, "main", lambda words: made.add(Path(words[words.index("--out") + 1]).name))
     monkeypatch.setattr(module, "regulator", lambda picture: made.add(picture.name))
-    monkeypatch.setattr(module, "report", lambda folder, picture: made.add(picture.name))
+    monkeypatch.setattr(module, "reproduction", lambda: made.update(reproduction_pictures(monkeypatch)))
     module.draw(tmp_path)
     shown = {Path(link).name for page in PAGES for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))}
     kept = {path.name for path in (ROOT / "docs" / "images").iterdir()}
