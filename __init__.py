@@ -12,7 +12,8 @@ from stablebptt.version import __version__
 if TYPE_CHECKING:
     from stablebptt.adjoint.c_interface import c_header, cfunc_address
     from stablebptt.data.errors import FileFormatError
-    from stablebptt.tasks import optimizers, problem
+    from stablebptt.kernels.quadratic import quadratic
+    from stablebptt.tasks import observations, optimizers, problem
     from stablebptt.tasks.errors import BackendError, DivergedError
     from stablebptt.tasks.minimize import minimize_fun
     from stablebptt.tasks.optimizers import clip
@@ -38,8 +39,10 @@ __all__ = [
     "clip",
     "load",
     "minimize_fun",
+    "observations",
     "optimizers",
     "problem",
+    "quadratic",
     "sweep",
     "train",
     "train_seeds",
@@ -47,7 +50,8 @@ __all__ = [
 _HOMES = {
     "adjoint.c_interface": ("c_header", "cfunc_address"),
     "data.errors": ("FileFormatError",),
-    "tasks": ("optimizers", "problem"),
+    "kernels.quadratic": ("quadratic",),
+    "tasks": ("observations", "optimizers", "problem"),
     "tasks.errors": ("BackendError", "DivergedError"),
     "tasks.minimize": ("minimize_fun",),
     "tasks.optimizers": ("clip",),

@@ -96,7 +96,7 @@ class Work(Struct):
     arenas, bounds, keys, physics, effort : as for the rollout
     sums : gradients, summed over the groups of samples; see `new_sums`
     gradients (m, n_parameters), joined (n_parameters,) : results
-    x0_bar (m, B, n_state), joined_x0 (B, n_state) : cotangents of the initial states
+    x0_bar (B, n_state) : cotangents of the initial states, of the first adjoint
     products (4,) : inner products R.R, M.M, R.M and C.C, in float64
     """
 
@@ -109,7 +109,6 @@ class Work(Struct):
     gradients: np.ndarray
     joined: np.ndarray
     x0_bar: np.ndarray
-    joined_x0: np.ndarray
     products: np.ndarray
 
 
@@ -199,8 +198,7 @@ def new_work(episode: Any, batch: int, adjoints: int, dtype: Any, *, tape_bytes:
         sums=sums,
         gradients=np.zeros((adjoints, n), dtype),
         joined=np.zeros(n, dtype),
-        x0_bar=np.zeros((adjoints, batch, episode.n_state), dtype),
-        joined_x0=np.zeros((batch, episode.n_state), dtype),
+        x0_bar=np.zeros((batch, episode.n_state), dtype),
         products=np.zeros(4),
     )
 
@@ -361,17 +359,14 @@ def _part_of_gradient(part, episode, theta, x0, gates, work):
         rollout_vjp(episode, gates, arena.forward, arena.bars)
         lam, first = arena.bars.lam, work.bounds[part.index]
         for b in range(lam.shape[0]):
-            for v in range(lam.shape[1]):
-                for k in range(lam.shape[2]):
-                    work.x0_bar[v, first + b, k] = lam[b, v, k]
+            for k in range(lam.shape[2]):
+                work.x0_bar[first + b, k] = lam[b, 0, k]
     elif part.phase == SUM:
         unpack(episode.controller, work.sums, gradients, part)
     elif part.phase == JOIN:
         if gates.joined:
             first, end = cut(work.joined.size, part)
             combine(gradients[1, first:end], gradients[0, first:end], work.joined[first:end])
-            if part.index == 0:
-                combine(work.x0_bar[1].ravel(), work.x0_bar[0].ravel(), work.joined_x0.ravel())
     else:
         first, end = cut(4, part)
         for number in range(first, end):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from stablebptt.kernels.dense import aligned
-from stablebptt.kernels.generics import scratch_size
+from stablebptt.kernels.generics import State, is_of_states, scratch_size
 from stablebptt.tasks import arguments, batches
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
@@ -49,6 +49,18 @@ def cost_vjp(problem: Problem, x: np.ndarray, bars: np.ndarray) -> np.ndarray:
     x_bar = np.zeros_like(x)
     batches.costs_vjp(problem.loss_function, x, arguments.array("bars", bars, (len(x),), problem.dtype, finite=False), x_bar)
     return x_bar.reshape(-1, *problem.state_shape)
+
+
+def bare(problem: Problem) -> None:
+    """Raise an error for what a controller of another framework does not know: it sees states, and its controls have no limits."""
+    there = {
+        "bound": problem.limits is not None,
+        "observe": type(problem.observation) is not State,
+        "vary, disturb or noise": problem.is_random,
+        "costs of time and control": not is_of_states(problem.loss_function),
+    }
+    if found := [name for name, used in there.items() if used]:
+        raise ArgumentError(f"the problem has {' and '.join(found)}; a controller of another framework needs one without")
 
 
 def given(problem: Problem, name: str, value: Any, shape: tuple[Any, ...], kind: type, make: Callable[[np.ndarray], Any]) -> Any:

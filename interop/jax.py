@@ -84,6 +84,7 @@ def rollout_loss(problem: Problem, policy: Policy, params: Any, x0: Any, variant
         If shapes or precisions do not fit, or the problem is in float64 and JAX is not.
     """
     _precision(problem)
+    arrays.bare(problem)
     gates = variants.gates(variant, problem.steps)
     x0 = _array(problem, "x0", x0, ("B", *problem.state_shape))
     # Values that the policy closes over become arguments like its parameters, so that they have gradients, too.

@@ -178,6 +178,7 @@ def rollout_loss(problem: Problem, policy: torch.nn.Module, x0: Any, variant: An
 
 
 def _rollout(problem: Problem, policy: Policy, x: Any, passes: Sweep) -> Any:
+    arrays.bare(problem)
     costs, squares = 0.0, []
     for t in range(problem.steps):
         control = policy(passes.gate(x, passes.network[t]))

@@ -9,6 +9,7 @@ Letters, in shapes and loops, here and in `stablebptt.adjoint`:
     m, v  adjoints (cotangents) at once     n, r  rows: samples, or samples x time steps
     n_state, k    numbers of a state        n_control, q  numbers of a control
     n_parameters  numbers of theta          n_weights     numbers of theta as `pack` arranges them
+    n_seen, seen  what the controller sees of a state
     x  state    c  control    lam  adjoint    y_bar  cotangent of y    theta  parameters
 """
 
@@ -19,11 +20,13 @@ from stablebptt.kernels.core.vector_math import where
 from stablebptt.kernels.generics import (
     Controller,
     Loss,
+    Observation,
     System,
     control,
     control_batch,
     cost,
     final_cost,
+    observe,
     pack,
     step,
     step_batch,
@@ -33,6 +36,7 @@ from stablebptt.kernels.generics import (
 __all__ = [
     "Controller",
     "Loss",
+    "Observation",
     "Struct",
     "System",
     "block",
@@ -46,6 +50,7 @@ __all__ = [
     "inline",
     "kernel",
     "like",
+    "observe",
     "pack",
     "step",
     "step_batch",

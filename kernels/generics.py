@@ -234,6 +234,12 @@ def is_running(cls: type) -> bool:
     return next((base in running_cost.methods for base in cls.__mro__ if base in {**running_cost.methods, **cost.methods}), False)
 
 
+def is_of_states(loss: Any) -> bool:
+    """Whether a loss is a function of the state alone, at every time step."""
+    own = next((cost_batch.methods[base] for base in type(loss).__mro__ if base in cost_batch.methods), None)
+    return own is cost_batch.methods[Struct] and not is_running(type(loss))
+
+
 @implements(final_cost, Struct)
 def _no_final_cost(loss, x):
     return like(x, 0.0)

@@ -1,5 +1,7 @@
 """A quadratic cost of states and controls around references, with a penalty on changes of the controls."""
 
+from typing import Any
+
 import numpy as np
 
 from stablebptt.kernels.core.dispatch import implements, inline, like
@@ -21,6 +23,28 @@ class Quadratic(Loss):
     final: float
     reference: np.ndarray
     rest: np.ndarray
+
+
+def quadratic(
+    state: Any, control: Any, *, rate: Any = None, final: float = 1.0, reference: Any = None, rest: Any = None
+) -> Quadratic:
+    """A quadratic cost.
+
+    Parameters
+    ----------
+    state (n_state,), control, rate (n_control,) : weights of states, of controls, and of changes of controls (by default 0)
+    final : factor of the last state's cost
+    reference : (n_state,), or (N, n_state) for one row per time step, whose last one goes on; by default 0
+    rest (n_control,) : control that costs nothing; by default 0
+    """
+    weights, controls = np.atleast_1d(np.asarray(state, float)), np.atleast_1d(np.asarray(control, float))
+    rows = np.zeros_like(weights) if reference is None else np.asarray(reference, float)
+    changes, still = (np.zeros_like(controls) if each is None else np.asarray(each, float) for each in (rate, rest))
+    wanted = [("reference", np.atleast_2d(rows), weights.size), ("rate", changes, controls.size), ("rest", still, controls.size)]
+    for name, values, size in wanted:
+        if values.shape[-1:] != (size,):
+            raise ValueError(f"{name} has shape {values.shape}; its last axis must have {size} numbers")
+    return Quadratic(weights, controls, changes, float(final), np.atleast_2d(rows), still)
 
 
 @inline

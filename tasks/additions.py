@@ -69,8 +69,8 @@ def apply(problem: Any, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         weights = arguments.array("time_weights", given, (problem.steps + 1,), np.float64)
         changes["time_weights"], chosen["time_weights"] = weights, weights.tolist()
     if "observe" in chosen:
-        seen = cast(observing.of(chosen.pop("observe"), problem.n_state, problem.dt), problem.dtype)
-        changes["observation"] = seen
+        seen = observing.of(chosen.pop("observe"), problem.n_state, problem.dt)
+        changes["observation"] = cast(seen, problem.dtype)
         if observing.is_ours(seen) and (described := observing.describe(seen)) is not None:
             chosen["observe"] = described
     if "activation" in chosen or "observation" in changes:

@@ -14,7 +14,7 @@ from stablebptt.kernels.core.simd import padded
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.core.threads import WHOLE
 from stablebptt.kernels.dense import aligned
-from stablebptt.kernels.generics import Controller, System
+from stablebptt.kernels.generics import Controller, State, System, is_of_states
 from stablebptt.tasks import adjoint_check_states, arguments, batches, plain_python
 from stablebptt.tasks.custom import cast
 from stablebptt.tasks.differences import TOLERANCE, Arrays, Finding, Rule, findings, in_place
@@ -46,7 +46,7 @@ class _Bars(Struct):
 
     c_bar (m, n, n_control) : of the controls
     hidden (m or 1, n, n_control) : those that fill the slots of the tape
-    x_bar (m, n, padded n_state), gradients (m, n_parameters) : results
+    x_bar (m, n, padded n_seen), gradients (m, n_parameters) : results
     """
 
     c_bar: np.ndarray
@@ -144,6 +144,43 @@ def cost_rule(problem: Problem) -> Rule:
     )
 
 
+def path_cost_rule(problem: Problem) -> Rule:
+    """Rule of the mean cost of paths, for losses that are no function of the state alone."""
+    loss, weights = problem.loss_function, problem.time_weights
+
+    def forward(inputs: Arrays) -> np.ndarray:
+        total = np.zeros(inputs["states"].shape[1])
+        batches.path_costs(loss, weights, inputs["states"], inputs["controls"], total)
+        return np.array(total.mean())
+
+    def vjp(inputs: Arrays, bars: np.ndarray) -> Arrays:
+        steps, batch, n_control = inputs["controls"].shape
+        x_bar, c_bar = np.zeros_like(inputs["states"]), np.zeros((steps + 1, batch, 1, n_control))
+        batches.path_costs_vjp(loss, weights, inputs["states"], inputs["controls"], x_bar, c_bar)
+        each = bars.reshape(-1, 1, 1, 1)
+        return {"states": each * x_bar, "controls": each * c_bar[:-1, :, 0]}
+
+    return Rule("cost of a path", forward, vjp)
+
+
+def observe_rule(problem: Problem) -> Rule:
+    """Rule of `observe`, state by state, at time steps 0, 1, .."""
+
+    def times(x: np.ndarray) -> np.ndarray:
+        return np.arange(len(x)) % problem.steps
+
+    def write(inputs: Arrays, output: np.ndarray) -> None:
+        batches.observations(problem.observation, times(inputs["state"]), inputs["state"], output)
+
+    def add(inputs: Arrays, cotangents: np.ndarray, bars: Arrays) -> None:
+        for bar, x_bar in zip(cotangents, bars["state"]):
+            batches.observations_vjp(problem.observation, times(inputs["state"]), inputs["state"], bar.copy(), x_bar)
+
+    names = {"output": "seen", "state": "x_bar"}
+    shape = lambda inputs: (len(inputs["state"]), problem.n_seen)  # noqa: E731
+    return in_place("observe", write, add, shape, independent=frozenset(("state",)), names=names)
+
+
 def _controls_shape(problem: Problem) -> Callable[[Arrays], tuple[int, ...]]:
     return lambda inputs: (len(inputs["state"]), problem.n_control)
 
@@ -177,11 +214,11 @@ def control_rule(problem: Problem, *, unit: bool = False) -> Rule:
     def add(inputs: Arrays, cotangents: np.ndarray, bars: Arrays) -> None:
         m, n = cotangents.shape[:2]
         weights, tape = run(inputs, np.zeros((n, problem.n_control)), m)
-        x_bar, gradients = np.zeros((m, n, padded(problem.n_state))), np.zeros((m, problem.n_parameters))
-        x_bar[:, :, : problem.n_state] = bars["state"]
+        x_bar, gradients = np.zeros((m, n, padded(problem.n_seen))), np.zeros((m, problem.n_parameters))
+        x_bar[:, :, : problem.n_seen] = bars["state"]
         hidden = np.ones((1, n, problem.n_control)) if unit else cotangents
         _control_vjp(controller, weights, tape, inputs["state"], _Bars(cotangents, hidden, x_bar, gradients))
-        bars["state"][:] = x_bar[:, :, : problem.n_state]
+        bars["state"][:] = x_bar[:, :, : problem.n_seen]
         bars["parameters"] += gradients
 
     def write(inputs: Arrays, output: np.ndarray) -> None:
@@ -276,7 +313,7 @@ def check(
     plain_python.try_problem(problem, inputs["state"][:MANY], (1,))
     parts = (
         _check_steps(problem, inputs, random, how),
-        findings(cost_rule(problem), {"state": inputs["state"]}, random, **how),
+        _check_costs(problem, inputs["state"], theta, starts, random, how),
         _check_controls(problem, inputs["state"], theta, random, how),
         findings(rollout_rule(problem), {"state": starts, "parameters": theta}, random, **how),
     )
@@ -315,11 +352,31 @@ def _check_steps(subject: Any, inputs: Arrays, random: np.random.Generator, how:
             yield Finding(other.name, "x_next", float(np.max(off)), note=f"{other.name} and step disagree")
 
 
+def _check_costs(
+    problem: Problem, states: np.ndarray, theta: np.ndarray, starts: np.ndarray, random: np.random.Generator, how: dict[str, Any]
+) -> Iterator[Finding]:
+    """Test the loss at states, or along rollouts from a few `starts` if it depends on more."""
+    loss = problem.loss_function
+    if is_of_states(loss):
+        yield from findings(cost_rule(problem), {"state": states}, random, **how)
+        return
+    path = problem.follow(theta + 0.1 * random.standard_normal(theta.shape), starts)
+    inputs = {
+        "states": np.ascontiguousarray(path.states.reshape(len(starts), -1, problem.n_state).swapaxes(0, 1)),
+        "controls": np.ascontiguousarray(path.controls.reshape(len(starts), -1, problem.n_control).swapaxes(0, 1)),
+    }
+    yield from findings(path_cost_rule(problem), inputs, random, **how)
+
+
 def _check_controls(
     problem: Problem, states: np.ndarray, theta: np.ndarray, random: np.random.Generator, how: dict[str, Any]
 ) -> Iterator[Finding]:
     """Test the controller, at parameters near theta (n_parameters,)."""
     rows = random.permutation(states)
+    if type(problem.observation) is not State:
+        rule = observe_rule(problem)
+        yield from findings(rule, {"state": rows}, random, **how)
+        rows = rule.forward({"state": rows})
     if isinstance(problem.controller, Controller):
         rows = rows[: max(ROWS, adjoint_check_states.NUMBERS // problem.n_parameters)]
         thetas = theta + random.standard_normal((len(rows), problem.n_parameters))

@@ -52,6 +52,33 @@ def costs_vjp(loss, x, cost_bars, x_bar):
 
 
 @kernel
+def path_costs(loss, weights, states, controls, total):
+    """Weighted costs of whole paths: states (T+1, B, n_state), controls (T, B, n_control), total (B,)."""
+    for t in range(weights.size):
+        if weights[t] != 0:
+            forward.cost_batch(loss, t, weights, states, controls, total)
+
+
+@kernel
+def path_costs_vjp(loss, weights, states, controls, x_bar, c_bar):
+    """Derivatives of their mean, in the arrays' shapes; c_bar (T+1, B, 1, n_control), with nothing for the last state."""
+    for t in range(weights.size):
+        backward.cost_batch_vjp(loss, t, weights, states.shape[1], states, controls, x_bar[t], c_bar[t])
+
+
+@kernel
+def observations(observation, times, x, seen):
+    for b in range(x.shape[0]):
+        forward.observe(observation, times[b], x[b], seen[b])
+
+
+@kernel
+def observations_vjp(observation, times, x, seen_bar, x_bar):
+    for b in range(x.shape[0]):
+        backward.observe_vjp(observation, times[b], x[b], seen_bar[b], x_bar[b])
+
+
+@kernel
 def controls(controller, thetas, x, c):
     """Each state has its own parameters: thetas (B, n_parameters)."""
     for b in range(x.shape[0]):

@@ -12,7 +12,6 @@ from numba import typeof
 
 from stablebptt.adjoint import linked as backward_linked
 from stablebptt.adjoint import rollout as backward
-from stablebptt.adjoint.combine import combine
 from stablebptt.adjoint.generics import parameter_names
 from stablebptt.kernels import linked as forward_linked
 from stablebptt.kernels import rollout as forward
@@ -115,25 +114,17 @@ class Engine:
         work = kept.struct
         total, physics = problem.total(found.physics, found.effort)
         loss = Loss(total, physics) if found.finite else Loss(math.nan, math.nan)  # a loss may ignore some numbers
-        parameters = self._parameters(work, joined=gates.joined) if self._parameter_names else {}
+        rest = {"x0": work.x0_bar.reshape(x0.shape), "parameters": self._parameters(work) if self._parameter_names else {}}
         if not gates.joined:
-            return Gradient(work.gradients[0], loss, found.regular2, x0=work.x0_bar[0].reshape(x0.shape), parameters=parameters)
+            return Gradient(work.gradients[0], loss, found.regular2, **rest)
         norms = math.sqrt(found.regular2) * math.sqrt(found.modified2)
         cosine = found.product / norms if norms > 0 else math.nan
-        x0_bar = work.joined_x0.reshape(x0.shape)
-        parts_of_c = work.gradients[0], work.gradients[1]
-        return Gradient(work.joined, loss, found.joined2, *parts_of_c, cosine, x0_bar, parameters)
+        return Gradient(work.joined, loss, found.joined2, work.gradients[0], work.gradients[1], cosine, **rest)
 
-    def _parameters(self, work: backward.Work, *, joined: bool) -> dict[str, float]:
-        """Derivatives by the system's parameters: sums over samples, in their order, joined number by number."""
-        parts = np.concatenate([arena.bars.parameters for arena in work.arenas]).astype(np.float64)
-        regular, *others = parts.cumsum(axis=0)[-1]
-        values = np.empty_like(regular)
-        if joined:
-            combine(others[0], regular, values)
-        else:
-            values[:] = regular
-        return dict(zip(self._parameter_names, values.tolist()))
+    def _parameters(self, work: backward.Work) -> dict[str, float]:
+        """Derivatives by the system's parameters, of the first adjoint: sums over samples, in their order."""
+        parts = np.concatenate([arena.bars.parameters[:, 0] for arena in work.arenas]).astype(np.float64)
+        return dict(zip(self._parameter_names, parts.cumsum(axis=0)[-1].tolist()))
 
     def _episode(self, linked: Any) -> Reference:
         """The episode, with parts compiled apart by a module `linked`; anew if somebody changed their methods."""

@@ -19,9 +19,8 @@ from stablebptt.adjoint.cuda_rollout import Results, bars_size, make_gradient, m
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.cuda_block import SIMULATED, TILE
 from stablebptt.kernels.cuda_rollout import Paths, Shared, make_evaluate, new_layout, work_size
-from stablebptt.kernels.generics import State, is_running
+from stablebptt.kernels.generics import State, is_of_states
 from stablebptt.kernels.network import Network
-from stablebptt.kernels.quadratic import Quadratic
 from stablebptt.kernels.rollout import Episode, effort_weight
 from stablebptt.tasks.engine import ALONE, Evaluation, Gradient, Keys, Loss
 from stablebptt.tasks.errors import BackendError
@@ -377,7 +376,7 @@ def to_device(problem: Problem) -> Problem:
         raise BackendError(f"backend 'cuda' runs the networks of this package; {name} is a controller of your own")
     missing = {
         "observe": type(problem.observation) is not State,
-        "costs of time and control": type(problem.loss_function) is Quadratic or is_running(type(problem.loss_function)),
+        "costs of time and control": not is_of_states(problem.loss_function),
         "vary, disturb and noise": problem.is_random,
     }
     if found := [name for name, there in missing.items() if there]:

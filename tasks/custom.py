@@ -28,6 +28,7 @@ from stablebptt.tasks.task import CUSTOM, LOSSES, OUTPUT_INITS, Task
 TASK = CUSTOM
 SYSTEM, LOSS = (forward.step, backward.step_vjp), (forward.cost, backward.cost_vjp)
 RUNNING = (forward.running_cost, backward.running_cost_vjp)
+WHOLE = (forward.cost_batch, backward.cost_batch_vjp)
 CONTROLLER = (forward.control, backward.control_vjp)
 PARTS = ("system", "controller", "loss")
 importing: list[str] = []  # the user's modules whose import is under way
@@ -43,7 +44,7 @@ def custom_problem(
     dt: float,
     state_shape: tuple[int, ...] | None = None,
     control_shape: tuple[int, ...] | None = None,
-    when: str = "final",
+    when: str | None = None,
     regularization: float = 0.0,
     dtype: Any = "float32",
     output_init: str = "glorot",
@@ -64,7 +65,8 @@ def custom_problem(
     sample : (random generator, count) -> initial states (count, *state_shape)
     steps, dt : horizon T, and length of a time step [s]
     state_shape, control_shape : by default `system.state_shape` and `system.control_shape`
-    when : "final" (cost of the last state) or "continuous" (mean over x_1 .. x_T)
+    when : "final" (cost of the last state) or "continuous": mean over x_1 .. x_T; for a loss of time, state and control, which has
+        no other default, the mean over the time steps plus the cost of the last state
     regularization : weight rho of the mean squared control
     dtype : "float32" or "float64"
     output_init : initial kernel of the last layer: "glorot" or "zero"
@@ -81,7 +83,7 @@ def custom_problem(
     """
     arguments.known(CUSTOM, added, additions.NAMES)
     _needs("system", system, System, SYSTEM)
-    _needs("loss", loss, Struct, RUNNING if forward.is_running(type(loss)) else LOSS)
+    _needs("loss", loss, Struct, _loss_functions(loss))
     kind = arguments.precision(dtype)
     state_shape = _shape("state_shape", getattr(system, "state_shape", None) if state_shape is None else state_shape)
     control_shape = _shape("control_shape", getattr(system, "control_shape", None) if control_shape is None else control_shape)
@@ -97,16 +99,21 @@ def custom_problem(
     named = dict(zip(PARTS, parts))
     arguments.layout(parts[1])
     steps, dt = arguments.whole("steps", steps, 1), arguments.real("dt", dt, above=0)
+    of_states = forward.is_of_states(parts[2])
+    when = arguments.choice("when", ("final" if of_states else "continuous") if when is None else when, LOSSES)
+    weights = mean_weights(when, steps, of_states=of_states)
     rho = arguments.real("regularization", regularization, least=0)
     options = {
         "source": None, "arguments": {}, "title": str(title), "state_shape": list(state_shape),
-        "control_shape": list(control_shape), "steps": steps, "dt": dt, "when": arguments.choice("when", when, LOSSES),
+        "control_shape": list(control_shape), "steps": steps, "dt": dt, "when": when,
         "regularization": rho, "dtype": np.dtype(kind).name,
         "output_init": arguments.choice("output_init", output_init, OUTPUT_INITS),
         "parts": {name: descriptions.of_part(part) for name, part in named.items()},
         "n_parameters": forward.parameter_count(parts[1]), "state_units": state_units, "control_units": control_units,
         "code": descriptions.code(named),
     }  # fmt: skip
+    if not of_states:
+        options["of_states"] = False
     problem = Problem(
         task=TASK,
         options=options,
@@ -118,7 +125,7 @@ def custom_problem(
         control_shape=control_shape,
         steps=steps,
         dt=dt,
-        time_weights=mean_weights(when, steps),
+        time_weights=weights,
         dtype=kind,
         output_init=output_init,
         draw=sample,
@@ -131,6 +138,13 @@ def custom_problem(
     problem, _ = additions.apply(problem, added)
     plain_python.try_new(problem)
     return problem
+
+
+def _loss_functions(loss: Any) -> tuple[Any, ...]:
+    """What a loss must define."""
+    if forward.is_of_states(loss):
+        return LOSS
+    return RUNNING if forward.is_running(type(loss)) else WHOLE
 
 
 def renewed(problem: Problem, added: dict[str, Any]) -> Problem:
@@ -334,15 +348,17 @@ def _cast(name: str, value: Any, annotation: str | None, kind: Any) -> Any:
 
 def in_float64(problem: Problem) -> Problem:
     """The same problem in float64, for checks."""
-    parts = {name: cast(getattr(problem, name), np.float64) for name in ("system", "controller", "loss_function")}
+    names = ("system", "observation", "controller", "loss_function")
+    parts = {name: cast(getattr(problem, name), np.float64) for name in names}
     return dataclasses.replace(problem, dtype=np.float64, options={**problem.options, "dtype": "float64"}, **parts)
 
 
 def custom_facts(options: dict[str, Any]) -> dict[str, Any]:
     """`descriptions.facts` of the problem with these options."""
     names = ("steps", "dt", "regularization", "output_init", "dtype")
-    weights = mean_weights(options["when"], options["steps"])
-    weights = np.asarray(options.get("time_weights", weights), np.float64)
+    of_states = options.get("of_states", True)
+    weights = options.get("time_weights", mean_weights(options["when"], options["steps"], of_states=of_states))
+    weights = np.asarray(weights, np.float64)
     more = {"limits": describe(np.asarray(options["bound"]))} if "bound" in options else {}
     more |= {f"disturb.{name}": describe(np.asarray(value)) for name, value in options.get("disturb", {}).items()}
     return {name: options[name] for name in names} | {"time_weights": describe(weights)} | options["parts"] | more

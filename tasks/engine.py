@@ -63,9 +63,8 @@ class Gradient:
     norm2 : squared 2-norm
     regular, modified (n_parameters,) : R and M of variant C; None for other variants
     cosine : of the angle between R and M; NaN for other variants
-    x0 (B, *state_shape) : cotangent of the initial states; for variant C joined like the gradient, number by number; None from a
-        device
-    parameters : derivatives by the system's parameters, by name, if it has a method for `step_parameters_vjp`; joined likewise
+    x0 (B, *state_shape) : adjoint of the initial states; of variant C, that of R; None from a device
+    parameters : derivatives by the system's parameters, by name, if it has a method for `step_parameters_vjp`; of C, those of R
     """
 
     value: np.ndarray

@@ -85,10 +85,16 @@ def stream(seed: int, purpose: int, *more: int) -> np.random.Generator:
     return np.random.default_rng([arguments.whole("seed", seed, 0, LARGEST_SEED), purpose, *more])
 
 
-def mean_weights(loss: str, steps: int) -> np.ndarray:
-    """Time weights (T+1,) of a loss at the last state ("final"), or of its mean over x_1 .. x_T ("continuous")."""
+def mean_weights(loss: str, steps: int, *, of_states: bool = True) -> np.ndarray:
+    """Time weights (T+1,) of a loss at the last state ("final"), or of its mean over x_1 .. x_T ("continuous").
+
+    If the loss is none of states alone, the mean is over the costs of all time steps, and the cost of the last state is added.
+    """
     weights = np.zeros(steps + 1)
-    weights[-1 if loss == "final" else slice(1, None)] = 1.0 if loss == "final" else 1.0 / steps
+    if loss == "continuous":
+        weights[slice(1, None) if of_states else slice(0, -1)] = 1.0 / steps
+    if loss == "final" or not of_states:
+        weights[-1] = 1.0
     return weights
 
 

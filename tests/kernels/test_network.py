@@ -78,7 +78,8 @@ def drawn(name, n, random):
     """A network as the rules want it, with its numbers of states and controls around it; and inputs."""
     n_state, controller = NETWORKS[name]
     n_control = controller.windows()[-1][-1]
-    around = SimpleNamespace(controller=controller, n_state=n_state, n_control=n_control, n_parameters=controller.n_parameters)
+    sizes = {"n_seen": n_state, "n_control": n_control, "n_parameters": controller.n_parameters}
+    around = SimpleNamespace(controller=controller, **sizes)
     parameters = 0.3 * random.standard_normal(controller.n_parameters)
     return around, {"state": random.standard_normal((n, n_state)), "parameters": parameters}
 
