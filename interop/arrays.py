@@ -52,7 +52,7 @@ def cost_vjp(problem: Problem, x: np.ndarray, bars: np.ndarray) -> np.ndarray:
 
 
 def bare(problem: Problem) -> None:
-    """Raise an error for what a controller of another framework does not know: it sees states, and its controls have no limits."""
+    """Raise an error for what another framework's controller does not know: it sees states, and its controls have no limits."""
     there = {
         "bound": problem.limits is not None,
         "observe": type(problem.observation) is not State,

@@ -231,7 +231,8 @@ def _step_sample(system, x, c, x_next, scratch):
 
 def is_running(cls: type) -> bool:
     """Whether a loss has costs of time, state and control, and not of states alone."""
-    return next((base in running_cost.methods for base in cls.__mro__ if base in {**running_cost.methods, **cost.methods}), False)
+    known = [base for base in cls.__mro__ if base in running_cost.methods or base in cost.methods]
+    return bool(known) and known[0] in running_cost.methods
 
 
 def is_of_states(loss: Any) -> bool:

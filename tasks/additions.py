@@ -2,7 +2,7 @@
 
     activation      between the layers of the network
     bound           limits of the controls                          kernels/bounds.py
-    observe         what the controller sees of a state             kernels/observations.py
+    observe         what the controller sees of a state             kernels/seen.py
     vary            fields of the system, drawn for each sample     kernels/varied.py
     disturb         noise and pushes on the states                  kernels/noise.py
     time_weights    weights of the cost of every time step
@@ -50,7 +50,7 @@ def apply(problem: Any, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     import numpy as np
 
     from stablebptt.kernels.varied import varied
-    from stablebptt.tasks import arguments, observing
+    from stablebptt.tasks import arguments, observations
     from stablebptt.tasks.custom import CUSTOM, cast, renewed
 
     chosen = read(given)
@@ -69,9 +69,9 @@ def apply(problem: Any, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         weights = arguments.array("time_weights", given, (problem.steps + 1,), np.float64)
         changes["time_weights"], chosen["time_weights"] = weights, weights.tolist()
     if "observe" in chosen:
-        seen = observing.of(chosen.pop("observe"), problem.n_state, problem.dt)
+        seen = observations.of(chosen.pop("observe"), problem.n_state, problem.dt)
         changes["observation"] = cast(seen, problem.dtype)
-        if observing.is_ours(seen) and (described := observing.describe(seen)) is not None:
+        if observations.is_ours(seen) and (described := observations.describe(seen)) is not None:
             chosen["observe"] = described
     if "activation" in chosen or "observation" in changes:
         seen = changes.get("observation", problem.observation)

@@ -65,8 +65,8 @@ def custom_problem(
     sample : (random generator, count) -> initial states (count, *state_shape)
     steps, dt : horizon T, and length of a time step [s]
     state_shape, control_shape : by default `system.state_shape` and `system.control_shape`
-    when : "final" (cost of the last state) or "continuous": mean over x_1 .. x_T; for a loss of time, state and control, which has
-        no other default, the mean over the time steps plus the cost of the last state
+    when : "final" (cost of the last state) or "continuous" (mean over x_1 .. x_T). For a loss of time, state and control the
+        default is "continuous": the mean over the time steps plus the cost of the last state
     regularization : weight rho of the mean squared control
     dtype : "float32" or "float64"
     output_init : initial kernel of the last layer: "glorot" or "zero"

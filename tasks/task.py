@@ -66,6 +66,8 @@ class Option:
             return arguments.flag(self.name, value)
         if self.kind == "dtype":
             return arguments.precision(value).__name__
+        if self.kind == "text":
+            return arguments.plain(self.name, value)
         return list(getattr(arguments, self.kind)(self.name, value))
 
 

@@ -165,6 +165,10 @@ VJP_OF |= {"control_batch": "control_batch_vjp", "step_sample": "step_sample_vjp
 # Compiled functions of kernels/ without a rule of their own, by module, and why.
 ON_A_DEVICE = "on a device; test_cuda.py compares it with the CPU"
 NOT_DIFFERENTIATED = {
+    "bounds": dict.fromkeys(("limited", "limit"), "rule is limit_vjp inside rollout_vjp (tested through whole gradients)"),
+    "noise": dict.fromkeys(("uniform", "normal", "add_noise", "disturb"), "random numbers, which are added"),
+    "varied": dict.fromkeys(("with_values", "with_vectors"), "puts numbers into a struct"),
+    "quadratic": {"reference_at": "a number of a row"},
     "activations": {
         "activate": "part of activate_all",
         "slope": "is the derivative; part of activate_all_vjp",

@@ -17,10 +17,18 @@ LONGER = {
     "kernels/core/simd.py": {"tile": ADDRESSES},
     "adjoint/cartpole.py": {"pole_vjp": "a scalar vjp takes the inputs and the cotangents of the outputs, numbers all of them"},
     "adjoint/c_interface.py": {"function": "called from C, whose arrays do not know their sizes"},
-    "adjoint/generics.py": dict.fromkeys(("step_sample_vjp", "step_batch_vjp", "_step_sample_vjp"), USERS),
+    "adjoint/generics.py": dict.fromkeys(
+        (
+            *("step_sample_vjp", "step_batch_vjp", "_step_sample_vjp", "running_cost_vjp", "_running_cost_each_vjp"),
+            *("cost_batch_vjp", "_cost_batch_vjp", "cost_each_vjp", "_cost_each_vjp"),
+        ),
+        USERS,
+    ),
     "adjoint/in_lanes.py": dict.fromkeys(("step_all_vjp", "_step_all_vjp", "_registers", "_step_batch_vjp"), USERS),
-    "adjoint/linked.py": dict.fromkeys(("step_vjp_entry", "_step_batch_vjp"), USERS),
+    "adjoint/linked.py": dict.fromkeys(("step_vjp_entry", "_step_batch_vjp", "cost_vjp_entry", "_cost_batch_vjp"), USERS),
+    "adjoint/quadratic.py": {"_cost_batch_vjp": USERS},
     "adjoint/quantum.py": {"_step_sample_vjp": USERS},
+    "adjoint/varied.py": dict.fromkeys(("_step_batch_vjp", "_step_sample_vjp"), USERS),
 }
 # Functions of Python that know no names.
 PYTHON = ("getattr",)

@@ -360,8 +360,8 @@ def spoiled(monkeypatch):
     def spoil(*epochs):
         seen = []
 
-        def given(self, theta, x0):
-            found = losses(self, theta, x0)
+        def given(self, theta, x0, keys):
+            found = losses(self, theta, x0, keys)
             if len(x0) == 5:
                 seen.append(1)
                 if len(seen) in epochs:

@@ -296,7 +296,6 @@ class Mute(Controller):
         ({"loss": Drift(0.1)}, TypeError, "Drift has no method for cost"),
         ({"controller": Mute()}, TypeError, "Mute has no method for control"),
         ({"controller": "big"}, TypeError, "controller is 'big'"),
-        ({"controller": ()}, ValueError, "at least one hidden layer"),
         ({"sample": 1}, TypeError, "sample is 1"),
         ({"steps": 0}, ValueError, "steps is 0"),
         ({"dt": -1}, ValueError, "dt is -1"),

@@ -43,7 +43,7 @@ def run(capsys, monkeypatch, tmp_path):
 
 def refused(result, code, *words):
     assert result[0] == code, result
-    assert result[2].count("\n") == 1 and "Traceback" not in result[2] and len(result[2]) < 500, result
+    assert result[2].count("\n") == 1 and "Traceback" not in result[2] and len(result[2]) < 600, result
     for word in words:
         assert word in result[2], result
 

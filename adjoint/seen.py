@@ -1,10 +1,10 @@
-"""Adjoint of the observations; mirror image of `stablebptt.kernels.observations`."""
+"""Adjoint of the observations; mirror image of `stablebptt.kernels.seen`."""
 
 import math
 
 from stablebptt.adjoint.generics import observe_vjp
 from stablebptt.kernels.core.dispatch import implements
-from stablebptt.kernels.observations import Angles, Both, Choice, Clock, Noisy, Reference, Scaled
+from stablebptt.kernels.seen import Angles, Both, Choice, Clock, Noisy, Reference, Scaled
 
 
 @implements(observe_vjp, Choice)

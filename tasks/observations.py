@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.kernels import observations as kinds
+from stablebptt.kernels import seen as kinds
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.generics import Observation, State
 from stablebptt.tasks import arguments
