@@ -17,6 +17,8 @@ IMAGES = DOCS / "images"
 SEEDS = range(3)
 REPRODUCTION = [DOCS / "reproduction" / f"{task}.toml" for task in ("cartpole", "guidance", "quantum")]
 OWN = "double_pendulum:make_problem"
+SYSTEMS = {"acrobot": "R", "ball": "R", "quadrotor": "R", "burgers": "R", "pendulum_chain": "R"}  # and the variant that is shown
+LARGEST = 300_000  # bytes of a picture
 FILMS = {"double-pendulum": ("dp-R", 1, 1), "cartpole": ("cp-C", 0, 1), "guidance": ("g-C-1", 0, 1), "quantum": ("q3-C", 0, 2)}
 
 
@@ -56,6 +58,11 @@ def train(folder: Path) -> None:
         command(task, "train", *options, "--clip", "norm", "--quiet", "--resume", "--out", folder / f"{name}.h5")
     for plan in REPRODUCTION:
         command("sweep", plan, "--resume", "--out", folder / plan.stem)
+    sys.path.insert(0, str(DOCS))
+    import compare_systems
+
+    for name in SYSTEMS:
+        compare_systems.train(name, folder)
 
 
 def draw(folder: Path) -> None:
@@ -69,6 +76,8 @@ def draw(folder: Path) -> None:
     regulator(IMAGES / "lqr.png")
     own = [folder / f"dp-{variant}.h5" for variant in "RMC"]
     command("plot", *own, "--smooth", 5, "--force", "--out", IMAGES / "double-pendulum.png")
+    for name in SYSTEMS:
+        draw_system(name, folder)
     curves = {"cartpole": "cp-", "guidance": "g-", "quantum4": "q4-", "quantum5": "q5-"}
     for name, pattern in curves.items():
         command("plot", *runs(pattern), "--smooth", 5, "--force", "--out", IMAGES / f"{name}.png")
@@ -79,10 +88,28 @@ def draw(folder: Path) -> None:
         command("animate", file, "--trajectory", sample, "--every", every, "--force", "--out", film)
 
 
+def draw_system(name: str, folder: Path) -> None:
+    """Learning curves of all runs of a system of docs/systems.md, and a rollout of the first one with the best variant."""
+    picture = name.replace("_", "-")
+    files = [folder / f"{name}-{variant}" / f"seed_{seed}.h5" for variant in "RMC" for seed in range(5)]
+    command("plot", *files, "--smooth", 5, "--force", "--out", IMAGES / f"{picture}.png")
+    shown = folder / f"{name}-{SYSTEMS[name]}" / "seed_0.h5"
+    command("plot", shown, "--trajectory", 0, "--force", "--out", IMAGES / f"{picture}-trajectory.png")
+
+
 def report(folder: Path, picture: Path) -> None:
     """The figure of a sweep."""
     command("report", folder)
     shutil.copyfile(folder / "report" / f"{folder.name}.png", picture)
+
+
+def shrink() -> None:
+    """Write pictures of systems that have many curves in few colours."""
+    from PIL import Image
+
+    for picture in [path for name in SYSTEMS for path in IMAGES.glob(f"{name.replace('_', '-')}*.png")]:
+        if picture.stat().st_size > LARGEST:
+            Image.open(picture).convert("RGB").quantize(64).save(picture, optimize=True)
 
 
 def regulator(picture: Path) -> None:
@@ -110,3 +137,4 @@ if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
     train(place)
     draw(place)
+    shrink()
