@@ -5,6 +5,7 @@ or foreign file, 5 cannot read or write, 130 interrupted.
 """
 
 import _thread
+import dataclasses
 import functools
 import json
 import os
@@ -25,7 +26,10 @@ import click
 from stablebptt.console import output
 from stablebptt.console.commands import Command, Group
 from stablebptt.console.options import (
+    CALLBACKS,
     CHECKS,
+    EVALUATION,
+    FIELDS,
     FILES,
     FILM,
     OWN,
@@ -33,6 +37,7 @@ from stablebptt.console.options import (
     PLOT,
     QUIET,
     ROLLOUTS,
+    START,
     SWEEP,
     TRAIN_NOTES,
     TRAINING,
@@ -120,6 +125,14 @@ def stablebptt() -> None:
     """
 
 
+EVALUATE_NOTES = "\n".join([
+    "Examples:",
+    "  {command} run.h5 --vary pole_mass=0.05:0.2:7 --out picture.png",
+    "  {command} run.h5 --vary pole_mass=0.05:0.2:7 --vary half_length=0.3:0.8:6 --out picture.png",
+    "",
+])  # fmt: skip
+
+
 # --- tasks --------------------------------------------------------------------------------------------------------
 
 
@@ -136,17 +149,27 @@ def _add_verbs(
         return {name: given.pop(name) for name in names if name in given}
 
     @command(group, "train", TRAIN_NOTES)
-    @options([*section("Files and output", FILES), *section("Task", named), *section("Training", TRAINING)])
+    @options([
+        *section("Files and output", FILES), *section("Task", named), *section("Training", TRAINING),
+        *section("Start", START), *section("Ends and logs", CALLBACKS),
+    ])  # fmt: skip
     def train(**given: Any) -> None:
         """Train a controller and write a run file."""
         given = completed(given, group.name if group.name in TASKS else CUSTOM)
         _train(make(**chosen(given)), **given)
 
     @command(group, "simulate")
-    @options([*(named if again else []), *ROLLOUTS])
-    def simulate(run_file: Path, **given: Any) -> None:
+    @options([*(named if again else [FIELDS]), *ROLLOUTS])
+    def simulate(run_file: Path, fields: str | None = None, **given: Any) -> None:
         """Roll the trained controller of a run file out from new initial states."""
-        _simulate(load(run_file, **chosen(given)), origin=run_file, **given)
+        _simulate(_set(load(run_file, **chosen(given)), fields), origin=run_file, **given)
+
+    @command(group, "evaluate", EVALUATE_NOTES)
+    @options([*([each for each in named if each is not OWN[1]] if again else []), *EVALUATION])
+    def evaluate(run_file: Path, fields: str | None, **given: Any) -> None:
+        """Loss of a trained controller over numbers of its system: how well it copes with what it was not trained for."""
+        own = chosen(given) | ({"arguments": _arguments_in(run_file)} if again else {})
+        _evaluate(_set(load(run_file, **own), fields), **given)
 
     @command(group, "check")
     @options([*named, *CHECKS])
@@ -190,7 +213,7 @@ def _own_task(source: str) -> click.Group:
         kind, advice = type(task).__name__, f"for a function that makes a problem: stablebptt custom train {source}"
         raise click.UsageError(f"{source} is of type {kind}, not a task; {advice}")
     named = [of_task(option) for option in task.all_options]
-    taken = {*names_of([*TRAINING, *FILES, *CHECKS]), "debug", "config"}.intersection(names_of(named))
+    taken = {*names_of([*TRAINING, *START, *CALLBACKS, *FILES, *CHECKS]), "debug", "config"}.intersection(names_of(named))
     if clash := sorted(taken | stablebptt.commands.keys() & {task.name}):
         raise click.UsageError(f"{source}: there is a command or option {clash[0]!r} already; choose another name")
 
@@ -228,20 +251,65 @@ def _train(
     from stablebptt.tasks import arguments, on_backend, training
     from stablebptt.tasks.settings import settings_in_words
 
-    chosen = settings_in_words(settings)
+    watching = {name: settings.pop(name) for name in names_of(CALLBACKS)}
+    start = _start(problem, **{name: settings.pop(name) for name in names_of(START)})
+    free = [name for name in start.counts() if _is_free(name)]
+    chosen = settings_in_words(settings | {name: start.counts()[name] for name in free})
     problem = on_backend(problem, backend)
     how: dict[str, Any] = {"resume": resume, "force": force, "checkpoint_seconds": checkpoint_seconds, "threads": threads}
+    how["start"] = start
     if seeds is not None:
         numbers = arguments.span("seeds", seeds)
         if numbers is None:
             raise ArgumentError(f"seeds are {seeds!r}; give a range such as 0:132")
-        _train_seeds(problem, numbers, chosen, out, how, quiet=quiet, as_json=as_json)
+        by_seed = {seed: _callbacks(seed=seed, **watching) for seed in numbers}
+        _train_seeds(problem, by_seed, chosen, out, how, quiet=quiet, as_json=as_json)
         return
-    begin = time.monotonic()
+    begin, callbacks = time.monotonic(), _callbacks(**watching)
     with _advice(chosen.clip, chosen.on_divergence), output.progress(chosen.epochs, quiet=quiet, as_json=as_json) as report:
-        run = training.train_run(problem, chosen, out, report=report, **how)
-    record = {"file": str(out), **output.learned(run), "seconds": round(time.monotonic() - begin, 3)}
+        run = training.train_run(problem, chosen, out, report=[report, *callbacks], **how)
+    record = {"file": str(out), "status": run.status, **output.learned(run), "seconds": round(time.monotonic() - begin, 3)}
     show(output.finished(record) if as_json else record, as_json=as_json)
+
+
+def _is_free(option: str) -> bool:
+    """Whether an option of the command is set nowhere."""
+    return click.get_current_context().get_parameter_source(option) is click.core.ParameterSource.DEFAULT
+
+
+def _start(
+    problem: Any, *, start_from: Path | None, best: bool, train_states: Path | None, test_states: Path | None
+) -> Any:
+    """What a training begins with, from files."""
+    from stablebptt.tasks import runs, starts
+
+    if best and start_from is None:
+        raise click.UsageError("--best goes with --start-from")
+    run = None if start_from is None else runs.load(start_from)
+    if run is not None and best:
+        run = dataclasses.replace(run, theta=run.best_theta)
+    states = [path if path is None else starts.states_in(path, problem.state_shape) for path in (train_states, test_states)]
+    return starts.make(problem, run, *states)
+
+
+def _callbacks(
+    *, stop_at: float | None, patience: int | None, hours: float | None, log: Path | None, tensorboard: Path | None,
+    seed: int | None = None,
+) -> list[Callable[..., Any]]:  # fmt: skip
+    """What watches a training, or that of one of many seeds, which has logs of its own."""
+    from stablebptt.tasks import callbacks
+
+    if seed is not None:
+        log = log and log.with_stem(f"{log.stem}_seed_{seed}")
+        tensorboard = tensorboard and tensorboard / f"seed_{seed}"
+    makers = {
+        callbacks.TargetLoss: stop_at,
+        callbacks.Patience: patience,
+        callbacks.WallTime: hours,
+        callbacks.CsvLog: log,
+        callbacks.TensorBoard: tensorboard,
+    }
+    return [maker(value) for maker, value in makers.items() if value is not None]
 
 
 @contextmanager
@@ -259,26 +327,33 @@ def _advice(clip: str, on_divergence: str) -> Iterator[None]:
 
 
 def _train_seeds(
-    problem: Any, seeds: list[int], settings: Any, out: Path, how: dict[str, Any], *, quiet: bool, as_json: bool
+    problem: Any, callbacks: dict[int, list[Any]], settings: Any, out: Path, how: dict[str, Any], *, quiet: bool, as_json: bool
 ) -> None:
-    """Train many seeds together, with the progress of the last of them."""
+    """Train many seeds together, each with its own callbacks, with the progress of the last of them."""
+    from stablebptt.tasks.callbacks import several
     from stablebptt.tasks.errors import DivergedError
     from stablebptt.tasks.seeds import train_runs
 
+    seeds = list(callbacks)
+    watching = {seed: several(given) for seed, given in callbacks.items()}
     epochs = dict.fromkeys(seeds, 0)
     with output.progress(settings.epochs, quiet=quiet or as_json, as_json=False) as shown:
 
-        def report(seed: int, progress: Any) -> None:
+        def report(seed: int, progress: Any) -> Any:
             epochs[seed] = progress.epoch
             if seed == seeds[-1]:
                 shown(progress)
             if as_json:
                 show({"event": "epoch", "seed": seed} | output.epoch_record(progress), as_json=True)
+            watch = watching[seed]
+            return None if watch is None else watch(progress)
 
         results = train_runs(problem, seeds, settings, out, report=report, **how)
     for seed, result in zip(seeds, results):
-        diverged = isinstance(result, DivergedError)
-        record = {"epochs": epochs[seed], "status": str(result)} if diverged else {**output.learned(result), "status": "complete"}
+        if isinstance(result, DivergedError):
+            record = {"epochs": epochs[seed], "status": str(result)}
+        else:
+            record = output.learned(result) | {"status": result.status}
         if as_json:
             show(output.finished({"seed": seed, "file": str(out / f"seed_{seed}.h5")} | record), as_json=True)
         else:
@@ -305,6 +380,49 @@ def _simulate(
     run_file.save_paths(out, run, paths, seed, best_weights=best, origin=origin)
     loss = paths["loss"][0]
     show({"file": str(out), "count": count, "mean_loss": float(loss.mean()), "worst_loss": float(loss.max())}, as_json=as_json)
+
+
+def _arguments_in(file: Path) -> dict[str, Any]:
+    """Arguments of the user's function that made the problem of a run."""
+    from stablebptt.tasks import runs
+
+    return runs.load(file).problem.options.get("arguments") or {}
+
+
+def _set(run: Any, fields: str | None) -> Any:
+    """The run, with other numbers in its system."""
+    if fields is None:
+        return run
+    import dataclasses
+
+    from stablebptt.tasks import evaluate
+
+    return dataclasses.replace(run, problem=evaluate.with_fields(run.problem, evaluate.fields_of(fields)))
+
+
+def _evaluate(
+    run: Any, *, axes: tuple[str, ...], out: Path | None, count: int, seed: int, best: bool, threads: int | None, force: bool,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    from stablebptt.tasks import arguments, evaluate
+    from stablebptt.tasks.pictures import curves
+
+    if out is not None:
+        _free(out, force=force)
+    named = dict(map(evaluate.axis_of, axes))
+    x0, theta, records = run.problem.sample(count, seed), run.best_theta if best else run.theta, []
+    with arguments.threads(threads), output.counter("{} of {} points", quiet=quiet, as_json=as_json) as tell:
+        for record in evaluate.over_grid(run.problem, theta, named, x0, seed=seed, tell=tell):
+            records.append(record)
+            if as_json:
+                show(record, as_json=True)
+    if not as_json:
+        known = [name for name in records[0] if any(record[name] == record[name] for record in records)]
+        output.say("  ".join(f"{name:>12}" for name in known))
+        for record in records:
+            output.say("  ".join(f"{output.short(record[name]):>12}" for name in known))
+    if out is not None:
+        curves.save(lambda: evaluate.draw(records, named, run.problem.title), out)
 
 
 def _check(problem: Any, how: dict[str, Any], *, as_json: bool) -> None:
@@ -484,16 +602,18 @@ def sweep(
 
 
 @command(stablebptt, "report")
-@click.argument("folder", type=FILE, metavar="FOLDER")
-@click.option("--json", "as_json", is_flag=True, help="The counts as a JSON object.")
+@click.argument("folders", type=FILE, nargs=-1, required=True, metavar="FOLDER...")
+@click.option("--keep", type=FILE, metavar="RESULTS", help="Folder of small files to merge the results into, without weights.")
+@click.option("--json", "as_json", is_flag=True, help="The counts as a JSON object per folder.")
 @QUIET
-def report(folder: Path, as_json: bool, quiet: bool) -> None:
+def report(folders: tuple[Path, ...], *, keep: Path | None, as_json: bool, quiet: bool) -> None:
     """Collect the runs of a sweep in FOLDER/report: a table, a page (Markdown and HTML) and the published figures with bands."""
     from stablebptt.tasks import reports
 
-    with output.counter("{} of {} files read", quiet=quiet, as_json=as_json) as tell:
-        found = reports.write(folder, tell)
-    show(found, as_json=as_json)
+    for folder in folders:
+        with output.counter("{} of {} files read", quiet=quiet, as_json=as_json) as tell:
+            found = reports.write(folder, tell, keep)
+        show(found, as_json=as_json)
 
 
 @stablebptt.group("landscape", cls=Group)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from stablebptt.data import run_file
+from stablebptt.data.columns import cells
 
 WIDTH, INDENT = 79, 14  # of the text, and of what stands behind the names of its entries
 MOST_LISTED = 16  # columns of a table, or entries of a long list
@@ -30,7 +31,7 @@ def summarize(path: str | Path, trajectory: int | None = None) -> dict[str, Any]
         If the file has no such trajectory.
     """
     attributes, groups = run_file.read_any(path)
-    config = {} if attributes["format"] == run_file.TABLE_FORMAT else run_file.config_of(attributes, path)
+    config = {} if attributes["format"] in run_file.TABLES else run_file.config_of(attributes, path)
     summary: dict[str, Any] = {
         "file": str(path),
         "format": attributes["format"],
@@ -268,7 +269,7 @@ def csv_text(path: str | Path, number: int | None = None) -> str:
         groups = run_file.read_any(path)[1]
         if not (group := groups.get("history") or groups.get("runs")):
             raise ValueError(f"{path} has no history; give --trajectory K")
-        columns = {name: _cells(variable) for name, variable in group.items() if not _is_index(name)}
+        columns = {name: cells(variable) for name, variable in group.items() if not _is_index(name)}
         names, rows = list(columns), [list(row) for row in zip(*columns.values())]
     else:
         names, rows = _columns(_trajectories(path, number), number)
@@ -291,15 +292,6 @@ def _column_names(axes: list[Any]) -> Iterator[str]:
         else:
             words.append([f"{scale.dims[0]} {place:g}" for place in places])
     return map(" ".join, itertools.product(*words))
-
-
-def _cells(variable: Any) -> list[Any]:
-    """A column of numbers, or the words that they stand for."""
-    values = variable.values
-    if values.ndim == 2:  # letters
-        return [bytes(row).rstrip(b"\0").decode("utf-8", "replace") for row in values.astype(np.uint8)]
-    words = _parsed(variable.attributes.get("names"), list)
-    return [words[k] if 0 <= k < len(words) else k for k in values.tolist()] if words else values.tolist()
 
 
 def _plain(cell: Any) -> Any:
@@ -349,6 +341,8 @@ def _finite(value: Any) -> Any:
 
 
 def _word(value: Any) -> str:
-    """A value; sizes as "100 x 100"."""
+    """A value; sizes as "100 x 100", arrays by shape and hash."""
+    if isinstance(value, dict) and "sha256" in value:
+        return f"{_word(value.get('shape'))} numbers ({value['sha256']})"
     sizes = isinstance(value, list) and 1 <= len(value) < MOST_LISTED and all(isinstance(item, int) for item in value)
     return " x ".join(map(str, value)) if sizes else str(value)

@@ -1,11 +1,11 @@
 """Make every picture and film of the documentation anew: ``python docs/make_pictures.py [FOLDER]``.
 
-Trains what is missing in FOLDER (default: the folder `runs` beside this file), about 20 minutes on one core and then, for the
-reproduction, 40 minutes on two; broken off runs are resumed. Then all pictures in docs/images are drawn.
+Trains what is missing in FOLDER (default: the folder `runs` beside this file), about 20 minutes on one core; broken off runs are
+resumed. Then all pictures in docs/images are drawn, those of the reproduction from its results.
 """
 
 import os
-import shutil
+import runpy
 import sys
 from pathlib import Path
 
@@ -15,9 +15,8 @@ from stablebptt.tasks.pictures import curves
 DOCS = Path(__file__).resolve().parent
 IMAGES = DOCS / "images"
 SEEDS = range(3)
-REPRODUCTION = [DOCS / "reproduction" / f"{task}.toml" for task in ("cartpole", "guidance", "quantum")]
 OWN = "double_pendulum:make_problem"
-SYSTEMS = {"acrobot": "R", "ball": "R", "quadrotor": "R", "burgers": "R", "pendulum_chain": "R"}  # and the variant that is shown
+SYSTEMS = ("acrobot", "ball", "quadrotor", "burgers", "pendulum_chain")  # of docs/systems.md
 LARGEST = 300_000  # bytes of a picture
 FILMS = {"double-pendulum": ("dp-R", 1, 1), "cartpole": ("cp-C", 0, 1), "guidance": ("g-C-1", 0, 1), "quantum": ("q3-C", 0, 2)}
 
@@ -56,8 +55,6 @@ def train(folder: Path) -> None:
         command("custom", "train", OWN, *options, "--out", folder / f"dp-{variant}.h5")
     for name, (task, *options) in trainings().items():
         command(task, "train", *options, "--clip", "norm", "--quiet", "--resume", "--out", folder / f"{name}.h5")
-    for plan in REPRODUCTION:
-        command("sweep", plan, "--resume", "--out", folder / plan.stem)
     sys.path.insert(0, str(DOCS))
     import compare_systems
 
@@ -71,8 +68,7 @@ def draw(folder: Path) -> None:
 
     for picture in ("fields", "rotation"):
         command("landscape", picture, "--force", "--out", IMAGES / f"{picture}.png")
-    for plan in REPRODUCTION:
-        report(folder / plan.stem, IMAGES / f"reproduction-{plan.stem}.png")
+    reproduction()
     regulator(IMAGES / "lqr.png")
     own = [folder / f"dp-{variant}.h5" for variant in "RMC"]
     command("plot", *own, "--smooth", 5, "--force", "--out", IMAGES / "double-pendulum.png")
@@ -89,18 +85,17 @@ def draw(folder: Path) -> None:
 
 
 def draw_system(name: str, folder: Path) -> None:
-    """Learning curves of all runs of a system of docs/systems.md, and a rollout of the first one with the best variant."""
+    """Learning curves of all runs of a system of docs/systems.md, and a rollout of the first one with R, which wins."""
     picture = name.replace("_", "-")
     files = [folder / f"{name}-{variant}" / f"seed_{seed}.h5" for variant in "RMC" for seed in range(5)]
     command("plot", *files, "--smooth", 5, "--force", "--out", IMAGES / f"{picture}.png")
-    shown = folder / f"{name}-{SYSTEMS[name]}" / "seed_0.h5"
+    shown = folder / f"{name}-R" / "seed_0.h5"
     command("plot", shown, "--trajectory", 0, "--force", "--out", IMAGES / f"{picture}-trajectory.png")
 
 
-def report(folder: Path, picture: Path) -> None:
-    """The figure of a sweep."""
-    command("report", folder)
-    shutil.copyfile(folder / "report" / f"{folder.name}.png", picture)
+def reproduction() -> None:
+    """The figures of the reproduction, and the tables of its page."""
+    runpy.run_path(str(DOCS / "reproduction" / "make_page.py"), run_name="__main__")
 
 
 def shrink() -> None:

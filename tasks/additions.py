@@ -130,7 +130,7 @@ def ranges(system: Any, given: Any) -> dict[str, list[float]]:
 
     if isinstance(given, str):
         parts = (part.strip().partition("=") for part in given.split(","))
-        given = {name: numbers(name, values.replace(":", ",")) for name, _, values in parts}
+        given = {name: numbers(f"vary: {name}", values.replace(":", ",")) for name, _, values in parts}
     if not isinstance(given, Mapping) or not given:
         raise ArgumentError(f'vary is {arguments.told(given)}; give ranges such as {{"pole_mass": (0.05, 0.2)}}')
     for function in (step_batch, step_batch_vjp):

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from stablebptt.data import run_file, storage
+from stablebptt.data import columns, run_file, storage
 from stablebptt.data.run_file import Content
-from stablebptt.data.storage import FileFormatError, Group, Variable
-from stablebptt.tasks.bars import Tell, each
+from stablebptt.data.storage import FileFormatError, Group
+from stablebptt.tasks import keeping
+from stablebptt.tasks.bars import Tell
+from stablebptt.tasks.callbacks import STOPPED
+from stablebptt.tasks.collecting import SOLVED_BELOW, load_runs, threshold
 from stablebptt.tasks.families import (
-    COMPLETE,
     DIVERGED,
+    ENDED,
     UNFINISHED,
     facts,
     groups,
@@ -30,14 +33,12 @@ from stablebptt.tasks.families import (
     word,
 )
 from stablebptt.tasks.pictures import curves
-from stablebptt.tasks.registry import TASKS
 from stablebptt.tasks.registry import title as title_of
 from stablebptt.tasks.report_pages import Page, html, markdown
 
 VARIANTS, CLIPS = ("R", "M", "C", "S", "N", "schedule"), ("none", "value", "norm")
 CONFIDENCE = 0.95
 MOST_COLUMNS = 4  # of panels in a figure
-MOST_WORDS = 40_000  # letters of an attribute; HDF5 keeps 64 KiB
 MOST_NAMED = 12  # values of one thing in the plan
 
 
@@ -81,12 +82,6 @@ class Family:
         return sum(bool(best < threshold(run)) for best, run in zip(self.best(), self.runs))
 
 
-def threshold(run: Content) -> float:
-    """The test loss below which a run has solved its task; NaN where none is known."""
-    task = TASKS.get(run.config["task"])
-    return float("nan") if task is None or task.solved is None else task.solved(**run.config["options"])
-
-
 def interval(values: np.ndarray) -> tuple[float, float]:
     """Student's 95 % interval of the mean; NaN for fewer than two finite values.
 
@@ -100,30 +95,6 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     if known.min() > 0:
         return mean * math.exp(-half / mean), mean * math.exp(half / mean)
     return mean - half, mean + half
-
-
-def load_runs(folder: Path, tell: Tell | None = None) -> tuple[list[Content], list[str]]:
-    """All run files in a folder, and one line about each file that could not be read."""
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is not a folder")
-    runs, problems = [], []
-    for path in each(sorted(folder.glob("*.h5")), tell):
-        try:
-            if (content := run_file.load_if_run(path)) is not None:
-                runs.append(_known(content))
-        except FileFormatError as error:
-            problems.append(str(error))
-    problems += [f"{path.name}: {path.read_text('utf-8')}" for path in sorted(folder.glob("*.error.txt")) if path.is_file()]
-    return runs, problems
-
-
-def _known(content: Content) -> Content:
-    """The content of a run file, if its configuration says which problem it is a run of."""
-    try:
-        title_of(content.config), threshold(content)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise FileFormatError(f"{content.path}: the configuration makes no problem ({error})") from None
-    return content
 
 
 def families(runs: Iterable[Content]) -> list[Family]:
@@ -287,78 +258,37 @@ def _band(axes: Any, family: Family, look: dict[str, Any]) -> None:
 def table(found: list[Family]) -> dict[str, Group]:
     """All runs as columns of one HDF5 group: their files, all that was varied, and what became of them."""
     runs = [(family, run) for family in found for run in family.runs]
-
-    def numbers(long_name: str, values: list[float], units: str = "1") -> Variable:
-        return Variable(np.array(values), ("run",), units, long_name)
-
-    def words(long_name: str, values: list[str], meanings: Iterable[str] | None = None) -> Variable:
-        return _words(long_name, values, list(dict.fromkeys(values)) if meanings is None else list(meanings))
-
     last = [values for family in found for values in family.last()]
     best = [values for family in found for values in family.best()]
-    columns = {
-        "file": _letters("name of the run file, in letters of UTF-8", "file_letter", [Path(run.path).name for _, run in runs]),
-        "difficulty": words("task and its difficulty", [f.title for f, _ in runs]),
-        "variant": words("gradient variant", [variant_name(run) for _, run in runs], VARIANTS),
-        "clip": words("clipping", [f.clip for f, _ in runs], CLIPS),
-        "seed": numbers("seed", [run.config["seed"] for _, run in runs]),
-        "epochs": numbers("epochs done", [len(run.history["epoch"]) for _, run in runs]),
-        "last_test_loss": numbers("last test loss that was computed", last),
-        "best_test_loss": numbers("lowest test loss", best),
-        "solved_below": numbers("best test loss below which the task counts as solved", [threshold(run) for _, run in runs]),
-        "diverged": numbers("1 if the run diverged", [int(outcome(run) == DIVERGED) for _, run in runs]),
-        "complete": numbers("1 if the run is complete", [int(outcome(run) == COMPLETE) for _, run in runs]),
-        "seconds": numbers("wall time of all epochs", [float(run.history["seconds"].sum()) for _, run in runs], "s"),
+    names = [Path(run.path).name for _, run in runs]
+    made: Group = {
+        "file": columns.letters("name of the run file, in letters of UTF-8", "file_letter", names),
+        "difficulty": columns.words("task and its difficulty", [f.title for f, _ in runs]),
+        "variant": columns.words("gradient variant", [variant_name(run) for _, run in runs], VARIANTS),
+        "clip": columns.words("clipping", [f.clip for f, _ in runs], CLIPS),
+        "seed": columns.numbers("seed", [run.config["seed"] for _, run in runs]),
+        "epochs": columns.numbers("epochs done", [len(run.history["epoch"]) for _, run in runs]),
+        "last_test_loss": columns.numbers("last test loss that was computed", last),
+        "best_test_loss": columns.numbers("lowest test loss", best),
+        "solved_below": columns.numbers(SOLVED_BELOW, [threshold(run) for _, run in runs]),
+        "diverged": columns.numbers("1 if the run diverged", [int(outcome(run) == DIVERGED) for _, run in runs]),
+        "complete": columns.numbers("1 if the run is complete", [int(outcome(run) in ENDED) for _, run in runs]),
+        "seconds": columns.numbers("wall time of all epochs", [float(run.history["seconds"].sum()) for _, run in runs], "s"),
     }
     schedules = [facts(run)["variant"] if variant_name(run) == "schedule" else None for _, run in runs]
     if len({json.dumps(each) for each in schedules if each is not None}) > 1:
-        columns["schedule"] = _varied("gates of a schedule", schedules, "schedule")
+        made["schedule"] = columns.anything("gates of a schedule", schedules, "schedule")
     for name in ["epochs", *(name for name in varied([run for _, run in runs]) if name not in ("epochs", "clip"))]:
-        column = f"{name}_planned" if name == "epochs" else _column(name, columns)
-        columns[column] = _varied(shown(column), [facts(run).get(name) for _, run in runs], column)
-    return {"runs": columns}
+        column = f"{name}_planned" if name == "epochs" else columns.name_of(name, made)
+        made[column] = columns.anything(shown(column), [facts(run).get(name) for _, run in runs], column)
+    return {"runs": made}
 
 
-def _column(name: str, taken: Iterable[str]) -> str:
-    """The name of a column, as netCDF takes it."""
-    column = "".join(letter if letter.isalnum() else "_" for letter in name)[: storage.LONGEST_NAME // 4]
-    while column in (*taken, "run", "file_letter"):
-        column += "_"
-    return column
-
-
-def _varied(long_name: str, values: list[Any], column: str) -> Variable:
-    """A column of what was varied: numbers where there are only numbers (NaN: the run has none), else words."""
-    if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        return Variable(np.array(values), ("run",), "1", long_name)
-    if all(isinstance(value, int | float) or value is None for value in values):
-        return Variable(np.array([math.nan if value is None else value for value in values], float), ("run",), "1", long_name)
-    texts = ["none" if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]
-    meanings = list(dict.fromkeys(texts))
-    if sum(map(len, meanings)) > MOST_WORDS:
-        return _letters(f"{long_name}, in letters of UTF-8", f"{column}_letter", texts)
-    return _words(long_name, texts, meanings)
-
-
-def _words(long_name: str, values: list[str], meanings: list[str]) -> Variable:
-    """Words as numbers that attributes explain."""
-    place = {meaning: number for number, meaning in enumerate(meanings)}
-    return Variable(
-        np.array([place[value] for value in values], np.int32), ("run",), "1", long_name, run_file.flags(meanings)
-    )
-
-
-def _letters(long_name: str, dim: str, values: list[str]) -> Variable:
-    """Words as rows of bytes, filled up by zeros: any number of them, of any length."""
-    words = [value.encode() for value in values]
-    widest = max(map(len, words))
-    return Variable(np.array([list(word.ljust(widest, b"\0")) for word in words], np.uint8), ("run", dim), "1", long_name)
-
-
-def write(folder: Path, tell: Tell | None = None) -> dict[str, Any]:
+def write(folder: Path, tell: Tell | None = None, keep: Path | None = None) -> dict[str, Any]:
     """Write report.h5, report.md, report.html and a figure per task into the subfolder `report` of a folder of run files.
 
-    Returns the report's path and the counts of runs by outcome. `tell` is told how many files are read.
+    Returns the report's path and the counts of runs by outcome. `tell` is told how many files are read. The results are merged
+    into the folder `keep`, if it is given.
     """
     loaded, problems = load_runs(folder, tell)
     if not loaded:
@@ -383,13 +313,16 @@ def write(folder: Path, tell: Tell | None = None) -> dict[str, Any]:
         "diverged": sum(outcome(run) == DIVERGED for run in runs),
         "solved": sum(family.solved() for family in found),
         "unreadable_or_failed": len(problems),
+        **(keeping.keep(runs, keep) if keep is not None else {}),
     }
 
 
 def page_of(folder: Path, found: list[Family], problems: list[str], pictures: dict[str, str]) -> Page:
     """What the report says, before it becomes Markdown or HTML."""
     runs = [run for family in found for run in family.runs]
-    counts = ", ".join(f"{sum(outcome(run) == word for run in runs)} {word}" for word in (COMPLETE, DIVERGED, UNFINISHED))
+    fates = [outcome(run) for run in runs]
+    told = [word for word in (*ENDED, DIVERGED, UNFINISHED) if word != STOPPED or word in fates]
+    counts = ", ".join(f"{fates.count(word)} {word}" for word in told)
     computed = dict.fromkeys(_versions(run.attributes.get("versions", "{}")) for run in runs)
     about = {
         "runs": f"{len(runs)} ({counts})",
@@ -398,7 +331,7 @@ def page_of(folder: Path, found: list[Family], problems: list[str], pictures: di
         "versions": _versions(json.dumps(run_file.versions())),
         "runs computed with": "; ".join(computed),
     }
-    failed = [f"{Path(run.path).name}: {run.status}" for run in runs if outcome(run) != COMPLETE]
+    failed = [f"{Path(run.path).name}: {run.status}" for run in runs if outcome(run) not in ENDED]
     sections = []
     for title in dict.fromkeys(family.title for family in found):
         alike = [family for family in found if family.title == title]

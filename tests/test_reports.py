@@ -14,7 +14,7 @@ from scipy import stats
 from synthetic import fake
 
 import stablebptt as sb
-from stablebptt.data import storage
+from stablebptt.data import columns, storage
 from stablebptt.data.run_file import Content
 from stablebptt.data.storage import FileFormatError
 from stablebptt.tasks import report_pages, reports, runs, sweeps
@@ -220,7 +220,7 @@ def test_names_of_columns_are_all_different():
     options = {"a.b": 1, "a b": 2, "a/b": 3, "seed": 4, "run": 5}
     taken = []
     for name in options:
-        taken.append(reports._column(name, ["seed", *taken]))
+        taken.append(columns.name_of(name, ["seed", *taken]))
     assert taken == ["a_b", "a_b_", "a_b__", "seed_", "run_"]
 
 
@@ -239,7 +239,7 @@ def test_columns_of_many_long_words():
     groups = reports.table(reports.families(many))["runs"]
     assert json.loads(groups["hidden"].attributes["names"])[0] == json.dumps([5] * 151)
     values = [str(k).ljust(200) for k in range(300)]
-    column = reports._varied("words", values, "words")
+    column = columns.anything("words", values, "words")
     assert bytes(column.values[7]).decode() == values[7] and column.dims == ("run", "words_letter")
 
 

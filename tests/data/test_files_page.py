@@ -11,7 +11,7 @@ from commands import call
 
 import stablebptt as sb
 from stablebptt.data import run_file, storage
-from stablebptt.tasks import reports
+from stablebptt.tasks import families, keeping, reports
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "files.md").read_text("utf-8")
 FILES = {"run": "{}.h5", "rollouts": "paths_{}.h5"}
@@ -20,13 +20,15 @@ INTERNAL = {"DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME"}  # of HDF5's di
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run, rollouts of it, and a report, of every task."""
+    """A run, rollouts of it, a report and results, of every task."""
     folder = tmp_path_factory.mktemp("files")
+    sizes = {"train_count": 8, "test_count": 8}
     for task, record in sb.tasks.TASKS.items():
         problem = sb.problem(task, **{**record.small, "steps": 3})
-        sb.train(problem, epochs=1, out=folder / f"{task}.h5", train_count=8, test_count=8)
+        given = {"start": problem.init(9), "train_states": problem.sample(8), "test_states": problem.sample(8)}
+        sb.train(problem, epochs=1, out=folder / f"{task}.h5", **(given if task == "quantum" else sizes))
         assert call(task, "simulate", folder / f"{task}.h5", "--count", 2, "--out", folder / f"paths_{task}.h5") == 0
-    reports.write(folder)
+    reports.write(folder, keep=folder / "results")
     return folder
 
 
@@ -48,19 +50,32 @@ def datasets(path):
     return found, scales
 
 
+def files(folder):
+    """All files that there are in the fixture's folder."""
+    return sorted(folder.rglob("*.h5"))
+
+
+def entries(folder):
+    """Columns that the configurations bring to files of results."""
+    results = [result for path in (folder / "results").glob("*.h5") for result in keeping.load(path)]
+    return {f"/runs/{name}" for result in results for name in families.facts(result)} - {"/runs/variant", "/runs/clip"}
+
+
 def listed(pattern):
     return set(re.findall(rf"^\| `({pattern}[^`]*)`", PAGE, re.MULTILINE))
 
 
 def test_all_datasets_are_listed(folder):
     found, scales = set(), set()
-    for path in [*folder.glob("*.h5"), folder / "report" / "report.h5"]:
+    for path in files(folder):
         arrays, axes = datasets(path)
         found |= arrays.keys()
         scales |= axes
     named = listed("/[a-z]")
     assert {"/history/skipped", "/checkpoint/optimizer_<name>"} < named
-    assert found - {"/runs/task"} <= named, found - named  # the tasks vary
+    varied = {f"/runs/{name}" for name in ("task", "start", "train_states", "test_states")}
+    brought = entries(folder) | varied
+    assert found - brought <= named, found - brought - named
     assert named <= found | scales, named - found - scales
     words = PAGE[PAGE.index("## Layout") : PAGE.index("`config` is JSON")]
     for scale in scales - named:
@@ -80,7 +95,7 @@ def test_the_axes_are_as_listed(folder):
 
 def test_all_attributes_are_listed(folder):
     of_files, of_datasets = set(), set()
-    for path in [*folder.glob("*.h5"), folder / "report" / "report.h5"]:
+    for path in files(folder):
         with h5py.File(path) as file:
             of_files |= set(file.attrs)
             file.visititems(lambda name, item: of_datasets.update(item.attrs))
@@ -89,7 +104,7 @@ def test_all_attributes_are_listed(folder):
 
 
 def test_what_cf_readers_expect(folder):
-    for path in [*folder.glob("*.h5"), folder / "report" / "report.h5"]:
+    for path in files(folder):
         attributes, groups = run_file.read_any(path)
         assert attributes["Conventions"] == "CF-1.8" and all(attributes[name] for name in run_file.ABOUT)
         for name, variable in ((n, v) for group in groups.values() for n, v in group.items()):

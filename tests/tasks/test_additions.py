@@ -13,9 +13,10 @@ from stablebptt.adjoint import cost_vjp, final_cost_vjp, observe_vjp, step_param
 from stablebptt.kernels import Loss, Observation, System, cost, final_cost, implements, like, observe, step
 from stablebptt.kernels.activations import ACTIVATIONS
 from stablebptt.kernels.noise import normal, uniform
-from stablebptt.tasks import additions
+from stablebptt.tasks import additions, evaluate
 from stablebptt.tasks.adjoint_check import check
 from stablebptt.tasks.descriptions import facts
+from stablebptt.tasks.pictures import landscape
 
 SMALL = {"steps": 6, "dtype": "float64", "output_init": "glorot", "hidden": (7, 5)}
 COUNTS = {"train_count": 16, "test_count": 8}
@@ -126,6 +127,7 @@ OWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
 def test_all_adjoints_pass_the_check(name):
     found = check(OWN[name]())
@@ -151,7 +153,10 @@ def along(function, place, direction, size=1e-6):
     return (function(place + size * direction) - function(place - size * direction)) / (2 * size)
 
 
-@pytest.mark.parametrize("name", ["bounded", "linear", "seen", "gelu", "random"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "seen", "gelu")]
+
+
+@pytest.mark.parametrize("name", ["bounded", "random", *SLOW])
 def test_gradients_of_parameters_and_initial_states_are_derivatives(name, random):
     problem = sb.problem("cartpole", **{**SMALL, **options_of(name)})
     theta, x0 = problem.init(1) + 0.1 * random.standard_normal(problem.n_parameters), problem.sample(5, 2)
@@ -179,6 +184,7 @@ def test_m_stops_behind_the_observation():
         np.testing.assert_allclose(value, values[0], rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["gravity", "length"])
 def test_derivatives_by_parameters_of_the_system(field):
     given = {"gravity": 9.8, "length": 1.0}
@@ -191,9 +197,11 @@ def test_derivatives_by_parameters_of_the_system(field):
     ]
     assert found[field] == pytest.approx((shifted[0] - shifted[1]) / 2e-6, rel=1e-7)
     assert problem.gradient(theta, x0, "C").parameters == found
-    assert sb.problem("cartpole", **SMALL).gradient(np.zeros(86), np.zeros((1, 2, 2)), "R").parameters == {}
+    bare = sb.problem("cartpole", **SMALL)
+    assert bare.gradient(bare.init(0), bare.sample(1), "R").parameters == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [2, 3])
 def test_bits_do_not_depend_on_threads(threads):
     problem = own(quadratic(), dtype="float32", observe="angles=0,noise=0.1", vary={"length": (0.5, 1.5)}, bound=2)
@@ -347,18 +355,46 @@ TINY = ["--steps", "5", "--epochs", "1", "--train-count", "8", "--test-count", "
 
 
 def test_the_command_line_takes_all_of_them(tmp_path):
-    words = ["--hidden", "4", "--activation", "relu", "--bound", "-8,10", "--observe", "angles=2:4,time", "--poles", "2"]
+    words = ["--hidden", "4", "--bound", "-8,10", "--observe", "angles=2:4,time", "--poles", "2", "--dtype", "float64"]
     words += ["--vary", "pole_mass=0.05:0.2", "--disturb", "0.001", *TINY]
     assert call("cartpole", "train", *words, "--out", tmp_path / "run.h5") == 0
     options = sb.load(tmp_path / "run.h5").problem.options
-    assert options["activation"] == "relu" and options["bound"] == [[-8.0], [10.0]]
+    assert options["bound"] == [[-8.0], [10.0]] and options["observe"]["kind"] == "Both"
     assert options["vary"] == {"pole_mass": [0.05, 0.2]}
     assert call("cartpole", "simulate", tmp_path / "run.h5", "--out", tmp_path / "paths.h5", "-q") == 0
 
 
+@pytest.mark.slow
+def test_activations_on_the_command_line(tmp_path):
+    assert call("cartpole", "train", "--activation", "relu", "--hidden", "4", *TINY, "--out", tmp_path / "relu.h5") == 0
+    assert sb.load(tmp_path / "relu.h5").problem.options["activation"] == "relu"
+
+
+@pytest.mark.slow
 def test_no_hidden_layers_on_the_command_line(tmp_path):
     assert call("cartpole", "train", "--hidden", "", *TINY, "--out", tmp_path / "linear.h5") == 0
     assert list(sb.load(tmp_path / "linear.h5").problem.layers(np.zeros(5))) == ["dense_0/kernel", "dense_0/bias"]
+
+
+def test_evaluate_prints_and_draws(tmp_path, capsys):
+    assert call("cartpole", "train", "--hidden", "4", *TINY, "--out", tmp_path / "run.h5") == 0
+    capsys.readouterr()
+    words = ["cartpole", "evaluate", tmp_path / "run.h5", "--count", "4", "-q"]
+    assert call(*words, "--vary", "pole_mass=0.05:0.2:3", "--json", "--out", tmp_path / "one.png") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["pole_mass"] for record in records] == pytest.approx([0.05, 0.125, 0.2])
+    assert len({record["loss"] for record in records}) == 3 and all(0 <= record["solved"] <= 1 for record in records)
+    both = ["--vary", "pole_mass=0.05:0.2:2", "--vary", "gravity=9:10:2"]
+    assert call(*words, *both, "--out", tmp_path / "two.png") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5 and (tmp_path / "two.png").stat().st_size > 1000
+    run = sb.load(tmp_path / "run.h5")
+    heavy = evaluate.with_fields(run.problem, {"pole_mass": 0.2})
+    assert heavy.losses(run.theta, run.problem.sample(4, 1))[0].mean() == pytest.approx(records[2]["loss"])
+    assert call(*words, "--vary", "mass=1:2:2") == 2 and "choose from dt, gravity, pole_mass" in capsys.readouterr().err
+    assert call(*words, "--vary", "gravity=1:2") == 2 and "give name=lowest:highest:count" in capsys.readouterr().err
+    assert call(*words[:2], words[2], "--vary", "dt=1:2:2", "--set", "gravity=x") == 2
+    simulate = ["cartpole", "simulate", tmp_path / "run.h5", "--count", "2", "-q", "--out"]
+    assert call(*simulate, tmp_path / "a.h5") == call(*simulate, tmp_path / "b.h5", "--set", "pole_mass=0.15") == 0
 
 
 @pytest.mark.parametrize(
@@ -374,7 +410,7 @@ def test_no_hidden_layers_on_the_command_line(tmp_path):
         ({"observe": 3}, "observe is 3; give an observation"),
         ({"vary": {"mass": (1, 2)}}, "vary: CartPole has no number 'mass'; choose from dt, gravity, pole_mass"),
         ({"vary": {"gravity": (2, 1)}}, "give the lowest value, then the highest"),
-        ({"vary": "gravity"}, "vary: gravity"),
+        ({"vary": "gravity"}, "vary: gravity is ''; give numbers"),
         ({"disturb": -1}, "standard deviations must not be negative"),
         ({"disturb": {"push": 1}}, "a push needs a chance above 0"),
         ({"disturb": {"shove": 1}}, "disturb has no option 'shove'; choose from noise, push, chance"),
@@ -388,12 +424,8 @@ def test_mistakes_are_told_in_one_line(given, message):
 
 
 def test_a_controller_of_ones_own_has_its_own_activation():
-    from stablebptt.tasks.pictures import landscape
-
-    toy = landscape.toy_problem() if hasattr(landscape, "toy_problem") else None
-    controller = toy.controller if toy else type("Own", (sb.kernels.Controller,), {})()
-    with pytest.raises(ValueError, match="it is for networks"):
-        additions.controller(controller, 4, "relu")
+    with pytest.raises(ValueError, match="it is for networks, and Parabola is a controller of your own"):
+        additions.controller(landscape.walk_problem().controller, 4, "relu")
 
 
 def test_other_backends_and_frameworks_say_what_they_do_not_know():
