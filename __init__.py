@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from stablebptt.adjoint.c_interface import c_header, cfunc_address
     from stablebptt.data.errors import FileFormatError
     from stablebptt.kernels.quadratic import quadratic
-    from stablebptt.tasks import observations, optimizers, problem
+    from stablebptt.tasks import callbacks, observations, optimizers, problem, schedules
+    from stablebptt.tasks.callbacks import Stop
     from stablebptt.tasks.errors import BackendError, DivergedError
     from stablebptt.tasks.minimize import minimize_fun
     from stablebptt.tasks.optimizers import clip
+    from stablebptt.tasks.policies import Policy
     from stablebptt.tasks.problems import Axis, Problem
     from stablebptt.tasks.runs import Run, load
     from stablebptt.tasks.seeds import train_seeds
@@ -30,11 +32,14 @@ __all__ = [
     "DivergedError",
     "FileFormatError",
     "Option",
+    "Policy",
     "Problem",
     "Run",
+    "Stop",
     "Task",
     "__version__",
     "c_header",
+    "callbacks",
     "cfunc_address",
     "clip",
     "load",
@@ -43,6 +48,7 @@ __all__ = [
     "optimizers",
     "problem",
     "quadratic",
+    "schedules",
     "sweep",
     "train",
     "train_seeds",
@@ -51,10 +57,12 @@ _HOMES = {
     "adjoint.c_interface": ("c_header", "cfunc_address"),
     "data.errors": ("FileFormatError",),
     "kernels.quadratic": ("quadratic",),
-    "tasks": ("observations", "optimizers", "problem"),
+    "tasks": ("callbacks", "observations", "optimizers", "problem", "schedules"),
+    "tasks.callbacks": ("Stop",),
     "tasks.errors": ("BackendError", "DivergedError"),
     "tasks.minimize": ("minimize_fun",),
     "tasks.optimizers": ("clip",),
+    "tasks.policies": ("Policy",),
     "tasks.problems": ("Axis", "Problem"),
     "tasks.seeds": ("train_seeds",),
     "tasks.sweeps": ("sweep",),
@@ -62,15 +70,19 @@ _HOMES = {
     "tasks.task": ("Option", "Task"),
     "tasks.training": ("train",),
 }
+_ALONE = ("tasks.policies",)  # homes that need NumPy only
 _ROOMS = ("adjoint", "data", "kernels", "tasks")
 
 if not TYPE_CHECKING:  # else every name would seem to be there
 
     def __getattr__(name: str) -> Any:
-        """A public name or a room; with it come all others."""
+        """A public name or a room; with it come all others, or with a name of `_ALONE` those of its home."""
         if name not in __all__ and name not in _ROOMS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        alone = [home for home in _ALONE if name in _HOMES[home]]
         for home, names in _HOMES.items():
+            if alone and home not in alone:
+                continue
             module = importlib.import_module(f"{__name__}.{home}")
             globals().update({public: getattr(module, public) for public in names})
         return globals()[name]

@@ -5,6 +5,7 @@ or foreign file, 5 cannot read or write, 130 interrupted.
 """
 
 import _thread
+import dataclasses
 import functools
 import json
 import os
@@ -25,6 +26,7 @@ import click
 from stablebptt.console import output
 from stablebptt.console.commands import Command, Group
 from stablebptt.console.options import (
+    CALLBACKS,
     CHECKS,
     EVALUATION,
     FIELDS,
@@ -35,6 +37,7 @@ from stablebptt.console.options import (
     PLOT,
     QUIET,
     ROLLOUTS,
+    START,
     SWEEP,
     TRAIN_NOTES,
     TRAINING,
@@ -146,7 +149,10 @@ def _add_verbs(
         return {name: given.pop(name) for name in names if name in given}
 
     @command(group, "train", TRAIN_NOTES)
-    @options([*section("Files and output", FILES), *section("Task", named), *section("Training", TRAINING)])
+    @options([
+        *section("Files and output", FILES), *section("Task", named), *section("Training", TRAINING),
+        *section("Start", START), *section("Ends and logs", CALLBACKS),
+    ])  # fmt: skip
     def train(**given: Any) -> None:
         """Train a controller and write a run file."""
         given = completed(given, group.name if group.name in TASKS else CUSTOM)
@@ -207,7 +213,7 @@ def _own_task(source: str) -> click.Group:
         kind, advice = type(task).__name__, f"for a function that makes a problem: stablebptt custom train {source}"
         raise click.UsageError(f"{source} is of type {kind}, not a task; {advice}")
     named = [of_task(option) for option in task.all_options]
-    taken = {*names_of([*TRAINING, *FILES, *CHECKS]), "debug", "config"}.intersection(names_of(named))
+    taken = {*names_of([*TRAINING, *START, *CALLBACKS, *FILES, *CHECKS]), "debug", "config"}.intersection(names_of(named))
     if clash := sorted(taken | stablebptt.commands.keys() & {task.name}):
         raise click.UsageError(f"{source}: there is a command or option {clash[0]!r} already; choose another name")
 
@@ -245,20 +251,65 @@ def _train(
     from stablebptt.tasks import arguments, on_backend, training
     from stablebptt.tasks.settings import settings_in_words
 
-    chosen = settings_in_words(settings)
+    watching = {name: settings.pop(name) for name in names_of(CALLBACKS)}
+    start = _start(problem, **{name: settings.pop(name) for name in names_of(START)})
+    free = [name for name in start.counts() if _is_free(name)]
+    chosen = settings_in_words(settings | {name: start.counts()[name] for name in free})
     problem = on_backend(problem, backend)
     how: dict[str, Any] = {"resume": resume, "force": force, "checkpoint_seconds": checkpoint_seconds, "threads": threads}
+    how["start"] = start
     if seeds is not None:
         numbers = arguments.span("seeds", seeds)
         if numbers is None:
             raise ArgumentError(f"seeds are {seeds!r}; give a range such as 0:132")
-        _train_seeds(problem, numbers, chosen, out, how, quiet=quiet, as_json=as_json)
+        by_seed = {seed: _callbacks(seed=seed, **watching) for seed in numbers}
+        _train_seeds(problem, by_seed, chosen, out, how, quiet=quiet, as_json=as_json)
         return
-    begin = time.monotonic()
+    begin, callbacks = time.monotonic(), _callbacks(**watching)
     with _advice(chosen.clip, chosen.on_divergence), output.progress(chosen.epochs, quiet=quiet, as_json=as_json) as report:
-        run = training.train_run(problem, chosen, out, report=report, **how)
-    record = {"file": str(out), **output.learned(run), "seconds": round(time.monotonic() - begin, 3)}
+        run = training.train_run(problem, chosen, out, report=[report, *callbacks], **how)
+    record = {"file": str(out), "status": run.status, **output.learned(run), "seconds": round(time.monotonic() - begin, 3)}
     show(output.finished(record) if as_json else record, as_json=as_json)
+
+
+def _is_free(option: str) -> bool:
+    """Whether an option of the command is set nowhere."""
+    return click.get_current_context().get_parameter_source(option) is click.core.ParameterSource.DEFAULT
+
+
+def _start(
+    problem: Any, *, start_from: Path | None, best: bool, train_states: Path | None, test_states: Path | None
+) -> Any:
+    """What a training begins with, from files."""
+    from stablebptt.tasks import runs, starts
+
+    if best and start_from is None:
+        raise click.UsageError("--best goes with --start-from")
+    run = None if start_from is None else runs.load(start_from)
+    if run is not None and best:
+        run = dataclasses.replace(run, theta=run.best_theta)
+    states = [path if path is None else starts.states_in(path, problem.state_shape) for path in (train_states, test_states)]
+    return starts.make(problem, run, *states)
+
+
+def _callbacks(
+    *, stop_at: float | None, patience: int | None, hours: float | None, log: Path | None, tensorboard: Path | None,
+    seed: int | None = None,
+) -> list[Callable[..., Any]]:  # fmt: skip
+    """What watches a training, or that of one of many seeds, which has logs of its own."""
+    from stablebptt.tasks import callbacks
+
+    if seed is not None:
+        log = log and log.with_stem(f"{log.stem}_seed_{seed}")
+        tensorboard = tensorboard and tensorboard / f"seed_{seed}"
+    makers = {
+        callbacks.TargetLoss: stop_at,
+        callbacks.Patience: patience,
+        callbacks.WallTime: hours,
+        callbacks.CsvLog: log,
+        callbacks.TensorBoard: tensorboard,
+    }
+    return [maker(value) for maker, value in makers.items() if value is not None]
 
 
 @contextmanager
@@ -276,26 +327,33 @@ def _advice(clip: str, on_divergence: str) -> Iterator[None]:
 
 
 def _train_seeds(
-    problem: Any, seeds: list[int], settings: Any, out: Path, how: dict[str, Any], *, quiet: bool, as_json: bool
+    problem: Any, callbacks: dict[int, list[Any]], settings: Any, out: Path, how: dict[str, Any], *, quiet: bool, as_json: bool
 ) -> None:
-    """Train many seeds together, with the progress of the last of them."""
+    """Train many seeds together, each with its own callbacks, with the progress of the last of them."""
+    from stablebptt.tasks.callbacks import several
     from stablebptt.tasks.errors import DivergedError
     from stablebptt.tasks.seeds import train_runs
 
+    seeds = list(callbacks)
+    watching = {seed: several(given) for seed, given in callbacks.items()}
     epochs = dict.fromkeys(seeds, 0)
     with output.progress(settings.epochs, quiet=quiet or as_json, as_json=False) as shown:
 
-        def report(seed: int, progress: Any) -> None:
+        def report(seed: int, progress: Any) -> Any:
             epochs[seed] = progress.epoch
             if seed == seeds[-1]:
                 shown(progress)
             if as_json:
                 show({"event": "epoch", "seed": seed} | output.epoch_record(progress), as_json=True)
+            watch = watching[seed]
+            return None if watch is None else watch(progress)
 
         results = train_runs(problem, seeds, settings, out, report=report, **how)
     for seed, result in zip(seeds, results):
-        diverged = isinstance(result, DivergedError)
-        record = {"epochs": epochs[seed], "status": str(result)} if diverged else {**output.learned(result), "status": "complete"}
+        if isinstance(result, DivergedError):
+            record = {"epochs": epochs[seed], "status": str(result)}
+        else:
+            record = output.learned(result) | {"status": result.status}
         if as_json:
             show(output.finished({"seed": seed, "file": str(out / f"seed_{seed}.h5")} | record), as_json=True)
         else:

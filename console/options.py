@@ -37,15 +37,33 @@ BACKEND = click.option("--backend", type=Word(BACKENDS), default="cpu", help="Wh
 THREADS = click.option("--threads", type=int, help="Of the CPU, at most. Results do not depend on them.  [default: all]")
 
 
+RATE_HELP = (
+    "Of the optimizer: a number, or a schedule over the run such as cosine:0.001:1e-5, linear, exponential, "
+    "piecewise:0.001:500:0.0001, warmup:100:cosine:0.001.  [default: 0.001; sgd: 0.01]"
+)
 TRAINING: list[Option] = [
     *(of_task(option) for option in OPTIONS.values() if option.kind != "flag"),
     click.option("--shuffle/--fixed-order", default=Settings.shuffle, help=OPTIONS["shuffle"].help),
-    click.option("--optimizer", type=Word(OPTIMIZERS), default=OPTIMIZER, help="Rule of the updates."),
-    click.option("--learning-rate", "--lr", "learning_rate", type=float, help="Of the optimizer.  [default: 0.001; sgd: 0.01]"),
+    click.option("--optimizer", type=Word(OPTIMIZERS), default=OPTIMIZER, help="Rule of the updates; or your own: MODULE:NAME."),
+    click.option("--learning-rate", "--lr", "learning_rate", help=RATE_HELP),
     click.option("--momentum", type=float, help="Of sgd.  [default: 0]"),
+    click.option("--weight-decay", type=float, help="Decoupled, with the rate of the optimizer (AdamW).  [default: 0]"),
     click.option("--seeds", help="Many trainings together, such as 0:132; --out is then a folder."),
     BACKEND,
     THREADS,
+]
+START: list[Option] = [
+    click.option("--start-from", type=RUN, metavar="RUN.h5", help="Begin with the weights of this run, of the same network."),
+    click.option("--best", is_flag=True, help="Its weights of the lowest test loss, not the last ones."),
+    click.option("--train-states", type=FILE, help="Training states: an array (.npy), or an HDF5 file with a dataset 'states'."),
+    click.option("--test-states", type=FILE, help="Test states, likewise; of a file of rollouts, where they begin."),
+]
+CALLBACKS: list[Option] = [
+    click.option("--stop-at", type=float, metavar="LOSS", help="Stop at a test loss of at most this."),
+    click.option("--patience", type=int, metavar="N", help="Stop when the lowest test loss is N epochs old."),
+    click.option("--hours", type=float, help="Stop before so many hours are over; --resume goes on."),
+    click.option("--log", type=FILE, help="Write the history as numbers for spreadsheets (.csv), too."),
+    click.option("--tensorboard", type=FILE, metavar="FOLDER", help="Write the history for TensorBoard, too."),
 ]
 TRAIN_NOTES = "\n".join([
     "Variants:",

@@ -2,13 +2,23 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from click.core import ParameterSource
 
-from stablebptt.tasks.settings import OPTIONS, Settings, settings_of
+from stablebptt.tasks.errors import ArgumentError
+from stablebptt.tasks.settings import OPTIONS, Settings, settings_of, sources, words_of_rule
 from stablebptt.tasks.task import CUSTOM
+
+
+class _Known(NamedTuple):
+    """What a file says: its configuration, the settings in it, rule and weight decay as `rule_in_words` takes them."""
+
+    config: dict[str, Any]
+    settings: Settings
+    rule: dict[str, Any]
+    decay: float | None
 
 
 def completed(given: dict[str, Any], task: str) -> dict[str, Any]:
@@ -16,19 +26,30 @@ def completed(given: dict[str, Any], task: str) -> dict[str, Any]:
     file = _file(given) if given["resume"] and not given["force"] else None
     if file is None:
         return given
-    config, settings = _read(file)
+    known = _read(file)
+    config = known.config
     if config["task"] != task:  # what is wrong with the file is said where it is resumed
         return given
     ctx = click.get_current_context()
     free = {name for name in given if ctx.get_parameter_source(name) is ParameterSource.DEFAULT}
-    kept = _options(config) | {name: getattr(settings, name) for name in OPTIONS}
+    kept = _options(config) | {name: getattr(known.settings, name) for name in OPTIONS}
     found = {name: value for name, value in kept.items() if name in free}
     if "arguments" in given and "arguments" not in free:  # some of the function's, by name
         found["arguments"] = {**kept["arguments"], **given["arguments"]}
-    rule = config["optimizer"]
-    if "optimizer" in free or given["optimizer"] == rule["name"]:
-        found["optimizer"] = rule
-    return {**given, **found}
+    return {**given, **found, **_rule(known, given, free)}
+
+
+def _rule(known: _Known, given: dict[str, Any], free: set[str]) -> dict[str, Any]:
+    """The options of the optimizer, completed from a file. It does not decide which code is imported."""
+    found: dict[str, Any] = {}
+    own = next(sources(known.rule), None)
+    if "optimizer" in free and own is not None:
+        raise ArgumentError(f"the optimizer in {given['out']} is one of your own; name it, too: --optimizer {own}")
+    if "optimizer" in free or given["optimizer"] == known.rule.get("source", known.rule["name"]):
+        found["optimizer"] = known.rule
+    if "weight_decay" in free:
+        found["weight_decay"] = known.decay
+    return found
 
 
 def _file(given: dict[str, Any]) -> Path | None:
@@ -38,15 +59,17 @@ def _file(given: dict[str, Any]) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _read(file: Path) -> tuple[dict[str, Any], Settings]:
-    """The configuration in a run file, and its settings, if they make sense."""
+def _read(file: Path) -> _Known:
+    """What a run file says, if it makes sense."""
     from stablebptt.data import run_file
     from stablebptt.tasks.runs import problem_of
 
     config = run_file.load(file).config
     problem_of(config, file)
     try:
-        return config, settings_of(config)
+        rule, decay = words_of_rule(config["optimizer"])
+        own = {"optimizer": Settings().describe()["optimizer"]} if any(sources(rule)) else {}  # not imported
+        return _Known(config, settings_of(config | own), rule | {"name": str(rule["name"])}, decay)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise run_file.FileFormatError(f"{file}: the configuration makes no training ({error})") from None
 

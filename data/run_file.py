@@ -72,8 +72,9 @@ class Content:
     theta, best_theta (n_parameters,) : parameters after the last epoch, and those of the lowest test loss
     trajectories : time (T+1,) [s], states (phases, n, T+1, *state), controls (phases, n, T, *control), loss (phases, n), scales
     checkpoint : arrays for resuming
-    status : "running", "complete", "interrupted" or "diverged: ..."
+    status : "running", "complete", "stopped: ...", "interrupted" or "diverged: ..."
     layers : parameters after the last epoch, by name
+    start : arrays that the run began with, where its seed did not decide
     """
 
     config: dict[str, Any]
@@ -85,6 +86,7 @@ class Content:
     checkpoint: dict[str, np.ndarray]
     status: str
     layers: dict[str, np.ndarray] = field(default_factory=dict)
+    start: dict[str, np.ndarray] = field(default_factory=dict)
     path: str = ""
 
 
@@ -118,6 +120,7 @@ def save(path: str | Path, run: Any, progress: Any, *, rehearsal: bool = False) 
     groups |= _layers("best", run.problem, run.best_theta)
     groups["trajectories"] = _trajectories(run.problem, run.trajectories, ("before training", "after training"))
     groups["checkpoint"] = _checkpoint(run, progress)
+    groups |= _start(progress.start.given())
     content = storage.encode(_attributes(RUN_FORMAT, run), groups)
     storage.write(path, content, rehearsal=rehearsal)
 
@@ -188,6 +191,7 @@ def _content(attributes: dict[str, Any], groups: dict[str, Group], path: str | P
             checkpoint=checkpoint,
             status=str(attributes["status"]),
             layers=dict(_layers_in(groups, "controller")),
+            start={name: variable.values for name, variable in groups.get("start", {}).items() if variable.dims != (name,)},
             path=str(path),
         )
     except KeyError as error:
@@ -418,6 +422,18 @@ def flags(words: Iterable[str]) -> dict[str, Any]:
     meanings = ["_".join(word.split()) for word in given]
     values, names = np.arange(len(given), dtype=np.int32), json.dumps(given, ensure_ascii=False)
     return {"flag_values": values, "flag_meanings": " ".join(meanings), "names": names}
+
+
+def _start(given: Mapping[str, np.ndarray]) -> dict[str, Group]:
+    """What a run began with, where its seed did not decide."""
+    group: Group = {}
+    for name, values in given.items():
+        if name == "theta":
+            group[name] = Variable(values, ("parameter",), "1", "parameters before the first epoch")
+        else:
+            dims = (name.removesuffix("s"), *(f"state_{axis}" for axis in range(values.ndim - 1)))
+            group[name] = Variable(values, dims, "1", f"initial states to {name.partition('_')[0]} on")
+    return {"start": group} if group else {}
 
 
 def _checkpoint(run: Any, progress: Any) -> Group:

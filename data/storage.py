@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import stat
+import tokenize
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from stablebptt.data.atomic import expanded, replacing
 from stablebptt.data.errors import FileFormatError
 
 TRAILER = b"stablebptt-sha2\n"
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SIGNATURE, NPY = b"\x89HDF\r\n\x1a\n", b"\x93NUMPY"
 LARGEST_FILE = 1 << 30
 LARGEST_DATASET = 1 << 30
 LARGEST_CONTENT = 2 << 30
@@ -149,12 +150,12 @@ def write(path: str | Path, content: bytes, *, rehearsal: bool = False) -> None:
         beside.write_bytes(content)
 
 
-def read(path: str | Path, formats: Collection[str]) -> tuple[dict[str, Any], dict[str, Group]]:
+def read(path: str | Path, formats: Collection[str] | None = None) -> tuple[dict[str, Any], dict[str, Group]]:
     """Root attributes and groups of a file.
 
     Parameters
     ----------
-    formats : accepted values of the root attribute "format"
+    formats : accepted values of the root attribute "format"; by default any HDF5 file of numbers is accepted
 
     Raises
     ------
@@ -169,7 +170,7 @@ def read(path: str | Path, formats: Collection[str]) -> tuple[dict[str, Any], di
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
             attributes = _attributes(file)
-            if attributes.get("format") not in formats:
+            if formats is not None and attributes.get("format") not in formats:
                 found = repr(attributes["format"]) if "format" in attributes else "missing"
                 wanted = " or ".join(map(repr, sorted(formats)))
                 raise FileFormatError(f"{path} is not a file of this package: its format is {found}, not {wanted}")
@@ -182,6 +183,27 @@ def read(path: str | Path, formats: Collection[str]) -> tuple[dict[str, Any], di
     except Exception as error:  # HDF5 answers damage with many kinds of error
         detail = " ".join(str(error).split())[:200]
         raise FileFormatError(f"{path} is damaged ({detail})") from None
+
+
+def is_npy(path: str | Path) -> bool:
+    """Whether a file begins as .npy files do."""
+    _check_kind(path, os.stat(path))
+    with open(path, "rb") as file:
+        return file.read(len(NPY)) == NPY
+
+
+def array_of(path: str | Path) -> np.ndarray:
+    """The array in a .npy file; it takes no more memory than the file, and loads no objects.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is damaged or holds no array of numbers.
+    """
+    try:
+        return np.array(np.lib.format.open_memmap(path, mode="r"))
+    except (ValueError, TypeError, SyntaxError, OverflowError, EOFError, tokenize.TokenError) as error:
+        raise FileFormatError(f"{path} is damaged, or holds no array of numbers: {error}") from None
 
 
 def _content(path: str | Path) -> bytes:

@@ -341,6 +341,8 @@ def _finite(value: Any) -> Any:
 
 
 def _word(value: Any) -> str:
-    """A value; sizes as "100 x 100"."""
+    """A value; sizes as "100 x 100", arrays by shape and hash."""
+    if isinstance(value, dict) and "sha256" in value:
+        return f"{_word(value.get('shape'))} numbers ({value['sha256']})"
     sizes = isinstance(value, list) and 1 <= len(value) < MOST_LISTED and all(isinstance(item, int) for item in value)
     return " x ".join(map(str, value)) if sizes else str(value)

@@ -7,7 +7,10 @@ and kept for the way back; the slope of a `FromValue` follows from h alone.
 import math
 from typing import Any
 
-from stablebptt.kernels.core.dispatch import block, generic, implements, inline, like
+import numpy as np
+from numba import types
+
+from stablebptt.kernels.core.dispatch import block, compiled_as, generic, implements, inline, like
 from stablebptt.kernels.core.simd import clamp, lanes, load, store
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.core.vector_math import fma, where
@@ -51,8 +54,9 @@ class Sin(Activation):
 
 
 # Constants of `gelu_share`; beyond GELU_FAR it is 0 or 1.
-GELU_A = 2 * math.sqrt(2 / math.pi)
-GELU_B = 0.044715 * GELU_A
+GELU_A = round(2 * math.sqrt(2 / math.pi) * 2**19) / 2**19
+GELU_A_REST = 2 * math.sqrt(2 / math.pi) - GELU_A
+GELU_B = 0.044715 * 2 * math.sqrt(2 / math.pi)
 GELU_FAR = 100.0
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -139,10 +143,9 @@ def _one(activation, z, h):
 
 @inline
 def sigmoid(z, rest):
-    """``1 / (1 + exp(-(z + rest)))`` with a small rest. Nothing cancels and nothing overflows."""
-    small = math.exp(-abs(z))
-    small = small - small * where(z < like(z, 0.0), -rest, rest)
-    return where(z < like(z, 0.0), small, like(z, 1.0)) / (like(z, 1.0) + small)
+    """``1 / (1 + exp(-(z + rest)))`` with a small rest; below -88, where the exponential is infinite in float32, 0."""
+    one = like(z, 1.0)
+    return one / (one + math.exp(-z) * (one - rest * (one - like(z, 0.5) * rest)))
 
 
 @implements(activate, Silu)
@@ -166,18 +169,16 @@ def rest(z, value):
 def gelu_share(z):
     """``sigmoid(a z + b z^3)`` with ``a = 2 sqrt(2 / pi)`` and ``b = 0.044715 a``.
 
-    A rounded argument of 80 would make the exponential wrong by 40 ulp, so what is lost by rounding is computed, too.
+    A rounded argument of 80 would make the exponential wrong by 40 ulp, so what is lost by rounding is computed, too. The first
+    digits of a have so few bits that ``a - factor`` is exact.
     """
     a, b = like(z, GELU_A), like(z, GELU_B)
     square = z * z
-    square_rest = fma(z, z, -square)
-    cubic = b * square
-    cubic_rest = fma(b, square, -cubic) + (b * square_rest + rest(z, GELU_B) * square)
-    factor = a + cubic
-    there = factor - a
-    factor_rest = (a - (factor - there)) + (cubic - there) + (cubic_rest + rest(z, GELU_A))
+    factor = fma(b, square, a)
+    lost = fma(b, square, a - factor)
+    lost = lost + (like(z, GELU_A_REST) + rest(z, GELU_B) * square + b * fma(z, z, -square))
     argument = z * factor
-    return sigmoid(argument, fma(z, factor, -argument) + z * factor_rest)
+    return sigmoid(argument, fma(z, factor, -argument) + z * lost)
 
 
 @implements(activate, Gelu)
@@ -189,17 +190,40 @@ def _gelu(activation, z):
 def _gelu_slope(activation, z, h):
     near = clamp(z, like(z, GELU_FAR))
     share = gelu_share(near)
-    return share + near * share * (like(z, 1.0) - share) * (like(z, GELU_A) + like(z, 3 * GELU_B) * near * near)
+    return share + near * share * (like(z, 1.0) - share) * (like(z, GELU_A + GELU_A_REST) + like(z, 3 * GELU_B) * near * near)
+
+
+def log1p_of_share(y):
+    """``log(1 + y)`` for 0 <= y <= 1; in float32 ``2 atanh(y / (2 + y))`` with a polynomial (relative error 2e-8)."""
+    return math.log1p(y)
+
+
+def _log1p_of_share(y):
+    if getattr(y, "dtype", y) != types.float32:
+        return lambda y: math.log1p(y)
+    p3, p2, p1, p0 = (np.float32(p) for p in (0.13435107, 0.14116793, 0.20003842, 0.33333320))
+    two = np.float32(2.0)
+
+    def rational(y):
+        u = y / (two + y)
+        s = u * u
+        return two * u + two * u * (s * (((p3 * s + p2) * s + p1) * s + p0))
+
+    return rational
+
+
+compiled_as(log1p_of_share, _log1p_of_share, forceinline=True)
 
 
 @implements(activate, Softplus)
 def _softplus(activation, z):
-    return where(z < like(z, 0.0), like(z, 0.0), z) + math.log1p(math.exp(-abs(z)))
+    return where(z < like(z, 0.0), like(z, 0.0), z) + log1p_of_share(math.exp(-abs(z)))
 
 
 @implements(slope, Softplus)
 def _softplus_slope(activation, z, h):
-    return sigmoid(z, like(z, 0.0))
+    small = math.exp(-abs(z))
+    return where(z < like(z, 0.0), small, like(z, 1.0)) / (like(z, 1.0) + small)
 
 
 @implements(activate, Sin)

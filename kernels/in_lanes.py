@@ -50,7 +50,8 @@ def _the_same(system, values, b, n):
 
 def register_type(system: Any, dtype: Any) -> Any:
     """Numba type of what `of_samples` returns."""
-    return class_of(system).register_type(system, dtype)
+    cls: Any = class_of(system)
+    return cls.register_type(system, dtype)
 
 
 def step_all(system, x, c, x_next, scratch, values):

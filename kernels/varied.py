@@ -28,7 +28,7 @@ class Varied(System):
     low, high (fields,) : ranges
     """
 
-    names = ()  # type: ignore[var-annotated]
+    names = ()
     system: System
     low: np.ndarray
     high: np.ndarray

@@ -1,13 +1,12 @@
 """States and controls where `check` takes derivatives: along rollouts, near initial states, or given ones."""
 
 import os
-import tokenize
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stablebptt.data.run_file import FileFormatError
+from stablebptt.data import storage
 from stablebptt.tasks import arguments
 from stablebptt.tasks.differences import Arrays
 from stablebptt.tasks.errors import ArgumentError
@@ -24,7 +23,6 @@ NEAR = 0.1
 SIZES, STEPS = (0.1, 1.0, 10.0), 40
 # Larger states say little: their rounding hides everything else.
 GROWN = 1e4
-NPY, HDF5 = b"\x93NUMPY", b"\x89HDF\r\n\x1a\n"
 
 
 def along_rollout(problem: Problem, theta: np.ndarray, seed: int) -> Arrays:
@@ -83,18 +81,15 @@ def _of_file(path: Path, state_shape: tuple[int, ...]) -> np.ndarray:
     if path.exists() and not path.is_file():
         raise ArgumentError(f"{path} is no file")
     with path.open("rb") as file:
-        start = file.read(len(HDF5))
-    if start == HDF5:
+        start = file.read(len(storage.SIGNATURE))
+    if start == storage.SIGNATURE:
         found = load_rollouts(path).states
         if found.shape[3:] != state_shape:
             raise ArgumentError(f"{path} has states of shape {found.shape[3:]}; they must be {state_shape}")
         return found.reshape(-1, *state_shape)
-    if not start.startswith(NPY):
-        raise FileFormatError(f"{path} holds no states: give an array (n, *state_shape) as .npy, or a run file")
-    try:
-        return np.array(np.lib.format.open_memmap(path, mode="r"))  # needs no more memory than the file, and loads no objects
-    except (ValueError, TypeError, SyntaxError, OverflowError, EOFError, tokenize.TokenError) as error:
-        raise FileFormatError(f"{path} is damaged, or holds no array of numbers: {error}") from None
+    if not start.startswith(storage.NPY):
+        raise storage.FileFormatError(f"{path} holds no states: give an array (n, *state_shape) as .npy, or a run file")
+    return storage.array_of(path)
 
 
 def _finite(states: np.ndarray, controls: np.ndarray) -> Arrays:

@@ -117,7 +117,7 @@ def last_loss(progress: Any) -> str:
 
 
 @contextmanager
-def epochs(report: Callable[..., None] | None, progress: bool | None, total: int) -> Iterator[Callable[..., None] | None]:
+def epochs(report: Callable[..., Any] | None, progress: bool | None, total: int) -> Iterator[Callable[..., Any] | None]:
     """What is called after every epoch, with a `Progress` at last: the user's `report`, and a bar, by default in a notebook."""
     if not (in_notebook() and report is None if progress is None else arguments.flag("progress", progress)):
         with in_session_compiling() if progress is None else nullcontext():
@@ -126,11 +126,10 @@ def epochs(report: Callable[..., None] | None, progress: bool | None, total: int
     done: dict[tuple[Any, ...], int] = {}
     with _compiling_for_a_person(), bar() as tell:
 
-        def both(*given: Any) -> None:
+        def both(*given: Any) -> Any:
             done[given[:-1]] = given[-1].epoch
             tell(sum(done.values()), total, last_loss(given[-1]))
-            if report is not None:
-                report(*given)
+            return None if report is None else report(*given)
 
         yield both
 

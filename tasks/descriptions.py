@@ -129,6 +129,8 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         for name, item in value.items():
             inner = prefix if name in ("fields", "constants", "layers") else f"{prefix}.{name}".lstrip(".")
             yield from _flat(inner, item)
+    elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):  # parts of an optimizer
+        yield from _flat(prefix, {str(place): item for place, item in enumerate(value)})
     else:
         yield prefix, list(value) if isinstance(value, tuple) else value
 

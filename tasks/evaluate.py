@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.kernels.generics import System
 from stablebptt.kernels.varied import Varied, varied
 from stablebptt.tasks import additions, arguments
 from stablebptt.tasks.errors import ArgumentError
@@ -25,8 +24,8 @@ def with_fields(problem: Problem, given: Mapping[str, float]) -> Problem:
     ValueError, TypeError
         If the system has no such number.
     """
-    system = problem.system
-    inner: System = type(system).inside(system)
+    system: Any = problem.system
+    inner: Any = type(system).inside(system)
     names = type(inner).parameter_names(inner)
     for name in given:
         if name not in names:
@@ -34,7 +33,7 @@ def with_fields(problem: Problem, given: Mapping[str, float]) -> Problem:
     values = {name: problem.dtype(arguments.real(name, value)) for name, value in given.items()}
     inner = dataclasses.replace(inner, **values)
     if isinstance(system, Varied):
-        pairs = zip(type(system).names, zip(system.low.tolist(), system.high.tolist()))
+        pairs: Any = zip(type(system).names, zip(system.low.tolist(), system.high.tolist()))
         left = {name: pair for name, pair in pairs if name not in given}
         inner = varied(inner, left, problem.dtype) if left else inner
     return dataclasses.replace(problem, system=inner)

@@ -7,8 +7,12 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from stablebptt.tasks.callbacks import STOPPED
+from stablebptt.tasks.settings import without_sources
+
 AnyRun = TypeVar("AnyRun")
 COMPLETE, DIVERGED, UNFINISHED = "complete", "diverged", "unfinished"
+ENDED = (COMPLETE, STOPPED)  # as they were meant to
 LONGEST_WORD = 40  # letters of a value in a name
 # Of a problem of one's own: what follows from its arguments. It is named only where nothing else tells runs apart.
 DERIVED = ("source", "title", "n_parameters", "parts", "code")
@@ -42,10 +46,9 @@ class Alike(Generic[AnyRun]):
 
 
 def outcome(run: Any) -> str:
-    """What became of a run in one word: complete, diverged or unfinished."""
-    if run.status.startswith(DIVERGED):
-        return DIVERGED
-    return COMPLETE if run.status == COMPLETE else UNFINISHED
+    """What became of a run in one word: complete, stopped (by a callback), diverged or unfinished."""
+    word = run.status.partition(":")[0]
+    return word if word in (*ENDED, DIVERGED) else UNFINISHED
 
 
 def variant_name(run: Any) -> str:
@@ -118,9 +121,9 @@ def facts(run: Any) -> dict[str, Any]:
         if name == "options":
             found |= _options(run)
         elif name == "optimizer":
-            found |= {"optimizer" if key == "name" else key: item for key, item in value.items()}
+            found |= _rule(run)
         elif name != "seed":
-            found[name] = value
+            found[name] = value["sha256"] if isinstance(value, Mapping) and "sha256" in value else value
     return found
 
 
@@ -144,16 +147,23 @@ def _flat(prefix: str, table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
+def _rule(run: Any) -> dict[str, Any]:
+    """The numbers of a run's optimizer by name; where a rule of the user's lies does not count."""
+    table = without_sources(run.config.get("optimizer", {}))
+    parts = {str(place): part for place, part in enumerate(table.pop("parts", []))}
+    return {"optimizer" if name == "name" else name: value for name, value in _flat("", {**table, **parts})}
+
+
 def _options(run: Any) -> dict[str, Any]:
     """The options of a run's task by name; a setting may have the name already."""
-    taken = {*run.config, *run.config.get("optimizer", {})}
+    taken = {*run.config, *_rule(run)}
     return {f"option {name}" if name in taken else name: value for name, value in _flat("", run.config.get("options", {}))}
 
 
 def _owners(runs: list[Any]) -> dict[str, str]:
     """For every fact, what has it: the options of a task, an optimizer, or every run."""
     found = {name: "task" for run in runs for name in _options(run)}
-    found |= {name: "optimizer" for run in runs for name in run.config.get("optimizer", {}) if name != "name"}
+    found |= {name: "optimizer" for run in runs for name in _rule(run) if name != "optimizer"}
     return found | {name: "" for run in runs for name in run.config}
 
 

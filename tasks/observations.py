@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from stablebptt.kernels import seen as kinds
-from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.generics import Observation, State
 from stablebptt.tasks import arguments
 from stablebptt.tasks.errors import ArgumentError
@@ -158,7 +157,7 @@ def describe(observation: Observation) -> dict[str, Any] | None:
 def is_ours(observation: Observation) -> bool:
     """Whether an observation and all in it belong to this package, so that a file can describe it."""
     inside = (getattr(observation, name) for name in type(observation).fields)
-    return type(observation) in CLASSES.values() and all(is_ours(part) for part in inside if isinstance(part, Struct))
+    return type(observation) in CLASSES.values() and all(is_ours(part) for part in inside if isinstance(part, Observation))
 
 
 def from_description(given: Mapping[str, Any]) -> Observation:

@@ -1,23 +1,28 @@
-"""Optimizers in plain NumPy, in the form of Keras; docs/method.md, section 4.
+"""Optimizers in plain NumPy, in the form of Keras; docs/method.md, section 4, and docs/training.md.
 
 A rule is immutable. ``state = rule.init(theta)`` makes its state, a dict of arrays. ``theta, state = rule.apply(theta,
-gradient, state)`` returns new parameters and a new state and leaves its arguments unchanged.
+gradient, state)`` returns new parameters and a new state and leaves its arguments unchanged. A chain of rules is a rule: what
+one of them would subtract from theta is the gradient of the next.
 """
 
+import copy
+import functools
 import inspect
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from stablebptt.data import storage
-from stablebptt.tasks import arguments
+from stablebptt.tasks import arguments, schedules
 from stablebptt.tasks.errors import ArgumentError
+from stablebptt.tasks.schedules import Schedule
 from stablebptt.tasks.settings import CLIP_MODES
 
 State = dict[str, np.ndarray]
-
+UPDATES = "updates"  # of a rule with a schedule: the part of its state that counts
 
 def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarray:
     """Clip a gradient (n_parameters,).
@@ -37,35 +42,106 @@ def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarra
 
 
 @dataclass(frozen=True)
-class Rule:
+class Part:
+    """Base of what a chain may hold: an update rule, or a change of the gradient.
+
+    A part is a frozen dataclass. It has `step`; or, if it is never followed by another one, `apply`.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in files and on the command line."""
+        return type(self).__name__.lower()
+
+    def init(self, theta: np.ndarray) -> State:
+        """The state before the first update of theta (n_parameters,)."""
+        return {}
+
+    def step(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        """What an update subtracts from theta (n_parameters,), and the new state, from gradient (n_parameters,)."""
+        raise NotImplementedError
+
+    def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        """One update: new theta (n_parameters,) and new state, from gradient (n_parameters,)."""
+        arguments.unmasked("gradient", gradient)
+        step, state = self.step(theta, gradient, state)
+        return theta - step, state
+
+    def over(self, updates: int) -> Self:
+        """The same for a run of so many updates: schedules without a length get this one."""
+        return self
+
+
+def _begins(init: Callable[..., Any]) -> Callable[..., Any]:
+    """`init` of a rule; with a schedule the state also counts the updates."""
+
+    @functools.wraps(init)
+    def begin(rule: Any, theta: np.ndarray) -> Any:
+        if not isinstance(rule.learning_rate, Schedule):
+            return init(rule, theta)
+        state = init(rule.at(0), theta)
+        if not isinstance(state, dict) or UPDATES in state:
+            told = f"has the name {UPDATES!r}, which counts" if isinstance(state, dict) else f"is of type {type(state).__name__}"
+            raise ArgumentError(f"the state of {type(rule).__name__} {told}; with a schedule it must be a dict of other names")
+        return {**state, UPDATES: np.zeros(1, np.int64)}
+
+    return begin
+
+
+def _follows(update: Callable[..., Any]) -> Callable[..., Any]:
+    """`step` or `apply` of a rule, with the learning rate that a schedule has now."""
+
+    @functools.wraps(update)
+    def follow(rule: Any, theta: np.ndarray, gradient: np.ndarray, state: State) -> Any:
+        if not isinstance(rule.learning_rate, Schedule):
+            return update(rule, theta, gradient, state)
+        done, known = state[UPDATES], {name: values for name, values in state.items() if name != UPDATES}
+        result, after = update(rule.at(int(done[0])), theta, gradient, known)
+        return result, {**after, UPDATES: done + 1}
+
+    return follow
+
+
+@dataclass(frozen=True)
+class Rule(Part):
     """Base of the update rules.
 
     A rule of your own is a frozen dataclass with any fields it needs. The run file stores them, so they are numbers, words, or
-    lists and tables of them.
+    lists and tables of them. Its learning rate may be a schedule: `init` and `apply` find the number of the update in its place.
     """
 
-    learning_rate: float
+    learning_rate: Any  # a number or a schedule; a schedule may be given as its spelling
+    init = _begins(Part.init)
     _below: ClassVar[dict[str, float]] = {}  # fields that may not be negative, each with its upper bound
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let every rule follow a schedule, whether it is ours or a user's."""
+        super().__init_subclass__(**options)
+        for name, following in (("init", _begins), ("step", _follows), ("apply", _follows)):
+            if name in vars(cls):
+                setattr(cls, name, following(vars(cls)[name]))
+
     def __post_init__(self) -> None:
-        arguments.real("learning_rate", self.learning_rate, above=0)
+        object.__setattr__(self, "learning_rate", schedules.read("learning_rate", self.learning_rate))
         for name, limit in self._below.items():
             arguments.real(name, getattr(self, name), least=0, below=limit)
         for field in fields(self):
             object.__setattr__(self, field.name, arguments.native(getattr(self, field.name)))
 
-    @property
-    def name(self) -> str:
-        """Name of the rule in files and on the command line."""
-        return type(self).__name__.lower()
+    def over(self, updates: int) -> Self:
+        if not isinstance(self.learning_rate, Schedule):
+            return self
+        return self._with(self.learning_rate.over(updates))
 
-    def init(self, theta: np.ndarray) -> State:
-        """The state before the first update of theta (n_parameters,)."""
-        raise NotImplementedError
+    def at(self, update: int) -> Self:
+        """The rule with the learning rate of the update with this number, counted from 0."""
+        return self._with(schedules.at(self.learning_rate, update))
 
-    def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        """One update: new theta (n_parameters,) and new state, from gradient (n_parameters,)."""
-        raise NotImplementedError
+    def _with(self, learning_rate: Any) -> Self:
+        """The same rule with another rate, which may also be 0."""
+        changed = copy.copy(self)
+        object.__setattr__(changed, "learning_rate", learning_rate)
+        return changed
 
 
 @dataclass(frozen=True)
@@ -73,7 +149,7 @@ class Adam(Rule):
     """Adam as published, with epsilon outside the root and bias correction folded into the step size."""
 
     _below: ClassVar[dict[str, float]] = {"beta1": 1.0, "beta2": 1.0, "epsilon": math.inf}
-    learning_rate: float = 0.001
+    learning_rate: Any = 0.001
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-7
@@ -81,8 +157,7 @@ class Adam(Rule):
     def init(self, theta: np.ndarray) -> State:
         return {"count": np.zeros(1, np.int64), "mean": np.zeros_like(theta), "square": np.zeros_like(theta)}
 
-    def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        arguments.unmasked("gradient", gradient)
+    def step(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
         count = state["count"] + 1
         t = int(count[0])
         alpha = self.learning_rate * math.sqrt(1 - self.beta2**t) / (1 - self.beta1**t)
@@ -97,7 +172,7 @@ class Adam(Rule):
         step += self.epsilon
         np.divide(mean, step, out=step)
         step *= alpha
-        return theta - step, {"count": count, "mean": mean, "square": square}
+        return step, {"count": count, "mean": mean, "square": square}
 
 
 @dataclass(frozen=True)
@@ -105,18 +180,17 @@ class Sgd(Rule):
     """Gradient descent, with momentum (0, or 0.8, 0.9, 0.95 as published): ``v = momentum v - rate g; theta += v``."""
 
     _below: ClassVar[dict[str, float]] = {"momentum": 1.0}
-    learning_rate: float = 0.01
+    learning_rate: Any = 0.01
     momentum: float = 0.0
 
     def init(self, theta: np.ndarray) -> State:
         return {"velocity": np.zeros_like(theta)} if self.momentum else {}
 
-    def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        arguments.unmasked("gradient", gradient)
+    def step(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
         if not self.momentum:
-            return theta - self.learning_rate * gradient, {}
+            return self.learning_rate * gradient, {}
         velocity = self.momentum * state["velocity"] - self.learning_rate * gradient
-        return theta + velocity, {"velocity": velocity}
+        return -velocity, {"velocity": velocity}
 
 
 @dataclass(frozen=True)
@@ -124,18 +198,17 @@ class Adagrad(Rule):
     """Adagrad as published: ``a += g^2; theta -= rate g / sqrt(a + epsilon)``."""
 
     _below: ClassVar[dict[str, float]] = {"initial": math.inf, "epsilon": math.inf}
-    learning_rate: float = 0.001
+    learning_rate: Any = 0.001
     initial: float = 0.1
     epsilon: float = 1e-7
 
     def init(self, theta: np.ndarray) -> State:
         return {"accumulator": np.full_like(theta, self.initial)}
 
-    def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        arguments.unmasked("gradient", gradient)
+    def step(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
         accumulator = state["accumulator"] + gradient * gradient
         step = self.learning_rate * gradient / np.sqrt(accumulator + self.epsilon)
-        return theta - step, {"accumulator": accumulator}
+        return step, {"accumulator": accumulator}
 
 
 @dataclass(frozen=True)
@@ -143,19 +216,18 @@ class Adadelta(Rule):
     """Adadelta as published: steps of the size of past steps over past gradients, both as running root mean squares."""
 
     _below: ClassVar[dict[str, float]] = {"rho": 1.0, "epsilon": math.inf}
-    learning_rate: float = 0.001
+    learning_rate: Any = 0.001
     rho: float = 0.95
     epsilon: float = 1e-7
 
     def init(self, theta: np.ndarray) -> State:
         return {"gradients": np.zeros_like(theta), "steps": np.zeros_like(theta)}
 
-    def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        arguments.unmasked("gradient", gradient)
+    def step(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
         gradients = self.rho * state["gradients"] + (1 - self.rho) * gradient * gradient
         step = gradient * np.sqrt(state["steps"] + self.epsilon) / np.sqrt(gradients + self.epsilon)
         steps = self.rho * state["steps"] + (1 - self.rho) * step * step
-        return theta - self.learning_rate * step, {"gradients": gradients, "steps": steps}
+        return self.learning_rate * step, {"gradients": gradients, "steps": steps}
 
 
 @dataclass(frozen=True)
@@ -163,20 +235,112 @@ class Rmsprop(Rule):
     """RMSprop as published: ``s = rho s + (1 - rho) g^2; theta -= rate g / sqrt(s + epsilon)``."""
 
     _below: ClassVar[dict[str, float]] = {"rho": 1.0, "epsilon": math.inf}
-    learning_rate: float = 0.001
+    learning_rate: Any = 0.001
     rho: float = 0.9
     epsilon: float = 1e-7
 
     def init(self, theta: np.ndarray) -> State:
         return {"square": np.zeros_like(theta)}
 
+    def step(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        square = self.rho * state["square"] + (1 - self.rho) * gradient * gradient
+        return self.learning_rate * gradient / np.sqrt(square + self.epsilon), {"square": square}
+
+
+@dataclass(frozen=True)
+class Clipping(Part):
+    """A gradient that is clipped, as by `clip`."""
+
+    mode: str = "norm"
+    at: float = 1.0
+
+    def __post_init__(self) -> None:
+        arguments.choice("clip mode", self.mode, CLIP_MODES)
+        object.__setattr__(self, "at", arguments.real("at", self.at, above=0))
+
+    def step(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        return clip(gradient, self.mode, self.at), {}
+
+
+@dataclass(frozen=True)
+class Decay(Rule):
+    """Weight decay: adds ``rate weight theta``; decoupled behind a rule, with its rate (AdamW), a penalty in front of it."""
+
+    learning_rate: Any = 1.0
+    weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "weight", arguments.real("weight", self.weight, above=0))
+
+    def step(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        return gradient + theta * (self.learning_rate * self.weight), {}
+
+
+@dataclass(frozen=True)
+class Chain(Part):
+    """Parts in a row; what one would subtract from theta is the gradient of the next, and what the last one has is subtracted."""
+
+    parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        given = self.parts if isinstance(self.parts, tuple | list) else ()
+        parts = tuple(from_description(dict(part)) if isinstance(part, Mapping) else part for part in given)
+        if not parts or not all(isinstance(part, Part) for part in parts):
+            told = arguments.told(self.parts)
+            raise ArgumentError(f"a chain has the parts {told}; give rules, such as clipping('norm'), adam()")
+        for part in parts[:-1]:
+            if type(part).step is Part.step:
+                raise ArgumentError(f"{type(part).__name__} has no `step`; it can only be the last part of a chain")
+        object.__setattr__(self, "parts", parts)
+
+    def init(self, theta: np.ndarray) -> State:
+        return self._joined([part.init(theta) for part in self.parts])
+
+    def step(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        found = []
+        for part, known in zip(self.parts, self._apart(state)):
+            gradient, after = part.step(theta, gradient, known)
+            found.append(after)
+        return gradient, self._joined(found)
+
     def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
         arguments.unmasked("gradient", gradient)
-        square = self.rho * state["square"] + (1 - self.rho) * gradient * gradient
-        return theta - self.learning_rate * gradient / np.sqrt(square + self.epsilon), {"square": square}
+        found = []
+        *first, last = zip(self.parts, self._apart(state))
+        for part, known in first:
+            gradient, after = part.step(theta, gradient, known)
+            found.append(after)
+        theta, after = last[0].apply(theta, gradient, last[1])
+        return theta, self._joined([*found, after])
+
+    def over(self, updates: int) -> Self:
+        return replace(self, parts=tuple(part.over(updates) for part in self.parts))
+
+    def _joined(self, states: list[State]) -> State:
+        """One state of the states of all parts, with their numbers before the names."""
+        return {f"{k}_{name}": values for k, state in enumerate(states) for name, values in state.items()}
+
+    def _apart(self, state: State) -> list[State]:
+        """The states of all parts."""
+        states: list[State] = [{} for _ in self.parts]
+        for name, values in state.items():
+            number, _, own = name.partition("_")
+            states[int(number)][own] = values
+        return states
 
 
-def begin(rule: Rule, theta: np.ndarray) -> State:
+def chain(*parts: Part) -> Chain:
+    """Rules in a row: ``chain(clipping("norm", 1), adam(0.001), decay(0.01, 0.001))`` clips, and decays weights as AdamW does."""
+    return Chain(parts)
+
+
+def decay(weight: float = 0.01, learning_rate: Any = 1.0) -> Decay:
+    """Weight decay, for a chain: behind a rule it takes ``learning_rate weight theta`` from theta in every update."""
+    return Decay(learning_rate, weight)
+
+
+def begin(rule: Part, theta: np.ndarray) -> State:
     """The state before the first update of theta (n_parameters,). An update with ones checks that a file can store it."""
     state = rule.init(theta)
     with np.errstate(all="ignore"):
@@ -188,7 +352,7 @@ def begin(rule: Rule, theta: np.ndarray) -> State:
     return state
 
 
-def _types(rule: Rule, state: Any) -> dict[str, str]:
+def _types(rule: Part, state: Any) -> dict[str, str]:
     """Types and shapes of the arrays of a state that a file can store."""
     who = f"the state of {type(rule).__name__}"
     if not isinstance(state, dict):
@@ -203,18 +367,63 @@ def _types(rule: Rule, state: Any) -> dict[str, str]:
 
 
 # Rules by the names that they have in Python, in files and on the command line.
-adam, sgd, adagrad, adadelta, rmsprop = Adam, Sgd, Adagrad, Adadelta, Rmsprop
+adam, sgd, adagrad, adadelta, rmsprop, clipping = Adam, Sgd, Adagrad, Adadelta, Rmsprop, Clipping
 RULES: dict[str, Any] = {"adam": adam, "sgd": sgd, "adagrad": adagrad, "adadelta": adadelta, "rmsprop": rmsprop}
+PARTS: dict[str, Any] = {**RULES, "chain": Chain, "clipping": Clipping, "decay": Decay}
 
 
-def describe(rule: Rule) -> dict[str, Any]:
-    """Name and fields of a rule, for a file."""
-    return {"name": rule.name, **asdict(rule)}
+def describe(rule: Part) -> dict[str, Any]:
+    """Name and fields of a rule, for a file; of a rule of the user's also its source."""
+    source = _source(type(rule))
+    values = {name: _described(getattr(rule, name), value) for name, value in asdict(rule).items()}
+    return {"name": rule.name, **({} if source is None else {"source": source}), **values}
 
 
-def from_description(description: dict[str, Any]) -> Rule:
-    """The rule with the description that `describe` returns."""
+def _described(value: Any, plain: Any) -> Any:
+    """A field of a rule in words and numbers; `plain` is what it is without names."""
+    if isinstance(value, Schedule):
+        return str(value)
+    if isinstance(value, tuple) and any(isinstance(item, Part) for item in value):
+        return [describe(item) for item in value]
+    return plain
+
+
+def _source(kind: type) -> str | None:
+    """Where the class of a user's rule lies, as `custom.find` takes it; None for ours."""
+    if kind.__module__.partition(".")[0] == "stablebptt" or "<locals>" in kind.__qualname__:
+        return None
+    return str(vars(kind).get("found_as") or f"{kind.__module__}:{kind.__qualname__}")
+
+
+def from_description(description: dict[str, Any]) -> Part:
+    """The rule with the description that `describe` returns. Its sources are imported: they must be the user's own words."""
     values = dict(description)
-    name = arguments.choice("optimizer", values.pop("name", None), tuple(RULES))
-    arguments.known(name, values, inspect.signature(RULES[name]).parameters)
-    return RULES[name](**values)
+    name, source = values.pop("name", None), values.pop("source", None)
+    if source is not None:
+        return _own(str(source), values)
+    arguments.choice("optimizer", name, tuple(PARTS if isinstance(name, str) and name in PARTS else RULES))
+    arguments.known(name, values, inspect.signature(PARTS[name]).parameters)
+    made: Part = PARTS[name](**values)
+    return made
+
+
+def _own(source: str, values: dict[str, Any]) -> Part:
+    """A rule of the user's: a class that is given its fields, or a rule, some of whose fields are replaced."""
+    from stablebptt.tasks.custom import find
+
+    found = find(source)
+    if isinstance(found, Part):
+        arguments.known(source, values, [field.name for field in fields(found)])
+        return replace(found, **values)
+    if not (isinstance(found, type) and issubclass(found, Part)):
+        kind = "a class" if isinstance(found, type) else type(found).__name__
+        raise ArgumentError(f"{source} is {kind}, not a rule; it must be a subclass of sb.optimizers.Rule, or a rule")
+    if _source(found) is not None:
+        setattr(found, "found_as", source)  # noqa: B010  (workers of a sweep look in the same place)
+    arguments.known(source, values, inspect.signature(found).parameters)
+    try:
+        return found(**values)
+    except TypeError as error:
+        if isinstance(error, ArgumentError):
+            raise
+        raise ArgumentError(f"{source}: {error}; give its fields in a table: optimizer = {{source = \"{source}\", ..}}") from None

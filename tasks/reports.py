@@ -17,10 +17,11 @@ from stablebptt.data.run_file import Content
 from stablebptt.data.storage import FileFormatError, Group
 from stablebptt.tasks import keeping
 from stablebptt.tasks.bars import Tell
+from stablebptt.tasks.callbacks import STOPPED
 from stablebptt.tasks.collecting import SOLVED_BELOW, load_runs, threshold
 from stablebptt.tasks.families import (
-    COMPLETE,
     DIVERGED,
+    ENDED,
     UNFINISHED,
     facts,
     groups,
@@ -271,7 +272,7 @@ def table(found: list[Family]) -> dict[str, Group]:
         "best_test_loss": columns.numbers("lowest test loss", best),
         "solved_below": columns.numbers(SOLVED_BELOW, [threshold(run) for _, run in runs]),
         "diverged": columns.numbers("1 if the run diverged", [int(outcome(run) == DIVERGED) for _, run in runs]),
-        "complete": columns.numbers("1 if the run is complete", [int(outcome(run) == COMPLETE) for _, run in runs]),
+        "complete": columns.numbers("1 if the run is complete", [int(outcome(run) in ENDED) for _, run in runs]),
         "seconds": columns.numbers("wall time of all epochs", [float(run.history["seconds"].sum()) for _, run in runs], "s"),
     }
     schedules = [facts(run)["variant"] if variant_name(run) == "schedule" else None for _, run in runs]
@@ -319,7 +320,9 @@ def write(folder: Path, tell: Tell | None = None, keep: Path | None = None) -> d
 def page_of(folder: Path, found: list[Family], problems: list[str], pictures: dict[str, str]) -> Page:
     """What the report says, before it becomes Markdown or HTML."""
     runs = [run for family in found for run in family.runs]
-    counts = ", ".join(f"{sum(outcome(run) == word for run in runs)} {word}" for word in (COMPLETE, DIVERGED, UNFINISHED))
+    fates = [outcome(run) for run in runs]
+    told = [word for word in (*ENDED, DIVERGED, UNFINISHED) if word != STOPPED or word in fates]
+    counts = ", ".join(f"{fates.count(word)} {word}" for word in told)
     computed = dict.fromkeys(_versions(run.attributes.get("versions", "{}")) for run in runs)
     about = {
         "runs": f"{len(runs)} ({counts})",
@@ -328,7 +331,7 @@ def page_of(folder: Path, found: list[Family], problems: list[str], pictures: di
         "versions": _versions(json.dumps(run_file.versions())),
         "runs computed with": "; ".join(computed),
     }
-    failed = [f"{Path(run.path).name}: {run.status}" for run in runs if outcome(run) != COMPLETE]
+    failed = [f"{Path(run.path).name}: {run.status}" for run in runs if outcome(run) not in ENDED]
     sections = []
     for title in dict.fromkeys(family.title for family in found):
         alike = [family for family in found if family.title == title]

@@ -1,20 +1,23 @@
 """A run: its progress, its result, and its way back from a file."""
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any, cast
 
 import numpy as np
 
 from stablebptt.data import run_file
-from stablebptt.tasks import TASKS, arguments, descriptions, optimizers
+from stablebptt.tasks import TASKS, arguments, descriptions, optimizers, policies
 from stablebptt.tasks.bars import Tell, each
 from stablebptt.tasks.custom import TASK as CUSTOM
 from stablebptt.tasks.custom import Described, custom_facts
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.pictures import notebook
 from stablebptt.tasks.problems import TESTING, Problem
+from stablebptt.tasks.settings import without_sources
+from stablebptt.tasks.starts import Start, in_file
 
 HISTORY = tuple(run_file.HISTORY)
 # Test states whose rollouts are stored.
@@ -34,6 +37,7 @@ class Progress:
     optimizer : state of the optimizer
     best_loss, best_epoch : the lowest test loss and its epoch
     history : per epoch a row of numbers, in the order of `HISTORY`
+    start : what the run began with, where its seed did not decide
     """
 
     epoch: int
@@ -43,6 +47,7 @@ class Progress:
     best_loss: float
     best_epoch: int
     history: tuple[tuple[float, ...], ...]
+    start: Start = field(default_factory=Start)
 
     @property
     def test_loss(self) -> float | None:
@@ -66,7 +71,7 @@ class Run:
     problem : Problem
     trajectories : dict of arrays: time (T+1,) [s], states (2, n, T+1, *state), controls (2, n, T, *control), loss (2, n) of a few
         test states; phase 0 before, 1 after training
-    status : "complete", "interrupted" or "diverged: ..."
+    status : "complete", "stopped: ..." (by a callback), "interrupted" or "diverged: ..."
     """
 
     config: dict[str, Any]
@@ -76,6 +81,16 @@ class Run:
     problem: Problem
     trajectories: dict[str, np.ndarray]
     status: str
+
+    @functools.cached_property
+    def policy(self) -> policies.Policy:
+        """The controller after the last epoch as a function of states, in plain NumPy."""
+        return policies.of(self.problem, self.theta)
+
+    @functools.cached_property
+    def best_policy(self) -> policies.Policy:
+        """The controller of the lowest test loss, likewise."""
+        return policies.of(self.problem, self.best_theta)
 
     def plot(self, trajectory: int | None = None, **options: Any) -> Any:
         """A matplotlib figure: the learning curves, or the rollouts from one of the stored test states.
@@ -153,22 +168,28 @@ def check_options(problem: Problem) -> None:
         raise ArgumentError(descriptions.refusal("the problem was changed, so that no file could make it again", found, advice))
 
 
-def start(problem: Problem, settings: Any) -> Progress:
+def begin(problem: Problem, settings: Any, start: Start) -> Progress:
     """Progress before the first epoch."""
-    theta = problem.init(settings.seed)
-    return Progress(0, theta, optimizers.begin(settings.optimizer, theta), theta, math.inf, 0, ())
+    theta = initial(problem, settings, start)
+    return Progress(0, theta, optimizers.begin(settings.optimizer, theta), theta, math.inf, 0, (), start)
 
 
-def resumed(path: FilePath, problem: Problem, settings: Any) -> Progress:
-    """The checkpoint in a file, if it belongs to this run."""
+def initial(problem: Problem, settings: Any, start: Start) -> np.ndarray:
+    """Parameters before the first epoch (n_parameters,)."""
+    return problem.init(settings.seed) if start.theta is None else start.theta
+
+
+def resumed(path: FilePath, problem: Problem, settings: Any, start: Start) -> Progress:
+    """The checkpoint in a file, if it belongs to this run; of its start, what is not given is taken from the file."""
     content = run_file.load(path)
     known = {**content.config, "options": problem_of(content.config, path).options}
-    wanted = {**config_of(problem, settings), "epochs": known.get("epochs")}
+    wanted = {**config_of(problem, settings, start.or_else(content.start)), "epochs": known.get("epochs")}
     if found := _differences(known, wanted):
         advice = "give the options it was made with, or another file"
         raise ArgumentError(descriptions.refusal(f"{path} cannot be resumed", found, advice))
     _check_parameters(content, problem, path)
-    progress = _checkpoint(content, settings, path)
+    progress = replace(_checkpoint(content, settings, path), start=in_file(problem, content.start, path))
+    progress.start.check(settings)
     if progress.epoch < settings.epochs and content.attributes["format_version"] != run_file.FORMAT_VERSION:
         advice = "train anew into another file"
         raise ArgumentError(f"{path} cannot be resumed: version 0.1 made it, whose last bits differ; {advice}")
@@ -177,6 +198,7 @@ def resumed(path: FilePath, problem: Problem, settings: Any) -> Progress:
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """`descriptions.differences`; where arguments of a function that makes problems differ, they are named, not what follows."""
+    there, here = ({**each, "optimizer": without_sources(each.get("optimizer"))} for each in (there, here))
     found = descriptions.differences(there, here)
     made = [config["options"].get("arguments") for config in (there, here)]
     if found and all(isinstance(each, dict) for each in made):
@@ -229,10 +251,11 @@ def _check_parameters(content: run_file.Content, problem: Problem, path: Any) ->
             raise run_file.FileFormatError(f"{path}: /controller/{name} is not what /checkpoint/theta says, or in another order")
 
 
-def config_of(problem: Problem, settings: Any) -> dict[str, Any]:
+def config_of(problem: Problem, settings: Any, start: Start | None = None) -> dict[str, Any]:
     """The configuration of a run, in words and numbers for a file."""
     elsewhere = {} if problem.backend == "cpu" else {"backend": problem.backend}
-    config = {"task": problem.task, "options": problem.options, **settings.describe(), **elsewhere}
+    begun = {} if start is None else start.describe()
+    config = {"task": problem.task, "options": problem.options, **settings.describe(), **begun, **elsewhere}
     return {name: arguments.plain(name, value) for name, value in config.items()}
 
 
@@ -240,13 +263,14 @@ def run_of(problem: Problem, settings: Any, progress: Progress, testing: np.ndar
     """The run at this progress, with rollouts from the first of the test states `testing` (count, *state_shape)."""
     columns = np.array(progress.history, np.float64).reshape(-1, len(HISTORY)).T
     keys = problem.keys(len(testing), settings.seed, TESTING)[:TRAJECTORIES]
+    thetas = [initial(problem, settings, progress.start), progress.theta]
     return Run(
-        config=config_of(problem, settings),
+        config=config_of(problem, settings, progress.start),
         history=dict(zip(HISTORY, columns)),
         theta=progress.theta,
         best_theta=progress.best_theta,
         problem=problem,
-        trajectories=trajectories(problem, [problem.init(settings.seed), progress.theta], testing[:TRAJECTORIES], keys=keys),
+        trajectories=trajectories(problem, thetas, testing[:TRAJECTORIES], keys=keys),
         status=status,
     )
 

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from stablebptt.data.atomic import expanded
-from stablebptt.tasks import arguments, bars
+from stablebptt.tasks import arguments, bars, starts
+from stablebptt.tasks.callbacks import several
 from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.problems import LARGEST_SEED, Problem
 from stablebptt.tasks.runs import Progress, Run, check_options, resumed
 from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIONS, Settings, make_settings
+from stablebptt.tasks.starts import NOTHING, Start
 from stablebptt.tasks.task import document
-from stablebptt.tasks.training import ActiveRun, advance, check_training, usable
+from stablebptt.tasks.training import ActiveRun, advance, check_problem, check_training, usable
 
+Report = Callable[[int, Progress], Any] | Sequence[Callable[[int, Progress], Any]]
 # Writing a file takes about 30 ms. With this pause per run, writing takes at most 1 % of the time.
 SECONDS_PER_FILE = 3.0
 
@@ -30,9 +33,12 @@ def train_seeds(
     resume: bool = False,
     force: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    report: Callable[[int, Progress], None] | None = None,
+    report: Report | None = None,
     progress: bool | None = None,
     threads: int | None = None,
+    start: Any = None,
+    train_states: Any = None,
+    test_states: Any = None,
     **settings: Any,
 ) -> list[Run | DivergedError]:
     """Train one controller per seed. Each run equals that of `train` with its seed alone, bit for bit.
@@ -41,17 +47,19 @@ def train_seeds(
     ----------
     seeds : different whole numbers
     out : folder for the run files ``seed_0.h5``, ..; created if missing
-    report : called with a seed and its `Progress` after every epoch
+    report : called with a seed and its `Progress` after every epoch, or several such functions; ``sb.Stop`` ends this seed's run
     checkpoint_seconds : time between writes of a run file [s]; longer with many runs, so writing takes at most 1 % of the time
-    problem, variant, epochs, resume, force, progress, threads, **settings : as in `train`
+    problem, variant, epochs, resume, force, progress, threads, start, train_states, test_states, **settings : as in `train`
 
     Returns
     -------
     Run or DivergedError of every seed, in the order of `seeds`. A run that diverges does not end the others.
     """
-    chosen = make_settings(variant=variant, epochs=epochs, seed=Settings.seed, **settings)
+    check_problem(problem)
+    begun = starts.make(problem, start, train_states, test_states)
+    chosen = make_settings(variant=variant, epochs=epochs, seed=Settings.seed, **begun.counts() | settings)
     how: dict[str, Any] = {"resume": resume, "force": force, "checkpoint_seconds": checkpoint_seconds, "threads": threads}
-    return train_runs(problem, seeds, chosen, out, report=report, progress=progress, **how)
+    return train_runs(problem, seeds, chosen, out, report=report, progress=progress, start=begun, **how)
 
 
 document(train_seeds, "Settings", OPTIONS.values())
@@ -66,31 +74,28 @@ def train_runs(
     resume: bool = False,
     force: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    report: Callable[[int, Progress], None] | None = None,
+    report: Report | None = None,
     progress: bool | None = None,
     threads: int | None = None,
+    start: Start = NOTHING,
 ) -> list[Run | DivergedError]:
-    """`train_seeds` with settings that are built already; only their seed is replaced."""
+    """`train_seeds` with settings and a start that are built already; only the seed of the settings is replaced."""
     numbers = [arguments.whole("seed", seed, 0, LARGEST_SEED) for seed in seeds]
     if not numbers or len(set(numbers)) < len(numbers):
         raise ArgumentError(f"seeds are {list(seeds)}; give one or more different whole numbers")
     by_seed = {seed: replace(settings, seed=seed) for seed in numbers}
-    check_training(problem, by_seed[numbers[0]], checkpoint_seconds)
+    check_training(problem, by_seed[numbers[0]], checkpoint_seconds, start)
     if out is not None:
         check_options(problem)
     paths = _paths(out, numbers, resume=resume, force=force)
     for seed, path in paths.items():  # check all files before the first is changed
         if path is not None and resume and path.exists():
-            resumed(path, problem, by_seed[seed])
+            resumed(path, problem, by_seed[seed], start)
     pause = max(checkpoint_seconds, SECONDS_PER_FILE * len(numbers)) if len(numbers) > 1 else checkpoint_seconds
-    with arguments.threads(threads), bars.epochs(report, progress, settings.epochs * len(numbers)) as told:
+    with arguments.threads(threads), bars.epochs(several(report), progress, settings.epochs * len(numbers)) as told:
         reports = {seed: None if told is None else partial(told, seed) for seed in numbers}
-        return advance(
-            [
-                ActiveRun(problem, by_seed[seed], paths[seed], resume=resume, checkpoint_seconds=pause, report=reports[seed])
-                for seed in numbers
-            ]
-        )
+        how: dict[str, Any] = {"resume": resume, "checkpoint_seconds": pause, "start": start}
+        return advance([ActiveRun(problem, by_seed[seed], paths[seed], report=reports[seed], **how) for seed in numbers])
 
 
 def _paths(out: str | Path | None, seeds: list[int], *, resume: bool, force: bool) -> dict[int, Path | None]:

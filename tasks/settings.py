@@ -3,6 +3,7 @@
 The command line reads them before any heavy import: NumPy, and whatever needs it, is imported where settings are checked.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -22,7 +23,7 @@ VARIANTS = {
 OPTIMIZERS = ("adam", "sgd", "adagrad", "adadelta", "rmsprop")
 OPTIMIZER = "adam"
 # Options of an optimizer that is given by name (in plans, on the command line) and not as a rule.
-RULE_OPTIONS = ("learning_rate", "momentum")
+RULE_OPTIONS = ("learning_rate", "momentum", "weight_decay")
 
 
 def _rule() -> Any:
@@ -56,13 +57,19 @@ class Settings:
     def __post_init__(self) -> None:
         from stablebptt.tasks import optimizers
 
-        if not isinstance(self.optimizer, optimizers.Rule):
+        if not isinstance(self.optimizer, optimizers.Part):
             raise ArgumentError(f"optimizer is {self.optimizer!r}; give a rule such as optimizers.adam(0.001)")
         for name, option in OPTIONS.items():
             value = getattr(self, name)
             read = value if name == "variant" else option.read(value)  # only the problem knows how many gates a variant has
             if name != "clip_at" or type(value) is not int:  # in a sweep, 1 and 1.0 give different file names
                 object.__setattr__(self, name, read)  # NumPy numbers become Python numbers, for files
+        object.__setattr__(self, "optimizer", self.optimizer.over(self.updates))
+
+    @property
+    def updates(self) -> int:
+        """Updates of the whole run."""
+        return self.epochs * -(-self.train_count // self.batch_size)
 
     def describe(self) -> dict[str, Any]:
         """The settings as words and numbers, for a file."""
@@ -78,7 +85,7 @@ OPTIONS = {each.name: Option(each.name, **each.metadata) for each in fields(Sett
 
 
 def settings_of(config: dict[str, Any]) -> Settings:
-    """The settings in a configuration."""
+    """The settings in a configuration; it must be the user's own, since it says where a rule of the user's lies."""
     from stablebptt.tasks import optimizers
 
     given = {name: config[name] for name in Settings.__dataclass_fields__}
@@ -94,16 +101,55 @@ def make_settings(**given: Any) -> Settings:
     rule = next((name for name in given if name in RULE_OPTIONS), None)
     if rule is not None:
         example = f"optimizer=sb.optimizers.{'sgd' if rule == 'momentum' else OPTIMIZER}({rule}=...)"
+        if rule == "weight_decay":
+            example = "optimizer=sb.optimizers.chain(sb.optimizers.adam(rate), sb.optimizers.decay(weight, rate))"
         raise ArgumentError(f"{rule} belongs to the optimizer; give {example}")
     arguments.known("train", given, Settings.__dataclass_fields__)
     return Settings(**given)
 
 
 def settings_in_words(given: dict[str, Any]) -> Settings:
-    """Settings from a plan or the command line, which give the optimizer by name (or a file's table) with `RULE_OPTIONS`."""
+    """Settings from a plan or the command line, which give the optimizer by name (or a table) with `RULE_OPTIONS`."""
+    rule = rule_in_words(given.get("optimizer", OPTIMIZER), {name: given.get(name) for name in RULE_OPTIONS})
+    return make_settings(**{name: value for name, value in given.items() if name not in RULE_OPTIONS} | {"optimizer": rule})
+
+
+def rule_in_words(named: Any, options: dict[str, Any]) -> Any:
+    """The rule of a name (one of ours, or ``module:name`` of the user's) or of a file's table; `RULE_OPTIONS` may be None."""
     from stablebptt.tasks import optimizers
 
-    rates = {name: given[name] for name in RULE_OPTIONS if given.get(name) is not None}
-    named = given.get("optimizer", OPTIMIZER)
-    rule = optimizers.from_description({**(named if isinstance(named, dict) else {"name": named}), **rates})
-    return make_settings(**{name: value for name, value in given.items() if name not in RULE_OPTIONS} | {"optimizer": rule})
+    given = {name: value for name, value in options.items() if value is not None}
+    decay = given.pop("weight_decay", 0)
+    if isinstance(named, str):
+        named = {"source" if ":" in named else "name": named}
+    elif not isinstance(named, dict):
+        named = {"name": named}
+    rule = optimizers.from_description({**named, **given})
+    return rule if decay == 0 else optimizers.chain(rule, optimizers.decay(decay, getattr(rule, "learning_rate", 1.0)))
+
+
+def words_of_rule(table: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
+    """The table and the weight decay from which `rule_in_words` makes the rule with this table."""
+    parts = table.get("parts") if table["name"] == "chain" else None
+    if not isinstance(parts, list) or len(parts) != 2 or parts[1].get("name") != "decay":
+        return table, None
+    rule, decay = parts
+    return (rule, decay["weight"]) if decay["learning_rate"] == rule.get("learning_rate", 1.0) else (table, None)
+
+
+def sources(description: Any) -> Iterator[str]:
+    """The sources of all rules of the user's in a description."""
+    if isinstance(description, Mapping):
+        if description.get("source") is not None:
+            yield str(description["source"])
+        for part in description.get("parts") or ():
+            yield from sources(part)
+
+
+def without_sources(description: Any) -> Any:
+    """A description without the places of the user's rules: where a rule lies does not count when two are compared."""
+    if not isinstance(description, Mapping):
+        return description
+    plain = {name: value for name, value in description.items() if name != "source"}
+    parts = plain.get("parts")
+    return {**plain, "parts": [without_sources(part) for part in parts]} if isinstance(parts, list) else plain

@@ -13,15 +13,18 @@ import numpy as np
 
 from stablebptt.data import atomic, run_file
 from stablebptt.kernels.generics import tape_width
-from stablebptt.tasks import arguments, bars, divergence, optimizers, runs, variants
+from stablebptt.tasks import arguments, bars, divergence, optimizers, runs, starts, variants
+from stablebptt.tasks.callbacks import Stop, several
 from stablebptt.tasks.engine import Evaluation, Gradient
 from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.problems import ORDER, TESTING, TRAINING, Problem, stream
 from stablebptt.tasks.runs import Progress, Run, check_options
 from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIONS, Settings, make_settings
 from stablebptt.tasks.settings import settings_of as settings_of  # also found here
+from stablebptt.tasks.starts import NOTHING, Start
 from stablebptt.tasks.task import document
 
+Report = Callable[[Progress], Any] | Sequence[Callable[[Progress], Any]]
 # The device works for one half of the runs while the optimizers on the host work for the other.
 QUEUES = 2
 
@@ -36,9 +39,12 @@ def train(
     resume: bool = False,
     force: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    report: Callable[[Progress], None] | None = None,
+    report: Report | None = None,
     progress: bool | None = None,
     threads: int | None = None,
+    start: Any = None,
+    train_states: Any = None,
+    test_states: Any = None,
     **settings: Any,
 ) -> Run:
     """Train a controller.
@@ -52,9 +58,12 @@ def train(
     out : run file; it is replaced as a whole at least every `checkpoint_seconds` [s] and at the end
     resume : continue from the checkpoint in `out`, if there is one; the result is the same bit for bit as without the break
     force : replace an existing file
-    report : called with a `Progress` after every epoch
+    report : called with a `Progress` after every epoch, or several such functions; one that returns ``sb.Stop("reason")`` ends
+        the run, which is then complete, with the status "stopped: reason". `sb.callbacks` has some
     progress : show a bar; by default in a notebook
     threads : of the CPU, at most; by default all. The result does not depend on them.
+    start : a run of the same network to go on from (its parameters; the optimizer begins anew), or parameters (n_parameters,)
+    train_states, test_states : (n, *state_shape), in place of states that the seed draws; the run file keeps them
     **settings : see below; and optimizer, a rule such as ``sb.optimizers.adam(0.001)``
 
     Raises
@@ -70,9 +79,11 @@ def train(
     FileExistsError
         If `out` exists and neither `force` nor `resume` is given.
     """
-    chosen = make_settings(variant=variant, epochs=epochs, seed=seed, **settings)
+    check_problem(problem)
+    begun = starts.make(problem, start, train_states, test_states)
+    chosen = make_settings(variant=variant, epochs=epochs, seed=seed, **begun.counts() | settings)
     how: dict[str, Any] = {"resume": resume, "force": force, "checkpoint_seconds": checkpoint_seconds, "threads": threads}
-    return train_run(problem, chosen, out, report=report, progress=progress, **how)
+    return train_run(problem, chosen, out, report=report, progress=progress, start=begun, **how)
 
 
 document(train, "Settings", OPTIONS.values())
@@ -86,27 +97,34 @@ def train_run(
     resume: bool = False,
     force: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    report: Callable[[Progress], None] | None = None,
+    report: Report | None = None,
     progress: bool | None = None,
     threads: int | None = None,
+    start: Start = NOTHING,
 ) -> Run:
-    """`train` with settings that are built already."""
-    check_training(problem, settings, checkpoint_seconds)
+    """`train` with settings and a start that are built already."""
+    check_training(problem, settings, checkpoint_seconds, start)
     path = None if out is None else usable(atomic.expanded(out), resume=resume, force=force)
     if path is not None:
         check_options(problem)
-    with arguments.threads(threads), bars.epochs(report, progress, settings.epochs) as told:
-        active = ActiveRun(problem, settings, path, resume=resume, checkpoint_seconds=checkpoint_seconds, report=told)
-        [result] = advance([active])
+    with arguments.threads(threads), bars.epochs(several(report), progress, settings.epochs) as told:
+        how: dict[str, Any] = {"resume": resume, "checkpoint_seconds": checkpoint_seconds, "report": told, "start": start}
+        [result] = advance([ActiveRun(problem, settings, path, **how)])
     if isinstance(result, DivergedError):
         raise result
     return result
 
 
-def check_training(problem: Problem, settings: Settings, checkpoint_seconds: float) -> None:
-    """Raise an error, before a run begins, if the settings do not fit the problem or the memory."""
+def check_problem(problem: Any) -> None:
+    """Raise an error if something is given in place of a problem."""
     if not isinstance(problem, Problem):
         raise ArgumentError(f"problem is {problem!r:.60}; give what sb.problem makes, such as sb.problem('cartpole')")
+
+
+def check_training(problem: Problem, settings: Settings, checkpoint_seconds: float, start: Start = NOTHING) -> None:
+    """Raise an error, before a run begins, if the settings do not fit the problem, the start or the memory."""
+    check_problem(problem)
+    start.check(settings)
     variants.gates(settings.variant, problem.steps, problem.dtype)
     runs.config_of(problem, settings)
     arguments.real("checkpoint_seconds", checkpoint_seconds, least=0)
@@ -130,10 +148,11 @@ class ActiveRun:
         *,
         resume: bool,
         checkpoint_seconds: float,
-        report: Callable[[Progress], None] | None,
+        report: Callable[[Progress], Any] | None,
+        start: Start = NOTHING,
     ) -> None:
         self.problem, self.settings, self.path, self.resume = problem, settings, path, resume
-        self.checkpoint_seconds, self.report = checkpoint_seconds, report
+        self.checkpoint_seconds, self.report, self.start = checkpoint_seconds, report, start
         self.gates = variants.gates(settings.variant, problem.steps, problem.dtype)
         self.result: Run | DivergedError | None = None
         self.kept: int | None = None  # epochs in the file, once it is this run's
@@ -146,13 +165,11 @@ class ActiveRun:
                 stack.enter_context(atomic.locked(path))
                 exists = path.exists()
             self.replaces = exists and not self.resume
-            resumed = runs.resumed(path, self.problem, self.settings) if path is not None and exists and self.resume else None
+            given = self.problem, self.settings, self.start
+            resumed = runs.resumed(path, *given) if path is not None and exists and self.resume else None
             self.kept = resumed.epoch if resumed else None
-            self.progress = resumed or runs.start(self.problem, self.settings)
-            self.states = {
-                "training": self.problem.sample(self.settings.train_count, self.settings.seed, TRAINING),
-                "test": self.problem.sample(self.settings.test_count, self.settings.seed, TESTING),
-            }
+            self.progress = resumed or runs.begin(*given)
+            self.states = _states(self.problem, self.settings, self.progress.start)
             purposes = {"training": TRAINING, "test": TESTING}
             self.keys = {
                 name: self.problem.keys(len(states), self.settings.seed, purposes[name]) for name, states in self.states.items()
@@ -200,7 +217,7 @@ class ActiveRun:
         if not self.problem.is_random:
             return self.keys["training"][first : first + settings.batch_size]
         if self.batches == 0:
-            self.epoch_keys = self.problem.keys(settings.train_count, settings.seed, TRAINING, self.epoch)
+            self.epoch_keys = self.problem.keys(len(self.states["training"]), settings.seed, TRAINING, self.epoch)
         return self.epoch_keys[first : first + settings.batch_size]
 
     def update(self, result: Gradient, x0: np.ndarray, keys: np.ndarray) -> None:
@@ -257,9 +274,10 @@ class ActiveRun:
         if math.isfinite(test_loss) and test_loss < progress.best_loss:
             progress = replace(progress, best_theta=self.theta, best_loss=float(test_loss), best_epoch=self.epoch)
         self.progress = progress
-        if self.report is not None:
-            self.report(progress)
-        if not self.goes_on:
+        answer = None if self.report is None else self.report(progress)
+        if isinstance(answer, Stop) and self.goes_on:
+            self.end(answer.status)
+        elif not self.goes_on:
             self._finish()
         elif time.monotonic() - self.saved > self.checkpoint_seconds:
             self._save("running")
@@ -374,6 +392,15 @@ def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
                 run.evaluate(name, evaluation)
         for run in _going(active):
             run.end_epoch()
+
+
+def _states(problem: Problem, settings: Settings, start: Start) -> dict[str, np.ndarray]:
+    """Training and test states (n, *state_shape)."""
+    training, test = start.train_states, start.test_states
+    return {
+        "training": problem.sample(settings.train_count, settings.seed, TRAINING) if training is None else training,
+        "test": problem.sample(settings.test_count, settings.seed, TESTING) if test is None else test,
+    }
 
 
 def _going(active: Sequence[ActiveRun]) -> list[ActiveRun]:

@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from commands import call
 
 import stablebptt as sb
 from stablebptt import cli
+from stablebptt.tasks import sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,12 +41,43 @@ def test_snippets_on_files(folder, monkeypatch, number):
     assert float(names["trained"][3, 0, 0]) == run.trajectories["states"][1, 0, 3, 0, 0]
 
 
+@pytest.mark.slow
+def test_the_page_on_controllers_runs(capsys):
+    """docs/controllers.md from top to bottom."""
+    names = {}
+    for code in blocks(ROOT / "docs" / "controllers.md", "python"):
+        exec(compile(code, "docs/controllers.md", "exec"), names)
+    assert "True True" in capsys.readouterr().out
+    assert names["fitted"].x == pytest.approx([9.8, 0.7], rel=1e-4)
+
+
 def test_the_snippet_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = blocks(ROOT / "README.md", "python")
     names = {}
     exec(compile(code.replace("epochs=100", "epochs=2"), "README.md", "exec"), names)
     assert names["x0"].shape == (8, 3, 2) and names["run"].status == "complete"
+
+
+def test_the_page_on_training_runs(tmp_path, monkeypatch, capsys):
+    """docs/training.md from top to bottom, its commands among the Python."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    names = {}
+    for language, text in re.findall(r"```(python|console|toml)\n(.*?)```", page, re.DOTALL):
+        if language == "python":
+            exec(compile(text, "docs/training.md", "exec"), names)
+        elif language == "toml":
+            Path("plan.toml").write_text(text)
+            assert len(sweeps.read_plan("plan.toml")) == 4
+        else:
+            for line in text.splitlines():
+                words = line.split()
+                assert words[0] == "stablebptt" and call(*words[1:], "--quiet") == 0, (line, capsys.readouterr().err)
+    out = capsys.readouterr().out
+    assert "cosine:0.01:0.0001:12" in out and "stopped: two epochs are enough" in out and "(48, 1)" in out
+    assert names["run"].config["train_count"] == 32 and len(sb.load("from_states.h5").history["epoch"]) == 3
+    assert (names["again"](names["states"]) == names["policy"](names["states"])).all()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -65,11 +98,33 @@ def test_tests_that_pages_name_exist(page):
         assert f"def {name}(" in tests, f"{page.name}: {name}"
 
 
-def pictures():
-    specification = importlib.util.spec_from_file_location("make_pictures", ROOT / "docs" / "make_pictures.py")
+def test_the_curriculum_over_the_horizon(monkeypatch):
+    """Each run begins where the last one ended, and the time step stays."""
+    module, begun = module_of(ROOT / "docs" / "examples" / "horizon_curriculum.py"), []
+    monkeypatch.setattr(module, "SIZES", {"train_count": 8, "test_count": 8})
+    train = sb.train
+
+    def noted(problem, **settings):
+        begun.append((problem.steps, problem.dt, settings["epochs"], settings["start"]))
+        run = train(problem, **settings)
+        begun.append(run)
+        return run
+
+    monkeypatch.setattr(module.sb, "train", noted)
+    run = module.curriculum(3)
+    assert [entry[:3] for entry in begun[::2]] == [(25, 0.01, 4), (50, 0.01, 2), (100, 0.01, 1)]
+    assert begun[0][3] is None and begun[2][3] is begun[1] and begun[4][3] is begun[3] and run is begun[5]
+
+
+def module_of(path):
+    specification = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+def pictures():
+    return module_of(ROOT / "docs" / "make_pictures.py")
 
 
 def reproduction_pictures(monkeypatch):

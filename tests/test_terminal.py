@@ -259,7 +259,8 @@ def test_a_group_without_a_command_shows_its_help(run, words):
 def test_the_help_of_train(run):
     text = run("cartpole", "train", "--help").out
     sections = [line[:-1] for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert sections == ["Files and output", "Task", "Training", "Options", "Variants", "Examples"]
+    told = ["Files and output", "Task", "Training", "Start", "Ends and logs", "Options", "Variants", "Examples"]
+    assert sections == told
     assert text.split("Files and output:\n")[1].startswith("  -o, --out ")
     words = " ".join(text.split())
     for option in stablebptt_train().params:

@@ -123,7 +123,8 @@ def _generic(declaration: Callable, *, forceinline: bool) -> Any:
 
     @functools.wraps(declaration)
     def function(instance: Any, *arguments: Any) -> Any:
-        return method_of(type(instance))(instance, *arguments)
+        form = function.forms.get(1 + len(arguments))  # type: ignore[attr-defined]
+        return method_of(type(instance))(instance, *arguments) if form is None else form(instance, *arguments)
 
     def resolve(instance, *arguments):
         instance = instance.struct if isinstance(instance, ReferenceType) else instance

@@ -18,7 +18,7 @@ from stablebptt.data import storage
 from stablebptt.data.atomic import check_folder, expanded
 from stablebptt.tasks import arguments, custom, variants
 from stablebptt.tasks.errors import ArgumentError
-from stablebptt.tasks.settings import Settings, settings_of
+from stablebptt.tasks.settings import Settings, settings_of, sources
 from stablebptt.tasks.sweeps.plans import Planned, problem_of_run, read_plan
 from stablebptt.tasks.sweeps.workers import (
     ABSENT,
@@ -293,7 +293,8 @@ def _make_folder(folder: Path) -> None:
 
 def _check_sources(runs: list[Planned]) -> None:
     """Refuse functions that other processes cannot find."""
-    source = next((s for run in runs if str(s := run.config["options"].get("source")).startswith("__main__:")), None)
+    named = [s for run in runs for s in (str(run.config["options"].get("source")), *sources(run.config["optimizer"]))]
+    source = next((s for s in named if s.startswith("__main__:")), None)
     if source is not None:
         advice = "put it into a file of its own"
         raise ArgumentError(f"{source} is in the running script, where worker processes do not look; {advice}")

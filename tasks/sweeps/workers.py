@@ -20,6 +20,7 @@ import numpy as np
 from stablebptt.data import run_file, storage
 from stablebptt.data.storage import FileFormatError
 from stablebptt.tasks import training
+from stablebptt.tasks.callbacks import STOPPED
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.places import behind
 from stablebptt.tasks.runs import Progress
@@ -53,6 +54,8 @@ def outcome_of(path: Path) -> Outcome:
     except FileFormatError as error:
         return Outcome(path.name, FAILED, message=str(error))
     state, _, message = content.status.partition(": ")
+    if state == STOPPED:
+        return ended(path.name, COMPLETE, content.history, content.status)
     status = state if state in (COMPLETE, DIVERGED) else INTERRUPTED
     return ended(path.name, status, content.history, message)
 

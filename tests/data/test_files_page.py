@@ -22,9 +22,11 @@ INTERNAL = {"DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME"}  # of HDF5's di
 def folder(tmp_path_factory):
     """A run, rollouts of it, a report and results, of every task."""
     folder = tmp_path_factory.mktemp("files")
+    sizes = {"train_count": 8, "test_count": 8}
     for task, record in sb.tasks.TASKS.items():
         problem = sb.problem(task, **{**record.small, "steps": 3})
-        sb.train(problem, epochs=1, out=folder / f"{task}.h5", train_count=8, test_count=8)
+        given = {"start": problem.init(9), "train_states": problem.sample(8), "test_states": problem.sample(8)}
+        sb.train(problem, epochs=1, out=folder / f"{task}.h5", **(given if task == "quantum" else sizes))
         assert call(task, "simulate", folder / f"{task}.h5", "--count", 2, "--out", folder / f"paths_{task}.h5") == 0
     reports.write(folder, keep=folder / "results")
     return folder
@@ -71,7 +73,8 @@ def test_all_datasets_are_listed(folder):
         scales |= axes
     named = listed("/[a-z]")
     assert {"/history/skipped", "/checkpoint/optimizer_<name>"} < named
-    brought = entries(folder)
+    varied = {f"/runs/{name}" for name in ("task", "start", "train_states", "test_states")}
+    brought = entries(folder) | varied
     assert found - brought <= named, found - brought - named
     assert named <= found | scales, named - found - scales
     words = PAGE[PAGE.index("## Layout") : PAGE.index("`config` is JSON")]

@@ -1,0 +1,31 @@
+"""Time of a policy for one state and for a batch, in plain NumPy: python benchmarks/policies.py"""
+
+import time
+
+import stablebptt as sb
+from stablebptt.tasks import policies
+
+BATCH, REPEATS, CALLS = 256, 30, 200
+
+
+def seconds(policy, states):
+    """The shortest of many times of a call."""
+    times = []
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        for _ in range(CALLS):
+            policy(states)
+        times.append((time.perf_counter() - begin) / CALLS)
+    return min(times)
+
+
+def main():
+    for task in sb.tasks.TASKS:
+        problem = sb.problem(task)
+        policy, states = policies.of(problem, problem.init()), problem.sample(BATCH)
+        one, many = seconds(policy, states[0]), seconds(policy, states)
+        print(f"{task:<10} {1e6 * one:6.1f} us for a state, {1e6 * many:7.1f} us for {BATCH}")
+
+
+if __name__ == "__main__":
+    main()
