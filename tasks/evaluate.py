@@ -96,31 +96,27 @@ def over_grid(
 
 
 def draw(records: list[dict[str, float]], axes: Mapping[str, np.ndarray], title: str) -> Any:
-    """A matplotlib figure of loss and solved share over one parameter, or of the loss over two."""
+    """A matplotlib figure of loss and solved share over one parameter or two."""
     from stablebptt.tasks.pictures import curves
 
     names = list(axes)
     if len(names) > MOST_AXES:
         raise ArgumentError(f"a picture shows at most {MOST_AXES} parameters; there are {len(names)}: {', '.join(names)}")
-    losses = np.array([record["loss"] for record in records])
-    figure = curves.new_figure(4.8, 3.4)
-    panel = figure.subplots()
-    panel.set_title(title, fontsize="medium")
-    if len(names) == 1:
-        panel.plot(axes[names[0]], losses, "o-", color=curves.PALETTE[0], markersize=4)
-        panel.set(xlabel=names[0], ylabel="mean loss", ylim=(0, None))
-        solved = np.array([record["solved"] for record in records])
-        if np.isfinite(solved).any():
-            panel.yaxis.label.set_color(curves.PALETTE[0])
-            beside = panel.twinx()
-            beside.plot(axes[names[0]], 100 * solved, "s--", color=curves.PALETTE[1], markersize=4)
-            beside.set(ylim=(-2, 102))
-            beside.set_ylabel("solved [%]", color=curves.PALETTE[1])
-        panel.grid(True, alpha=0.3)
-        return figure
-    first, second = names
-    grid = losses.reshape(len(axes[first]), len(axes[second]))
-    image = panel.pcolormesh(axes[second], axes[first], grid, shading="nearest", cmap="viridis")
-    panel.set(xlabel=second, ylabel=first)
-    figure.colorbar(image, label="mean loss")
+    shown = {"mean loss": np.array([record["loss"] for record in records])}
+    solved = 100 * np.array([record["solved"] for record in records])
+    if np.isfinite(solved).any():
+        shown["solved [%]"] = solved
+    figure = curves.new_figure(curves.PANEL * len(shown), 3.4)
+    figure.suptitle(title, fontsize="medium")
+    for panel, (label, values) in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown.items()):
+        panel.set_xlabel(names[-1])
+        if len(names) == 1:
+            panel.plot(axes[names[0]], values, "o-", color=curves.PALETTE[0], markersize=4)
+            panel.set(ylabel=label, ylim=(0, None) if label == "mean loss" else (-2, 102))
+            panel.grid(True, alpha=0.3)
+        else:
+            grid = values.reshape([len(axes[name]) for name in names])
+            image = panel.pcolormesh(axes[names[1]], axes[names[0]], grid, shading="nearest", cmap="viridis")
+            panel.set_ylabel(names[0])
+            figure.colorbar(image, ax=panel, label=label)
     return figure

@@ -130,12 +130,13 @@ def _generic(declaration: Callable, *, forceinline: bool) -> Any:
         instance = instance.struct if isinstance(instance, ReferenceType) else instance
         if not isinstance(instance, StructType):
             raise TypingError(f"the first argument of {name} must be a Struct, not {instance}")
+        form = function.forms.get(1 + len(arguments), function)  # type: ignore[attr-defined]
         try:
-            return method_of(class_of(instance))
+            return form.method_of(class_of(instance))
         except TypeError as error:
             raise TypingError(str(error)) from None
 
-    function.methods, function.forms = methods, {}  # type: ignore[attr-defined]
+    function.methods, function.method_of, function.forms = methods, method_of, {}  # type: ignore[attr-defined]
     return compiled_as(function, resolve, forceinline=forceinline)
 
 

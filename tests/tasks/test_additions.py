@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from commands import call
+from numba import njit
 
 import stablebptt as sb
 from stablebptt.adjoint import cost_vjp, final_cost_vjp, observe_vjp, step_parameters_vjp, step_vjp
@@ -119,6 +120,12 @@ def quadratic():
     return sb.quadratic([1.0, 0.1], [0.2], rate=[0.3], final=5.0, reference=reference, rest=[0.05])
 
 
+def test_compiled_code_calls_the_form_that_has_so_many_parameters():
+    loss, x, c = Efforts(2.0), np.array([0.5, 0.1]), np.array([0.3])
+    called = njit(lambda loss, x, c: cost(loss, 3, x, c))
+    assert called(loss, x, c) == pytest.approx(cost(loss, 3, x, c)) == pytest.approx(2 * (0.25 + 0.1 * 0.09 * 4))
+
+
 OWN = {
     "running cost": lambda: own(),
     "everything": lambda: own(observe=Side(), bound=3, activation="silu"),
@@ -215,8 +222,6 @@ def test_bits_do_not_depend_on_threads(threads):
 
 
 def test_numbers_of_keys_are_uniform_and_normal():
-    from numba import njit
-
     count = 20_000
 
     @njit
