@@ -71,13 +71,16 @@ class ProblemEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         """Begin an episode."""
         super().reset(seed=seed)
         state = _given(options)
-        seed = _begin(self._paths, self.np_random, seed, None if state is None else np.asarray(state)[None])
+        if state is not None:
+            state = arguments.array("state", state, self.problem.state_shape, self.problem.dtype)[None]
+        seed = _begin(self._paths, self.np_random, seed, state)
         return self._paths.seen()[0], {"state": self._paths.states[0], "seed": seed}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Do a time step under a control (*control_shape), clipped to its limits."""
-        share = self._paths.step(np.asarray(action)[None])[0]
-        return self._paths.seen()[0], -float(share), False, self._paths.over, {"state": self._paths.states[0]}
+        action = arguments.array("the action", action, self.problem.control_shape, self.problem.dtype)
+        share = float(self._paths.step(action[None])[0])
+        return self._paths.seen()[0], -share, False, self._paths.over, {"state": self._paths.states[0]}
 
 
 class ProblemVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):

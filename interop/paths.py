@@ -40,10 +40,32 @@ class Paths:
             raise ArgumentError(f"the problem is on {problem.backend!r}; make one with backend='cpu' to go step by step")
         self.problem, self.count = problem, arguments.whole("the number of paths", count, 1)
         self.t: int | None = None
+        self._paid = 0  # costs of time steps that are part of what `step` has returned
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Make what kernels refer to by address."""
+        problem = self.problem
         self._arena = new_arena(problem.episode(), self.count, problem.dtype)
         self._noise = problem.noise()
         self._system, self._loss, self._observation = map(Reference, (problem.system, problem.loss_function, problem.observation))
-        self._paid = 0  # costs of time steps that are part of what `step` has returned
+
+    def _numbers(self) -> tuple[np.ndarray, ...]:
+        """All numbers that decide how the paths go on."""
+        path = self._arena.path
+        return path.states, path.controls, path.keys, self._arena.scratch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out addresses: a copy has memory of its own."""
+        kept = {name: getattr(self, name) for name in ("problem", "count", "t", "_paid")}
+        return kept | {"numbers": [numbers.copy() for numbers in self._numbers()]}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        numbers = kept.pop("numbers")
+        vars(self).update(kept)
+        self._make_room()
+        for mine, theirs in zip(self._numbers(), numbers):
+            mine[:] = theirs
 
     @property
     def over(self) -> bool:

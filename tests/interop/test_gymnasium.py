@@ -1,5 +1,7 @@
 """Problems as environments of Gymnasium: the paths, and so the returns, are those of our rollouts."""
 
+import copy
+import pickle
 import re
 import subprocess
 import sys
@@ -169,6 +171,26 @@ def test_what_paths_refuse():
         Paths(replace(problem, backend="cuda"), 1)
 
 
+@pytest.mark.parametrize(
+    "name, copied", [("random", copy.deepcopy), ("changes", lambda paths: pickle.loads(pickle.dumps(paths)))]
+)
+def test_a_copy_goes_on_alone(name, copied):
+    """It shares nothing with its original: no numbers, and no addresses."""
+    problem = problem_of(name)
+    theta, x0 = problem.init(1), problem.sample(3)
+    path, paths = problem.rollout(theta, x0, seed=2), Paths(problem, 3)
+    paths.begin(x0, 2)
+    shares = [paths.step(path.controls[:, t]) for t in range(4)]
+    other = copied(paths)
+    assert other._system.address != paths._system.address
+    assert not any(map(np.shares_memory, other._numbers(), paths._numbers()))
+    paths.begin(problem.sample(3, 8), 9)
+    paths.step(np.ones((3, 1)))
+    shares += [other.step(path.controls[:, t]) for t in range(4, STEPS)]
+    np.testing.assert_array_equal(other.states, path.states[:, -1])
+    np.testing.assert_allclose(np.sum(shares, axis=0), problem.losses(theta, x0, seed=2)[0], rtol=1e-14)
+
+
 def test_controls_are_clipped():
     problem = problem_of("pendulum")
     paths = Paths(problem, 3)
@@ -298,6 +320,10 @@ def test_seeds(ours):
     np.testing.assert_array_equal(episode(seed=drawn)[0], following)
     with pytest.raises(ValueError, match="no option 'start'"):
         env.reset(options={"start": 0})
+    with pytest.raises(ValueError, match=r"state has shape \(4,\); it must be \(2, 2\)"):
+        env.reset(options={"state": np.zeros(4)})
+    with pytest.raises(ValueError, match=r"the action has shape \(1, 1\); it must be \(1,\)"):
+        env.step([[0.0]])
 
 
 def test_many_paths_begin_anew(ours):
