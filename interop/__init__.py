@@ -1,4 +1,4 @@
-"""Our simulators in other frameworks: NumPy arrays in, arrays and vjps out (`arrays`), JAX (`jax`), PyTorch (`torch`).
+"""Our simulators elsewhere: NumPy arrays in, arrays and vjps out (`arrays`), whole paths step by step (`paths`).
 
-`jax` and `torch` need packages that the rest of stablebptt does not.
+`jax`, `torch` and `gymnasium` need packages that the rest of stablebptt does not.
 """
