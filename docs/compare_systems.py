@@ -22,7 +22,7 @@ VARIANTS = "RMC"
 # Epochs of each system; the rest is the same for all.
 EPOCHS = {"acrobot": 200, "ball": 200, "quadrotor": 200, "burgers": 60, "pendulum_chain": 200}
 SETTINGS = {"clip": "norm", "train_count": 128, "test_count": 128}
-PROBES = 32  # initial states for what is told beforehand
+PROBES = 256  # numbers of the initial states for what is told beforehand, at most 32 states
 
 
 def problem_of(name):
@@ -70,7 +70,7 @@ def told_beforehand(name, runs):
     problem = problem_of(name)
     rows = []
     for seed, run in zip(SEEDS, runs["C"]):
-        x0, thetas = problem.sample(PROBES, seed), (problem.init(seed), run.theta)
+        x0, thetas = problem.sample(min(32, PROBES // problem.n_state), seed), (problem.init(seed), run.theta)
         numbers = [(np.median(growth(problem, t, x0)), regular_to_modified(problem, t, x0)) for t in thetas]
         cosine = run.history["cosine"]
         rows.append([*numbers[0], np.mean(cosine[:5]), *numbers[1], np.mean(cosine[-len(cosine) // 4 :])])

@@ -16,6 +16,8 @@ DOCS = Path(__file__).resolve().parent
 IMAGES = DOCS / "images"
 SEEDS = range(3)
 OWN = "double_pendulum:make_problem"
+SYSTEMS = ("acrobot", "ball", "quadrotor", "burgers", "pendulum_chain")  # of docs/systems.md
+LARGEST = 300_000  # bytes of a picture
 FILMS = {"double-pendulum": ("dp-R", 1, 1), "cartpole": ("cp-C", 0, 1), "guidance": ("g-C-1", 0, 1), "quantum": ("q3-C", 0, 2)}
 
 
@@ -53,6 +55,11 @@ def train(folder: Path) -> None:
         command("custom", "train", OWN, *options, "--out", folder / f"dp-{variant}.h5")
     for name, (task, *options) in trainings().items():
         command(task, "train", *options, "--clip", "norm", "--quiet", "--resume", "--out", folder / f"{name}.h5")
+    sys.path.insert(0, str(DOCS))
+    import compare_systems
+
+    for name in SYSTEMS:
+        compare_systems.train(name, folder)
 
 
 def draw(folder: Path) -> None:
@@ -65,6 +72,8 @@ def draw(folder: Path) -> None:
     regulator(IMAGES / "lqr.png")
     own = [folder / f"dp-{variant}.h5" for variant in "RMC"]
     command("plot", *own, "--smooth", 5, "--force", "--out", IMAGES / "double-pendulum.png")
+    for name in SYSTEMS:
+        draw_system(name, folder)
     curves = {"cartpole": "cp-", "guidance": "g-", "quantum4": "q4-", "quantum5": "q5-"}
     for name, pattern in curves.items():
         command("plot", *runs(pattern), "--smooth", 5, "--force", "--out", IMAGES / f"{name}.png")
@@ -75,9 +84,27 @@ def draw(folder: Path) -> None:
         command("animate", file, "--trajectory", sample, "--every", every, "--force", "--out", film)
 
 
+def draw_system(name: str, folder: Path) -> None:
+    """Learning curves of all runs of a system of docs/systems.md, and a rollout of the first one with R, which wins."""
+    picture = name.replace("_", "-")
+    files = [folder / f"{name}-{variant}" / f"seed_{seed}.h5" for variant in "RMC" for seed in range(5)]
+    command("plot", *files, "--smooth", 5, "--force", "--out", IMAGES / f"{picture}.png")
+    shown = folder / f"{name}-R" / "seed_0.h5"
+    command("plot", shown, "--trajectory", 0, "--force", "--out", IMAGES / f"{picture}-trajectory.png")
+
+
 def reproduction() -> None:
     """The figures of the reproduction, and the tables of its page."""
     runpy.run_path(str(DOCS / "reproduction" / "make_page.py"), run_name="__main__")
+
+
+def shrink() -> None:
+    """Write pictures of systems that have many curves in few colours."""
+    from PIL import Image
+
+    for picture in [path for name in SYSTEMS for path in IMAGES.glob(f"{name.replace('_', '-')}*.png")]:
+        if picture.stat().st_size > LARGEST:
+            Image.open(picture).convert("RGB").quantize(64).save(picture, optimize=True)
 
 
 def regulator(picture: Path) -> None:
@@ -105,3 +132,4 @@ if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
     train(place)
     draw(place)
+    shrink()

@@ -274,6 +274,8 @@ def follow(episode, network, work, n, paths, slot):
                 physics += time_weights[t + 1] * cost(episode.loss, x_next)
             for q in range(n_control):
                 effort += c[q] * c[q]
+        if episode.bounds.limited:
+            barrier()  # the controls of all samples are limited before any thread copies them
         if path_rows > 0:
             copy(path_rows * TILE, numbers, path[slot, t])
         barrier()

@@ -249,7 +249,7 @@ def test_an_interrupt_that_meets_the_end_of_an_object_is_not_lost(run, monkeypat
         def __del__(self):
             raise KeyboardInterrupt
 
-    def write(folder, tell):
+    def write(folder, tell, keep):
         Object()
         for _ in range(10_000_000):
             tell(1, 2, "")

@@ -1,8 +1,9 @@
-"""A planar quadrotor: a rigid bar with two rotors flies to a waypoint and hovers there; four Runge-Kutta steps per time step.
+"""A planar quadrotor: a rigid bar with two rotors hovers at a waypoint that moves; four Runge-Kutta steps per time step.
 
 State (2, 3): position and velocity as (x [m], y [m], angle [rad]) and rates; angle 0 is level. Control (2,): thrust of the left
-and of the right rotor [N], beyond that of hovering. The step is the classical Runge-Kutta method of order 4, and its adjoint
-goes backwards through all stages. Both are written for one quadrotor and compute a register full of them.
+and of the right rotor [N], beyond that of hovering; bounds keep both between none and twice that of hovering. The step is the
+classical Runge-Kutta method of order 4, and its adjoint goes backwards through all stages. Both are written for one quadrotor and
+compute a register full of them. docs/quadrotor.md has more.
 """
 
 import math
@@ -10,8 +11,8 @@ import math
 import numpy as np
 
 import stablebptt as sb
-from stablebptt.adjoint import cost_vjp, step_sample_vjp, step_vjp
-from stablebptt.kernels import Loss, System, cost, implements, inline, like, step, step_sample
+from stablebptt.adjoint import cost_vjp, final_cost_vjp, step_sample_vjp, step_vjp
+from stablebptt.kernels import Loss, System, cost, final_cost, implements, inline, like, step, step_sample
 
 SUBSTEPS = 4
 
@@ -34,10 +35,12 @@ class Quadrotor(System):
 
 
 class Waypoint(Loss):
-    """Half the squared distance from a place [m], from level, and from rest."""
+    """Waypoint [m] at every time step, path (T+1, 2); weights of tilt, rates and thrusts."""
 
-    x: float = 0.0
-    y: float = 0.0
+    path: np.ndarray
+    tilt: float = 0.1
+    rates: float = 0.05
+    effort: float = 0.005
 
 
 @inline
@@ -159,36 +162,68 @@ def _step_vjp(system, x, c, lam, lam_x, lam_c):
     step_sample_vjp(system, x, x, c, lam, lam_x, lam_c, np.empty(6 * (SUBSTEPS + 1), x.dtype))
 
 
+@inline
+def off_waypoint(loss, t, x):
+    """Cost of a state: squared distances from the waypoint, from level, and from rest."""
+    dx, dy = x[0] - loss.path[t, 0], x[1] - loss.path[t, 1]
+    tilt = loss.tilt * x[2] * x[2]
+    return dx * dx + dy * dy + tilt + loss.rates * (x[3] * x[3] + x[4] * x[4] + x[5] * x[5])
+
+
+@inline
+def off_waypoint_vjp(loss, t, x, bar, x_bar):
+    """Add the cotangent of a state."""
+    two = bar * like(x, 2.0)
+    x_bar[0] += two * (x[0] - loss.path[t, 0])
+    x_bar[1] += two * (x[1] - loss.path[t, 1])
+    x_bar[2] += two * loss.tilt * x[2]
+    for j in range(3, 6):
+        x_bar[j] += two * loss.rates * x[j]
+
+
 @implements(cost, Waypoint)
-def _cost(loss, x):
-    dx, dy = x[0] - loss.x, x[1] - loss.y
-    return (dx * dx + dy * dy + x[2] * x[2] + x[3] * x[3] + x[4] * x[4] + x[5] * x[5]) / 2
+def _cost(loss, t, x, c):
+    return off_waypoint(loss, t, x) + loss.effort * (c[0] * c[0] + c[1] * c[1])
 
 
 @implements(cost_vjp, Waypoint)
-def _cost_vjp(loss, x, cost_bar, x_bar):
-    x_bar[0] += cost_bar * (x[0] - loss.x)
-    x_bar[1] += cost_bar * (x[1] - loss.y)
-    for j in range(2, 6):
-        x_bar[j] += cost_bar * x[j]
+def _cost_vjp(loss, t, x, c, cost_bar, x_bar, c_bar):
+    off_waypoint_vjp(loss, t, x, cost_bar, x_bar)
+    for q in range(2):
+        c_bar[q] += cost_bar * like(x, 2.0) * loss.effort * c[q]
+
+
+@implements(final_cost, Waypoint)
+def _final_cost(loss, x):
+    return off_waypoint(loss, -1, x)
+
+
+@implements(final_cost_vjp, Waypoint)
+def _final_cost_vjp(loss, x, cost_bar, x_bar):
+    off_waypoint_vjp(loss, -1, x, cost_bar, x_bar)
 
 
 def sample(random, count):
-    """Places within a metre of the waypoint, tilted and moving a little."""
-    return random.uniform(-1, 1, (count, 2, 3)) * np.array([[1.0, 1.0, 0.5], [0.5, 0.5, 0.5]])
+    """Places within half a metre of the first waypoint, tilted and moving a little."""
+    return random.uniform(-0.5, 0.5, (count, 2, 3))
 
 
-def make_problem(steps=50, x=0.0, y=0.0):
-    """The quadrotor over T = steps time steps."""
+def make_problem(steps=60, x=0.5, y=0.5, hidden=(32, 32)):
+    """Hover at (0, 0) for half of the time, then at (x, y); the controller sees its state and the waypoint of now."""
+    path = np.zeros((steps + 1, 2))
+    path[steps // 2 :] = x, y
     return sb.problem(
         system=Quadrotor(),
-        controller=(64, 64),
-        loss=Waypoint(x, y),
+        controller=hidden,
+        loss=Waypoint(path),
         sample=sample,
         steps=steps,
         dt=Quadrotor.dt,
-        when="final",
+        time_weights=[1 / steps] * steps + [0.5],
+        observe=sb.observations.join(sb.observations.state(), sb.observations.reference(path)),
+        bound=Quadrotor.mass * Quadrotor.gravity / 2,  # rotors do not pull backwards
         title="planar quadrotor",
         state_axes=[["position", "rate"], ["x", "y", "angle"]],
         control_axes=["left", "right"],
+        control_units="N",
     )

@@ -103,7 +103,9 @@ def _until_solved(results: Results, task: str) -> tuple[str, str, str]:
     for level in LEVELS[task][1]:
         name = level_name(task, level)
         found[name] = mean = judgement.comparison(results, task, level, "CR", judgement.epochs_until_solved)
-        counts = [sum(map(judgement.solved, results.ended(task, level, variant))) for variant in "CR"]
+        ended = [{run.config["seed"]: run for run in results.ended(task, level, variant)} for variant in "CR"]
+        both = ended[0].keys() & ended[1].keys()
+        counts = [sum(judgement.solved(runs[seed]) for seed in both) for runs in ended]
         if mean is not None:
             numbers.append(f"{name}: {ratio(mean)}; solved {counts[0]} and {counts[1]} of {len(mean.values)}")
     return "The same by the epochs until solved", "<br>".join(numbers) or "-", judged(found)

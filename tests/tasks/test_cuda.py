@@ -110,6 +110,26 @@ def test_networks_of_any_layers(name):
 
 
 @on_device
+@pytest.mark.parametrize("task", ["cartpole", "guidance"])
+def test_bounds(task):
+    small = {"hidden": (5,), "steps": 3, "dtype": "float64", "output_init": "glorot"}
+    cpu = sb.problem(task, bound=(-0.3, 0.2), **small, **({"drivers": 1, "evaders": 1} if task == "guidance" else {}))
+    gpu = sb.tasks.on_backend(cpu, "cuda")
+    theta, x0 = 2 * cpu.init(1), cpu.sample(3)
+    np.testing.assert_allclose(gpu.rollout(theta, x0).controls, cpu.rollout(theta, x0).controls, rtol=1e-10, atol=1e-12)
+    assert_same_gradient(gpu.gradient(theta, x0, "C"), cpu.gradient(theta, x0, "C"), TOLERANCE["float64"])
+
+
+@on_device
+@pytest.mark.parametrize(
+    "given, word", [({"observe": "time"}, "observe"), ({"vary": "gravity=9:10"}, "vary, disturb"), ({"disturb": 0.1}, "disturb")]
+)
+def test_what_a_device_does_not_compute_is_refused(given, word):
+    with pytest.raises(BackendError, match=f"backend 'cuda' does not compute .*{word}.*; use the CPU"):
+        sb.problem("cartpole", backend="cuda", **given)
+
+
+@on_device
 @long_simulated
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gradients_in_float32(name):
