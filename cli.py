@@ -551,13 +551,19 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
 _add_pictures(stablebptt)
 
 
-def _load(file: Path) -> Any:
+def _with_controller(file: Path) -> Any:
+    """The run of a file that says what its controller is."""
     from stablebptt.tasks import runs
+    from stablebptt.tasks.custom import Described
 
-    return runs.load(file)
+    run = runs.load(file)
+    if isinstance(run.problem, Described):
+        instead = "'stablebptt MODULE:TASK export' or 'stablebptt custom export MODULE:FUNCTION'"
+        raise click.UsageError(f"{file} is a run of your own system; use {instead}")
+    return run
 
 
-_add_export(stablebptt, [], _load)
+_add_export(stablebptt, [], _with_controller)
 
 
 @command(stablebptt, "inspect")

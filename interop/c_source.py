@@ -133,15 +133,13 @@ def _array(name: str, values: np.ndarray, real: Real) -> str:
     if not np.isfinite(values).all():
         raise ArgumentError("the policy has numbers that are not finite; C has no words for them")
     sizes = "".join(f"[{size}]" for size in values.shape)
-    return f"static const {real.type} {name}{sizes} = {_braces(values, real)};"
+    rows = ",\n".join(_row(row, real) for row in np.atleast_2d(values))
+    return f"static const {real.type} {name}{sizes} =" + (f" {{\n{rows}}};" if values.ndim == 2 else f"\n{rows};")
 
 
-def _braces(values: np.ndarray, real: Real) -> str:
-    if values.ndim == 1:
-        words = textwrap.wrap(", ".join(_number(value, real) for value in values), WIDTH)
-        inner = "\n".join(f"    {line}" for line in words)
-        return f"{{\n{inner}}}"
-    return "{" + ",\n".join(_braces(row, real) for row in values) + "}"
+def _row(values: np.ndarray, real: Real) -> str:
+    numbers = ", ".join(_number(value, real) for value in values)
+    return textwrap.fill(numbers, WIDTH, initial_indent="    {", subsequent_indent="     ") + "}"
 
 
 def _number(value: Any, real: Real) -> str:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -267,6 +268,15 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert call("export", "run.h5", "--out", "p.npz", "--best", "--force", "--quiet") == 0
     assert np.array_equal(Policy.load("p.npz")(x0), run.best_policy(x0))
     assert call("export", "run.h5", "--out", "p.h5") == 2
+
+
+def test_a_run_of_your_own_system_needs_its_code(tmp_path, capsys):
+    folder = Path(__file__).parents[1] / "old_runs"
+    made = (f"{folder / 'spring.py'}:make", "--set", "stiffness=3.0")
+    assert call("export", folder / "spring.h5", "--out", tmp_path / "p.c") == 2
+    assert "use 'stablebptt MODULE:TASK export' or 'stablebptt custom export MODULE:FUNCTION'" in capsys.readouterr().err
+    assert call("custom", "export", *made, folder / "spring.h5", "--out", tmp_path / "p.c", "--quiet") == 0
+    assert "p_control" in (tmp_path / "p.c").read_text()
 
 
 def test_c_needs_numpy_alone(tmp_path):
