@@ -98,7 +98,7 @@ def _layer(stage: Layer, number: int, x: str, y: str, real: Real) -> Part:
     lines = [
         f"for (int j = 0; j < {outputs}; j++) {{",
         f"    double sum = {bias}[j];",
-        f"    for (int i = 0; i < {window}; i++) sum += (double){kernel}[j][i] * {x}[{below}];",
+        f"    for (int i = 0; i < {window}; i++) sum += (double){kernel}[j][i] * (double){x}[{below}];",
         f"    const {real.type} z = ({real.type})sum;",
         f"    {y}[{above}] = {ACTIVATIONS[stage.activation].format(f=real.suffix)};",
         "}",

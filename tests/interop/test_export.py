@@ -20,7 +20,7 @@ from stablebptt.tasks import policies
 from stablebptt.tasks.policies import ACTIVATIONS, Layer, Limited, Policy, Scaled, Seen
 
 COMPILERS = {"C99": ("cc", "-std=c99", ".c"), "C++": ("c++", "-std=c++11", ".cpp")}
-STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic")
+STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic", "-Wconversion", "-Wdouble-promotion")
 
 
 def numbers(policy, kind):
