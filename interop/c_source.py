@@ -77,7 +77,7 @@ def _head(policy: Policy, real: Real) -> str:
     return textwrap.dedent(f"""\
         /* The controller of: {title}.
          * Written by stablebptt {__version__}.
-         * state: {_shape(policy.state_shape)} numbers ({real.type}), control: {_shape(policy.control_shape)}; last axis first.
+         * state: {_shape(policy.state_shape)} numbers ({real.type}), control: {_shape(policy.control_shape)}; in rows, as in C.
          * The two must not overlap. Nothing is allocated, and nothing but the control is written.
          */""")
 
