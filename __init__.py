@@ -12,6 +12,7 @@ from stablebptt.version import __version__
 if TYPE_CHECKING:
     from stablebptt.adjoint.c_interface import c_header, cfunc_address
     from stablebptt.data.errors import FileFormatError
+    from stablebptt.interop.export import export
     from stablebptt.kernels.quadratic import quadratic
     from stablebptt.tasks import callbacks, observations, optimizers, problem, schedules
     from stablebptt.tasks.callbacks import Stop
@@ -42,6 +43,7 @@ __all__ = [
     "callbacks",
     "cfunc_address",
     "clip",
+    "export",
     "load",
     "minimize_fun",
     "observations",
@@ -56,6 +58,7 @@ __all__ = [
 _HOMES = {
     "adjoint.c_interface": ("c_header", "cfunc_address"),
     "data.errors": ("FileFormatError",),
+    "interop.export": ("export",),
     "kernels.quadratic": ("quadratic",),
     "tasks": ("callbacks", "observations", "optimizers", "problem", "schedules"),
     "tasks.callbacks": ("Stop",),
@@ -70,7 +73,7 @@ _HOMES = {
     "tasks.task": ("Option", "Task"),
     "tasks.training": ("train",),
 }
-_ALONE = ("tasks.policies",)  # homes that need NumPy only
+_ALONE = ("tasks.policies", "interop.export")  # homes that need NumPy only
 _ROOMS = ("adjoint", "data", "kernels", "tasks")
 
 if not TYPE_CHECKING:  # else every name would seem to be there

@@ -29,6 +29,7 @@ from stablebptt.console.options import (
     CALLBACKS,
     CHECKS,
     EVALUATION,
+    EXPORT,
     FIELDS,
     FILES,
     FILM,
@@ -180,6 +181,22 @@ def _add_verbs(
             _check(make(**told | ({"dtype": "float64"} if "dtype" in told else {})), given, as_json=as_json)
 
 
+def _add_export(group: click.Group, named: list[Option], load: Callable[..., Any]) -> None:
+    """Export: `load` loads the run of a file, with the help of the options `named`."""
+
+    @command(group, "export")
+    @options([*named, *EXPORT])
+    def export(run_file: Path, out: Path, *, best: bool, force: bool, as_json: bool, quiet: bool, **given: Any) -> None:
+        """Write the controller of a run for use elsewhere: ONNX, C, NumPy, PyTorch."""
+        from stablebptt.interop.export import export
+
+        run = load(run_file, **given)
+        policy = run.best_policy if best else run.policy
+        export(policy, out, force=force)
+        shapes = {"state_shape": policy.state_shape, "control_shape": policy.control_shape}
+        show({"file": str(out), **shapes, "dtype": str(policy.dtype)}, as_json=as_json)
+
+
 def _published(task: Task) -> click.Group:
     """The commands of a task of this package."""
 
@@ -223,6 +240,7 @@ def _own_task(source: str) -> click.Group:
     group = Group(task.name, help=task.summary)
     _add_verbs(group, named, functools.partial(custom.from_source, source), load, again=False)
     _add_pictures(group, task)
+    _add_export(group, [], load)
     return group
 
 
@@ -241,6 +259,7 @@ def _custom() -> click.Group:
 
     group = Group(CUSTOM, help="Train and try controllers for a system of your own; MODULE:FUNCTION makes the problem.")
     _add_verbs(group, OWN, make, load, again=True)
+    _add_export(group, OWN, load)
     return group
 
 
@@ -530,6 +549,21 @@ def _add_pictures(group: click.Group, task: Task | None = None) -> None:
 
 
 _add_pictures(stablebptt)
+
+
+def _with_controller(file: Path) -> Any:
+    """The run of a file that says what its controller is."""
+    from stablebptt.tasks import runs
+    from stablebptt.tasks.custom import Described
+
+    run = runs.load(file)
+    if isinstance(run.problem, Described):
+        instead = "'stablebptt MODULE:TASK export' or 'stablebptt custom export MODULE:FUNCTION'"
+        raise click.UsageError(f"{file} is a run of your own system; use {instead}")
+    return run
+
+
+_add_export(stablebptt, [], _with_controller)
 
 
 @command(stablebptt, "inspect")

@@ -156,6 +156,14 @@ FILM: list[Option] = [
     FORCE,
     QUIET,
 ]
+EXPORT: list[Option] = [
+    click.argument("run_file", type=RUN, metavar="RUN.h5"),
+    _out("File to write: .onnx (ONNX), .c (C99), .npz (NumPy), .pt or .pt2 (PyTorch)."),
+    click.option("--best", is_flag=True, help="The weights of the lowest test loss, not the last ones."),
+    FORCE,
+    click.option("--json", "as_json", is_flag=True, help="A JSON object on stdout."),
+    QUIET,
+]
 PAPER = Word([*(name for name, task in TASKS.items() if task.published is not None), "all"])
 SWEEP: list[Option] = [
     click.argument("plan", type=PLAN, required=False, metavar="[PLAN.toml]"),

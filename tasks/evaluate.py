@@ -112,7 +112,8 @@ def draw(records: list[dict[str, float]], axes: Mapping[str, np.ndarray], title:
         panel.set_xlabel(names[-1])
         if len(names) == 1:
             panel.plot(axes[names[0]], values, "o-", color=curves.PALETTE[0], markersize=4)
-            panel.set(ylabel=label, ylim=(0, None) if label == "mean loss" else (-2, 102))
+            panel.set_ylabel(label)
+            panel.set_ylim(*((0, 1.1 * np.nanmax([*values, 1e-9])) if label == "mean loss" else (-2, 102)))
             panel.grid(True, alpha=0.3)
         else:
             grid = values.reshape([len(axes[name]) for name in names])

@@ -81,8 +81,11 @@ class Layer:
             raise ValueError(f"a layer has {self.windows} windows of {len(self.kernel)} numbers; that is too many")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"a layer has the activation {self.activation!r}; known are {', '.join(ACTIVATIONS)}")
-        places = self.stride * np.arange(self.windows)[:, None] + np.arange(len(self.kernel)) if self.windows > 1 else None
-        object.__setattr__(self, "_places", places)
+        object.__setattr__(self, "_places", self.places() if self.windows > 1 else None)
+
+    def places(self) -> np.ndarray:
+        """Places (windows, window) of the numbers below that each window sees."""
+        return self.stride * np.arange(self.windows)[:, None] + np.arange(len(self.kernel))
 
     def outputs(self, inputs: int) -> int:
         window, outputs = self.kernel.shape

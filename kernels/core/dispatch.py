@@ -130,7 +130,7 @@ def _generic(declaration: Callable, *, forceinline: bool) -> Any:
         instance = instance.struct if isinstance(instance, ReferenceType) else instance
         if not isinstance(instance, StructType):
             raise TypingError(f"the first argument of {name} must be a Struct, not {instance}")
-        form = function.forms.get(1 + len(arguments), function)  # type: ignore[attr-defined]
+        form = function.forms.get(1 + len(arguments), function)
         try:
             return form.method_of(class_of(instance))
         except TypeError as error:
