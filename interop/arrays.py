@@ -1,14 +1,17 @@
 """Steps and costs of a batch and their vjps, with NumPy arrays in and out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from stablebptt.adjoint.generics import parameter_names
 from stablebptt.kernels.dense import aligned
 from stablebptt.kernels.generics import State, is_of_states, scratch_size
 from stablebptt.tasks import arguments, batches
+from stablebptt.tasks.engine import Gradient
 from stablebptt.tasks.errors import ArgumentError
+from stablebptt.tasks.evaluate import with_fields
 from stablebptt.tasks.problems import Problem
 
 
@@ -49,6 +52,16 @@ def cost_vjp(problem: Problem, x: np.ndarray, bars: np.ndarray) -> np.ndarray:
     x_bar = np.zeros_like(x)
     batches.costs_vjp(problem.loss_function, x, arguments.array("bars", bars, (len(x),), problem.dtype, finite=False), x_bar)
     return x_bar.reshape(-1, *problem.state_shape)
+
+
+def gradient(problem: Problem, theta: Any, x0: Any, variant: Any, values: Mapping[str, float]) -> Gradient:
+    """Loss and gradient of the problem's own controller, with these numbers in its system."""
+    if values and not parameter_names(problem.system):
+        name = type(type(problem.system).inside(problem.system)).__name__
+        raise ArgumentError(f"{name} has no method for step_parameters_vjp(system, x, c, lam, p_bar), so give no parameters")
+    if problem.backend != "cpu":
+        raise ArgumentError("the problem computes on a device, which gives no gradient of x0; make it without backend=")
+    return (with_fields(problem, values) if values else problem).gradient(np.asarray(theta), np.asarray(x0), variant)
 
 
 def bare(problem: Problem) -> None:

@@ -5,7 +5,7 @@ rollout; its gradient is R, M, S, N, C or that of a pair of gate schedules. M st
 C runs the adjoints of R and M back together, so network and simulator run forward once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -110,6 +110,43 @@ def rollout_loss(problem: Problem, policy: Policy, params: Any, x0: Any, variant
 
     combined.defvjp(forward, backward)
     return combined((params, around), x0)
+
+
+def problem_loss(problem: Problem, theta: Any, x0: Any, variant: Any = "R", parameters: Mapping[str, Any] | None = None) -> Any:
+    """Mean loss of the problem's own controller, with the gradient of the variant in theta, x0 and numbers of the system.
+
+    Parameters
+    ----------
+    theta (n_parameters,), x0 (B, *state_shape) : arrays in the problem's precision
+    parameters : numbers of the system by name, instead of its own; it needs a method for `step_parameters_vjp`
+    """
+    _precision(problem)
+    given = dict(parameters or {})
+    names = tuple(given)
+    theta = _array(problem, "theta", theta, (problem.n_parameters,))
+    x0 = _array(problem, "x0", x0, ("B", *problem.state_shape))
+
+    def on_host(problem: Problem, theta: Any, x0: Any, values: Any) -> Any:
+        found = arrays.gradient(problem, theta, x0, variant, dict(zip(names, values.tolist())))
+        numbers = [found.parameters[name] for name in names]
+        return tuple(np.asarray(part, problem.dtype) for part in (found.loss.total, found.value, found.x0, numbers))
+
+    def found(*given: Any) -> Any:
+        return _on_host(problem, on_host, [(), *(part.shape for part in given)], *given)
+
+    @jax.custom_vjp
+    def loss(theta: Any, x0: Any, values: Any) -> Any:
+        return found(theta, x0, values)[0]
+
+    def forward(*given: Any) -> Any:
+        value, *gradients = found(*given)
+        return value, gradients
+
+    def backward(gradients: Any, bar: Any) -> Any:
+        return tuple(bar * gradient for gradient in gradients)
+
+    loss.defvjp(forward, backward)
+    return loss(theta, x0, jnp.array([given[name] for name in names], problem.dtype))
 
 
 def _losses(problem: Problem, policy: Policy, gates: Gates, variables: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ rollout; its gradient is R, M, S, N, C or that of a pair of gate schedules. M st
 C runs two adjoint passes, with the gates of R and of M, through the graph of one forward pass: both see the same dropout masks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,36 @@ class RolloutLoss(torch.autograd.Function):
         return (None, None, None, *(None if g is None else bar.to(g) * g for g in ctx.gradients))
 
 
+class ProblemLoss(torch.autograd.Function):
+    """``ProblemLoss.apply(problem, variant, names, theta, x0, *values)``; see `problem_loss`."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, variant: Any, names: Sequence[str], theta: Any, x0: Any, *values: Any) -> Any:
+        numbers = dict(zip(names, (float(value) for value in values)))
+        found = arrays.gradient(problem, _numpy(theta), _numpy(x0), variant, numbers)
+        parameters = (_number(found.parameters[name], value) for name, value in zip(names, values))
+        ctx.gradients = [_tensor(found.value, theta), _tensor(found.x0, x0), *parameters]
+        return _number(found.loss.total, theta)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, bar: Any) -> Any:
+        return (None, None, None, *(bar.to(gradient) * gradient for gradient in ctx.gradients))
+
+
+def problem_loss(problem: Problem, theta: Any, x0: Any, variant: Any = "R", parameters: Mapping[str, Any] | None = None) -> Any:
+    """Mean loss of the problem's own controller, with the gradient of the variant in theta, x0 and numbers of the system.
+
+    Parameters
+    ----------
+    theta (n_parameters,), x0 (B, *state_shape) : tensors in the problem's precision
+    parameters : numbers of the system by name, as tensors, instead of its own; it needs a method for `step_parameters_vjp`
+    """
+    given = dict(parameters or {})
+    theta = _given(problem, "theta", theta, (problem.n_parameters,))
+    return ProblemLoss.apply(problem, variant, tuple(given), theta, _states(problem, x0), *given.values())
+
+
 def as_step(problem: Problem) -> Callable[[Any, Any], Any]:
     """The function (x (B, *state_shape), c (B, *control_shape)) -> x_next (B, *state_shape), differentiable (once) in both.
 
@@ -210,6 +240,11 @@ def _given(problem: Problem, name: str, value: Any, shape: tuple[Any, ...]) -> A
 
 def _numpy(values: Any) -> Any:
     return values.detach().cpu().numpy()
+
+
+def _number(value: float, like: Any) -> Any:
+    """A number as a tensor of the precision and on the device of `like`."""
+    return torch.tensor(value, dtype=torch.float64).to(like)
 
 
 def _tensor(values: np.ndarray, like: Any) -> Any:
