@@ -54,7 +54,7 @@ def function_name(name: str) -> str:
 
 def source(policy: Policy, name: str) -> str:
     """The text of a file with this name, without its ending."""
-    real = REALS[policy.dtype]  # type: ignore[attr-defined]
+    real = REALS[policy.dtype]
     arrays, lines, x, size = [], [], "state", policy.n_state
     for number, stage in enumerate(policy.stages, 1):
         size, y = stage.outputs(size), "control" if number == len(policy.stages) else f"x{number}"

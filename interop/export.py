@@ -97,5 +97,5 @@ def _check_policy(policy: Policy) -> None:
     for stage in policy.stages:
         if type(stage) not in STAGES.values():
             raise ArgumentError(f"the stage {type(stage).__name__} is your own; export knows {', '.join(STAGES)}")
-    if policy.dtype not in (np.float32, np.float64):  # type: ignore[attr-defined]
-        raise ArgumentError(f"the policy is in {policy.dtype}; export knows float32 and float64")  # type: ignore[attr-defined]
+    if policy.dtype not in (np.float32, np.float64):
+        raise ArgumentError(f"the policy is in {policy.dtype}; export knows float32 and float64")

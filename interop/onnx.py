@@ -48,7 +48,7 @@ class Graph:
 
 def model(policy: Policy) -> ModelProto:
     """The policy as a model that the checker of ONNX has accepted."""
-    graph = Graph(policy.dtype)  # type: ignore[attr-defined]
+    graph = Graph(policy.dtype)
     x = graph.reshape("states", policy.n_state)
     for stage in policy.stages:
         x = _NODES[type(stage)](graph, stage, x)

@@ -136,7 +136,7 @@ class ProblemLoss(torch.autograd.Function):
         numbers = dict(zip(names, (float(value) for value in values)))
         found = arrays.gradient(problem, _numpy(theta), _numpy(x0), variant, numbers)
         parameters = (_number(found.parameters[name], value) for name, value in zip(names, values))
-        ctx.gradients = [_tensor(found.value, theta), _tensor(found.x0, x0), *parameters]
+        ctx.gradients = [_tensor(found.value, theta), _tensor(np.asarray(found.x0), x0), *parameters]
         return _number(found.loss.total, theta)
 
     @staticmethod

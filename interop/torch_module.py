@@ -99,7 +99,7 @@ def module(policy: Policy) -> nn.Module:
 
 def save(policy: Policy, file: Path) -> None:
     """Write the module as an exported program, for `torch.export.load`; the batch may have any size."""
-    dtype = _tensor(np.empty(0, policy.dtype)).dtype  # type: ignore[attr-defined]
+    dtype = _tensor(np.empty(0, policy.dtype)).dtype
     states = torch.zeros(2, *policy.state_shape, dtype=dtype)
     program = torch.export.export(module(policy), (states,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     content = io.BytesIO()

@@ -11,7 +11,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -247,12 +247,14 @@ class Policy:
     title : of the problem
     state_shape, control_shape : shapes of one state and one control
     stages : what it computes, one after the other
+    dtype : precision of its arrays
     """
 
     title: str
     state_shape: tuple[int, ...]
     control_shape: tuple[int, ...]
     stages: tuple[Stage, ...]
+    dtype: Any = field(init=False)
 
     def __post_init__(self) -> None:
         size = self.n_state
@@ -273,7 +275,7 @@ class Policy:
 
     def __call__(self, states: Any) -> np.ndarray:
         """Controls (\\*control_shape) of a state (\\*state_shape), or (.., \\*control_shape) of states (.., \\*state_shape)."""
-        x = np.asarray(states, self.dtype)  # type: ignore[attr-defined]
+        x = np.asarray(states, self.dtype)
         shape = x.shape
         if shape == self.state_shape:
             x = x.reshape(-1)
@@ -290,7 +292,7 @@ class Policy:
 
     def __repr__(self) -> str:
         shapes = f"states {self.state_shape}, controls {self.control_shape}"
-        return f"Policy({self.title}): {shapes}, {len(self.stages)} stages, {self.dtype}"  # type: ignore[attr-defined]
+        return f"Policy({self.title}): {shapes}, {len(self.stages)} stages, {self.dtype}"
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the policy as .npz; an existing file is replaced with `force` only."""
