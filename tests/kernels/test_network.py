@@ -84,7 +84,12 @@ def drawn(name, n, random):
     return around, {"state": random.standard_normal((n, n_state)), "parameters": parameters}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# Every activation has its own machine code.
+LONG = {"relu", "silu", "softplus", "sin", "identity"}
+CHOSEN = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in NETWORKS]
+
+
+@pytest.mark.parametrize("name", CHOSEN)
 @pytest.mark.parametrize("n", [1, 7, 33])
 def test_forward(name, n, random):
     around, inputs = drawn(name, n, random)
@@ -92,7 +97,7 @@ def test_forward(name, n, random):
     np.testing.assert_allclose(found, in_numpy(around.controller, inputs["parameters"], inputs["state"]), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", CHOSEN)
 @pytest.mark.parametrize("n", [1, 7, 33])
 def test_adjoint(name, n, random):
     around, inputs = drawn(name, n, random)

@@ -16,7 +16,11 @@ from stablebptt.data.errors import FileFormatError
 from stablebptt.tasks import policies
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+# Every activation has its own machine code.
+LONG = {"relu", "silu", "softplus", "sin", "identity", "herd"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in PROBLEMS])
 def test_a_policy_gives_the_controls_of_the_kernels(name, tmp_path):
     problem = problem_of(name)
     noise = np.random.default_rng(0).standard_normal(problem.n_parameters)
