@@ -15,7 +15,6 @@ import stablebptt as sb
 from stablebptt.data.errors import FileFormatError
 from stablebptt.tasks import policies
 
-
 # Every activation has its own machine code.
 LONG = {"relu", "silu", "softplus", "sin", "identity", "herd"}
 
