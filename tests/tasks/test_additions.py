@@ -160,10 +160,10 @@ def along(function, place, direction, size=1e-6):
     return (function(place + size * direction) - function(place - size * direction)) / (2 * size)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "seen", "gelu")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("random", "linear", "seen", "gelu")]
 
 
-@pytest.mark.parametrize("name", ["bounded", "random", *SLOW])
+@pytest.mark.parametrize("name", ["bounded", *SLOW])
 def test_gradients_of_parameters_and_initial_states_are_derivatives(name, random):
     problem = sb.problem("cartpole", **{**SMALL, **options_of(name)})
     theta, x0 = problem.init(1) + 0.1 * random.standard_normal(problem.n_parameters), problem.sample(5, 2)
@@ -182,6 +182,7 @@ def test_gradients_of_parameters_and_initial_states_are_derivatives(name, random
     assert not np.allclose(modified.x0, found.x0)
 
 
+@pytest.mark.slow
 def test_m_stops_behind_the_observation():
     """With observations instead of states, M cuts the way through the network, and nothing else: S and M agree for T = 1."""
     problem = sb.problem("cartpole", observe="angles=2", **{**SMALL, "steps": 1})
@@ -359,6 +360,7 @@ def test_defaults_leave_no_trace():
 TINY = ["--steps", "5", "--epochs", "1", "--train-count", "8", "--test-count", "4", "-q"]
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_all_of_them(tmp_path):
     words = ["--hidden", "4", "--bound", "-8,10", "--observe", "angles=2:4,time", "--poles", "2", "--dtype", "float64"]
     words += ["--vary", "pole_mass=0.05:0.2", "--disturb", "0.001", *TINY]
