@@ -49,6 +49,11 @@ class Varied(System):
         """The system around which this is."""
         return self.system
 
+    def __reduce__(self) -> Any:
+        """Copies, also in other processes, find the class by its fields."""
+        pairs = zip(self.low.tolist(), self.high.tolist())
+        return varied, (self.system, dict(zip(type(self).names, pairs)), self.low.dtype.type)
+
     @classmethod
     def register_type(cls, kind: Any, dtype: Any) -> Any:
         """The system's type, with vectors for the fields."""

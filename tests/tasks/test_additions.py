@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -251,6 +252,13 @@ def test_a_varied_field_is_the_field(random):
     assert np.all((share > 0) & (share < 1)) and np.ptp(share) > 0.3
     again = wide.rollout(theta, x0).states
     assert np.array_equal(again, ends) and not np.array_equal(wide.rollout(theta, x0, seed=1).states, ends)
+
+
+def test_a_system_that_varies_is_copied_into_other_processes():
+    system = own(vary={"gravity": (9, 10), "length": (0.5, 1.5)}).system
+    copied = pickle.loads(pickle.dumps(system))
+    assert type(copied) is type(system) and copied.system.dt == system.system.dt
+    assert copied.low.tolist() == system.low.tolist() and copied.high.tolist() == system.high.tolist()
 
 
 def test_noise_has_the_deviation_that_was_asked_for():
