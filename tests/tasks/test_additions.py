@@ -128,7 +128,6 @@ def test_compiled_code_calls_the_form_that_has_so_many_parameters():
 
 
 OWN = {
-    "running cost": lambda: own(),
     "everything": lambda: own(observe=Side(), bound=3, activation="silu"),
     "quadratic": lambda: own(quadratic(), observe="angles=0,time"),
     "varied": lambda: own(vary={"gravity": (9, 10), "length": (0.5, 1.5)}, disturb="noise=0.01,push=0.3,chance=0.3"),
@@ -211,7 +210,7 @@ def test_derivatives_by_parameters_of_the_system(field):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("threads", [3])
 def test_bits_do_not_depend_on_threads(threads):
     problem = own(quadratic(), dtype="float32", observe="angles=0,noise=0.1", vary={"length": (0.5, 1.5)}, bound=2)
     theta, x0 = problem.init(1), problem.sample(33, 2)

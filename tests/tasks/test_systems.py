@@ -69,7 +69,7 @@ def test_the_compiled_adjoints_pass_the_check_and_fit_into_vectors(example, name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["ball", "quadrotor"])
 def test_it_learns(example, name):
     run = sb.train(example(name).make_problem(), "C", epochs=20, clip="norm", train_count=64, test_count=64)
     assert run.history["test_loss"][-1] < 0.9 * run.history["test_loss"][0]
