@@ -94,12 +94,17 @@ NETWORKS = {
     "third convolution": ("quantum", {"points": 19}, network((19, 2), DEEP)),
     "several controls": ("guidance", {"drivers": 1, "evaders": 4}, network((5, 4), MANY)),
     "linear": ("cartpole", {}, mlp((4, 1))),
-    **{name: ("cartpole", {}, mlp((4, 5, 3, 1), ACTIVATIONS[name])) for name in ("relu", "gelu", "softplus")},
+    **{name: ("cartpole", {}, mlp((4, 3, 2, 1), ACTIVATIONS[name])) for name in ("relu", "gelu", "softplus")},
 }
 
 
+FEW = [
+    pytest.param(name, marks=pytest.mark.slow if SIMULATED and name in ("relu", "softplus", "linear") else ()) for name in NETWORKS
+]
+
+
 @on_device
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", FEW)
 def test_networks_of_any_layers(name):
     task, options, controller = NETWORKS[name]
     cpu = dataclasses.replace(sb.problem(task, steps=3, dtype="float64", **options), controller=controller)
@@ -110,9 +115,9 @@ def test_networks_of_any_layers(name):
 
 
 @on_device
-@pytest.mark.parametrize("task", ["cartpole", "guidance"])
+@pytest.mark.parametrize("task", [pytest.param("cartpole", marks=pytest.mark.slow if SIMULATED else ()), "guidance"])
 def test_bounds(task):
-    small = {"hidden": (5,), "steps": 3, "dtype": "float64", "output_init": "glorot"}
+    small = {"hidden": (3,), "steps": 2, "dtype": "float64", "output_init": "glorot"}
     cpu = sb.problem(task, bound=(-0.3, 0.2), **small, **({"drivers": 1, "evaders": 1} if task == "guidance" else {}))
     gpu = sb.tasks.on_backend(cpu, "cuda")
     theta, x0 = 2 * cpu.init(1), cpu.sample(3)
