@@ -98,9 +98,8 @@ NETWORKS = {
 }
 
 
-FEW = [
-    pytest.param(name, marks=pytest.mark.slow if SIMULATED and name in ("relu", "softplus", "linear") else ()) for name in NETWORKS
-]
+LONG = ("relu", "softplus", "linear") if SIMULATED else ()
+FEW = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in NETWORKS]
 
 
 @on_device
