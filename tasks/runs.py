@@ -276,17 +276,18 @@ def run_of(problem: Problem, settings: Any, progress: Progress, testing: np.ndar
 
 
 def trajectories(
-    problem: Problem, thetas: list[np.ndarray], x0: np.ndarray, tell: Tell | None = None, *, keys: np.ndarray
+    problem: Problem, thetas: list[np.ndarray], x0: np.ndarray, tell: Tell | None = None, *, keys: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Rollouts of several controllers (the phases) from the same states x0 (n, *state_shape), a part of them after another.
 
-    keys (n,) : what is random for each state
+    keys (n,) : what is random for each state; by default that of seed 0
 
     Returns
     -------
     time (T+1,) [s], states (phases, n, T+1, *state), controls (phases, n, T, *control), loss (phases, n)
     """
     parts = [slice(first, first + PART) for first in range(0, len(x0), PART)]
+    keys = problem.keys(len(x0)) if keys is None else keys
 
     def rolled(theta: np.ndarray) -> list[np.ndarray]:
         paths = [problem.follow(theta, x0[part], keys[part]) for part in each(parts, tell)]

@@ -86,19 +86,18 @@ def drawn(name, n, random):
 
 # Every activation has its own machine code.
 LONG = {"relu", "silu", "softplus", "sin", "identity"}
-CHOSEN = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in NETWORKS]
+CASES = [(n, name) for n in (1, 7, 33) for name in NETWORKS if name not in LONG]
+CASES += [pytest.param(7, name, marks=pytest.mark.slow) for name in sorted(LONG)]
 
 
-@pytest.mark.parametrize("name", CHOSEN)
-@pytest.mark.parametrize("n", [1, 7, 33])
+@pytest.mark.parametrize("n, name", CASES)
 def test_forward(name, n, random):
     around, inputs = drawn(name, n, random)
     found = control_rule(around).forward(inputs)
     np.testing.assert_allclose(found, in_numpy(around.controller, inputs["parameters"], inputs["state"]), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", CHOSEN)
-@pytest.mark.parametrize("n", [1, 7, 33])
+@pytest.mark.parametrize("n, name", CASES)
 def test_adjoint(name, n, random):
     around, inputs = drawn(name, n, random)
     for unit in (False, True) if around.n_control == 1 else (False,):
