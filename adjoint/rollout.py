@@ -273,7 +273,7 @@ def _step_back(episode, gates, path, bars, t, start):
 @inline
 def _seen_back(episode, path, bars, t, first, end):
     """Cotangents of the states of time step t from those of what is seen of them, in rows first .. end."""
-    observe_batch_vjp(episode.observation, t, path.states[t], bars.seen_bar[first:end], bars.x_bar[first:end])
+    observe_batch_vjp(episode.observation, episode.first + t, path.states[t], bars.seen_bar[first:end], bars.x_bar[first:end])
 
 
 @block

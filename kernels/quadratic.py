@@ -1,5 +1,6 @@
 """A quadratic cost of states and controls around references, with a penalty on changes of the controls."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ class Quadratic(Loss):
     final: float
     reference: np.ndarray
     rest: np.ndarray
+
+    def later(self, first: int) -> "Quadratic":
+        """The same cost in a window that begins at time step `first`; the change of the first control there is free."""
+        return dataclasses.replace(self, reference=self.reference[min(first, len(self.reference) - 1) :])
 
 
 def quadratic(

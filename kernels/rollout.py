@@ -45,6 +45,7 @@ class Episode(Struct):
     time_weights (T+1,) : weight of the mean cost at every time step
     regularization : rho, weight of the mean square of the controls
     n_state, n_seen, n_control : numbers of one state, of what is seen of it, and of one control
+    first : time step at which it begins; t below counts from there
     """
 
     system: Struct
@@ -58,6 +59,7 @@ class Episode(Struct):
     n_state: int
     n_seen: int
     n_control: int
+    first: int
 
 
 class Path(Struct):
@@ -121,16 +123,16 @@ def effort_weight(regularization, count):
 def rollout(episode, arena):
     """Fill the path from states[0]. Activations go to rows t * B of the tape (`kept`), or always to the first B."""
     system, controller, weights, tape, scratch = episode.system, episode.controller, arena.weights, arena.tape, arena.scratch
-    path, kept = arena.path, arena.kept
+    path, kept, first = arena.path, arena.kept, episode.first
     states, seen, controls, keys = path.states, path.seen, path.controls, path.keys
     steps, batch, _ = controls.shape
     for t in range(steps):
-        observe_batch(episode.observation, t, states[t], seen[t])
-        add_noise(episode.noise, keys, t, seen[t])
+        observe_batch(episode.observation, first + t, states[t], seen[t])
+        add_noise(episode.noise, keys, first + t, seen[t])
         control_batch(controller, weights, seen[t], controls[t], tape, t * batch if kept else 0)
         limit(episode.bounds, controls[t])
         step_batch(system, states[t], controls[t], states[t + 1], scratch)
-        disturb(episode.noise, keys, t, states[t + 1])
+        disturb(episode.noise, keys, first + t, states[t + 1])
 
 
 @block

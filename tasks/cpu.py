@@ -77,6 +77,10 @@ class Engine:
         typeof(gates)  # compute the type now: in a kernel's call, Numba would mistake an interrupt for a missing type
         return (self._gradient(theta, x0, own, gates) for theta, x0, own in zip(thetas, x0s, _keys(keys, x0s)))
 
+    def lend(self, other: "Engine") -> None:
+        """Let the engine of a problem of the same sizes use the work spaces of this one."""
+        other._works = self._works
+
     def _path(self, theta: np.ndarray, x0: np.ndarray, keys: np.ndarray) -> Evaluation:
         problem, batch, work = self.problem, len(x0), self._rolled_out(theta, x0, keys)
         paths = [arena.path for arena in work.arenas]
@@ -114,7 +118,10 @@ class Engine:
         work = kept.struct
         total, physics = problem.total(found.physics, found.effort)
         loss = Loss(total, physics) if found.finite else Loss(math.nan, math.nan)  # a loss may ignore some numbers
-        rest = {"x0": work.x0_bar.reshape(x0.shape), "parameters": self._parameters(work) if self._parameter_names else {}}
+        rest: dict[str, Any] = {"x0": work.x0_bar.reshape(x0.shape)}
+        rest["parameters"] = self._parameters(work) if self._parameter_names else {}
+        last = np.concatenate([arena.forward.path.states[-1] for arena in work.arenas])
+        rest["last"] = last.reshape(x0.shape)
         if not gates.joined:
             return Gradient(work.gradients[0], loss, found.regular2, **rest)
         norms = math.sqrt(found.regular2) * math.sqrt(found.modified2)

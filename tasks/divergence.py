@@ -22,21 +22,21 @@ def check_gradient(
     if math.isfinite(result.loss.total) and math.isfinite(result.norm2):
         return
     own = None if keys is None else [keys]
-    check_path(_path(problem, theta, x0, own))
+    check_path(_path(problem, theta, x0, own), problem.first)
     if not math.isfinite(result.loss.total):
-        step = first_step(lambda t: not _finite_until(problem, theta, x0, t, own), problem.steps)
+        step = first_step(lambda t: not _finite_until(problem, theta, x0, t, own), problem.steps) + problem.first
         raise DivergedError(f"the loss is not finite from time step {step} on, though all states are", step=step)
     back = first_step(lambda t: not _finite_backwards(problem, theta, x0, gates, problem.steps - t, own), problem.steps)
-    step = problem.steps - back
+    step = problem.first + problem.steps - back
     raise DivergedError(f"the gradient is not finite from time step {step} backwards, though all states are", step=step)
 
 
-def check_path(path: Path | Evaluation) -> None:
-    """Raise DivergedError if a state (B, T+1, ..) or control (B, T, ..) is not finite."""
+def check_path(path: Path | Evaluation, first: int = 0) -> None:
+    """Raise DivergedError if a state (B, T+1, ..) or control (B, T, ..) is not finite; the path begins at time step `first`."""
     for name, values in (("control", path.controls), ("state", path.states)):
         finite = np.isfinite(values).all(axis=(0, *range(2, np.ndim(values))))
         if not finite.all():
-            step = int(np.argmin(finite))
+            step = first + int(np.argmin(finite))
             raise DivergedError(f"a {name} is not finite from time step {step} on", step=step)
 
 

@@ -65,6 +65,7 @@ class Gradient:
     cosine : of the angle between R and M; NaN for other variants
     x0 (B, *state_shape) : adjoint of the initial states; of variant C, that of R; None from a device
     parameters : derivatives by the system's parameters, by name, if it has a method for `step_parameters_vjp`; of C, those of R
+    last (B, *state_shape) : last states of the rollouts; None from a device
     """
 
     value: np.ndarray
@@ -75,6 +76,7 @@ class Gradient:
     cosine: float = float("nan")
     x0: np.ndarray | None = None
     parameters: Mapping[str, float] = field(default_factory=dict)
+    last: np.ndarray | None = None
 
     def __repr__(self) -> str:
         cosine = "" if self.regular is None else f", cosine of R and M {self.cosine:.3f}"
@@ -82,7 +84,7 @@ class Gradient:
 
     def copy(self) -> Self:
         """A copy with its own arrays."""
-        arrays = {name: getattr(self, name) for name in ("value", "regular", "modified", "x0")}
+        arrays = {name: getattr(self, name) for name in ("value", "regular", "modified", "x0", "last")}
         return replace(self, **{name: array.copy() for name, array in arrays.items() if array is not None})
 
 

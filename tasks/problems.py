@@ -121,6 +121,7 @@ class Problem:
     state_units, control_units : units for files and pictures
     tape_bytes : memory for the activations of a gradient; beyond, they are recomputed, chunk by chunk
     backend : the engine, "cpu" or "cuda"
+    first : time step at which it begins; windows begin later
     """
 
     task: str
@@ -147,6 +148,7 @@ class Problem:
     regularization: float = 0.0
     tape_bytes: int = TAPE_BYTES
     backend: str = "cpu"
+    first: int = 0
 
     def __post_init__(self) -> None:
         if np.shape(self.time_weights) != (self.steps + 1,):
@@ -203,6 +205,7 @@ class Problem:
             n_state=self.n_state,
             n_seen=self.n_seen,
             n_control=self.n_control,
+            first=self.first,
         )
 
     @functools.cached_property
@@ -243,7 +246,7 @@ class Problem:
     @property
     def time(self) -> np.ndarray:
         """Times (T+1,)."""
-        return self.dt * np.arange(self.steps + 1)
+        return self.dt * np.arange(self.first, self.first + self.steps + 1)
 
     def sample(self, count: int, seed: int = 0, purpose: int = STATES) -> np.ndarray:
         """Random initial states (count, *state_shape); `purpose` selects one of the streams of a seed."""

@@ -80,6 +80,7 @@ def train_runs(
     start: Start = NOTHING,
 ) -> list[Run | DivergedError]:
     """`train_seeds` with settings and a start that are built already; only the seed of the settings is replaced."""
+    settings = settings.within(problem.steps)
     numbers = [arguments.whole("seed", seed, 0, LARGEST_SEED) for seed in seeds]
     if not numbers or len(set(numbers)) < len(numbers):
         raise ArgumentError(f"seeds are {list(seeds)}; give one or more different whole numbers")

@@ -4,8 +4,8 @@ The command line reads them before any heavy import: NumPy, and whatever needs i
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self
 
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.task import Option
@@ -53,6 +53,8 @@ class Settings:
     evaluate_every: int = _setting("whole", 1, "Epochs per evaluation; the last is always evaluated.", least=1)
     shuffle: bool = _setting("flag", False, "Order of the training states in each epoch.")
     on_divergence: str = _setting("word", "stop", "Skip: leave out updates that are not finite.", choices=("stop", "skip"))
+    window: int | None = _setting("whole", None, "Time steps per update, with the state carried on.  [default: all]", least=1)
+    terminal: float | None = _setting("real", None, "Weight of the cost at a window's end.  [default: as at the end]", least=0)
 
     def __post_init__(self) -> None:
         from stablebptt.tasks import optimizers
@@ -61,15 +63,22 @@ class Settings:
             raise ArgumentError(f"optimizer is {self.optimizer!r}; give a rule such as optimizers.adam(0.001)")
         for name, option in OPTIONS.items():
             value = getattr(self, name)
-            read = value if name == "variant" else option.read(value)  # only the problem knows how many gates a variant has
+            free = name == "variant" or (value is None and option.default is None)
+            read = value if free else option.read(value)  # only the problem knows how many gates a variant has
             if name != "clip_at" or type(value) is not int:  # in a sweep, 1 and 1.0 give different file names
                 object.__setattr__(self, name, read)  # NumPy numbers become Python numbers, for files
-        object.__setattr__(self, "optimizer", self.optimizer.over(self.updates))
+        if self.window is None:
+            object.__setattr__(self, "optimizer", self.optimizer.over(self.updates))
 
     @property
     def updates(self) -> int:
-        """Updates of the whole run."""
+        """Updates of the whole run, if there are no windows."""
         return self.epochs * -(-self.train_count // self.batch_size)
+
+    def within(self, steps: int) -> Self:
+        """The settings for rollouts of so many time steps: schedules have lengths, which windows must not know before."""
+        windows = 1 if self.window is None else -(-steps // self.window)
+        return replace(self, optimizer=self.optimizer.over(self.updates * windows))
 
     def describe(self) -> dict[str, Any]:
         """The settings as words and numbers, for a file."""
@@ -77,18 +86,21 @@ class Settings:
 
         variant = str(self.variant) if isinstance(self.variant, str) else arguments.plain("variant", self.variant)
         optimizer = arguments.plain("optimizer", optimizers.describe(self.optimizer))
-        return {**asdict(self), "variant": variant, "optimizer": optimizer}
+        given = {name: value for name, value in asdict(self).items() if value is not None}  # files say what is chosen
+        return {**given, "variant": variant, "optimizer": optimizer}
 
 
 # Settings by name, without the optimizer, which is a rule.
 OPTIONS = {each.name: Option(each.name, **each.metadata) for each in fields(Settings) if each.metadata}
+ABSENT = ("window", "terminal")  # settings that a file does not mention unless they are chosen
 
 
 def settings_of(config: dict[str, Any]) -> Settings:
     """The settings in a configuration; it must be the user's own, since it says where a rule of the user's lies."""
     from stablebptt.tasks import optimizers
 
-    given = {name: config[name] for name in Settings.__dataclass_fields__}
+    needed = [name for name in Settings.__dataclass_fields__ if name not in ABSENT]
+    given = {name: config[name] for name in needed} | {name: config.get(name) for name in ABSENT}
     variant = given["variant"]
     given["variant"] = variant if isinstance(variant, str) else tuple(variant)
     return Settings(**{**given, "optimizer": optimizers.from_description(given["optimizer"])})

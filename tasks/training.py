@@ -13,7 +13,7 @@ import numpy as np
 
 from stablebptt.data import atomic, run_file
 from stablebptt.kernels.generics import tape_width
-from stablebptt.tasks import arguments, bars, divergence, optimizers, runs, starts, variants
+from stablebptt.tasks import arguments, bars, divergence, optimizers, runs, starts, variants, windows
 from stablebptt.tasks.callbacks import Stop, several
 from stablebptt.tasks.engine import Evaluation, Gradient
 from stablebptt.tasks.errors import ArgumentError, DivergedError
@@ -23,6 +23,7 @@ from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIONS, Settings, mak
 from stablebptt.tasks.settings import settings_of as settings_of  # also found here
 from stablebptt.tasks.starts import NOTHING, Start
 from stablebptt.tasks.task import document
+from stablebptt.tasks.windows import Window
 
 Report = Callable[[Progress], Any] | Sequence[Callable[[Progress], Any]]
 # The device works for one half of the runs while the optimizers on the host work for the other.
@@ -103,6 +104,8 @@ def train_run(
     start: Start = NOTHING,
 ) -> Run:
     """`train` with settings and a start that are built already."""
+    check_problem(problem)
+    settings = settings.within(problem.steps)
     check_training(problem, settings, checkpoint_seconds, start)
     path = None if out is None else usable(atomic.expanded(out), resume=resume, force=force)
     if path is not None:
@@ -125,7 +128,7 @@ def check_training(problem: Problem, settings: Settings, checkpoint_seconds: flo
     """Raise an error, before a run begins, if the settings do not fit the problem, the start or the memory."""
     check_problem(problem)
     start.check(settings)
-    variants.gates(settings.variant, problem.steps, problem.dtype)
+    windows.split(problem, settings, variants.gates(settings.variant, problem.steps, problem.dtype))
     runs.config_of(problem, settings)
     arguments.real("checkpoint_seconds", checkpoint_seconds, least=0)
     batch = min(settings.batch_size, settings.train_count)
@@ -153,7 +156,7 @@ class ActiveRun:
     ) -> None:
         self.problem, self.settings, self.path, self.resume = problem, settings, path, resume
         self.checkpoint_seconds, self.report, self.start = checkpoint_seconds, report, start
-        self.gates = variants.gates(settings.variant, problem.steps, problem.dtype)
+        self.windows = windows.split(problem, settings, variants.gates(settings.variant, problem.steps, problem.dtype))
         self.result: Run | DivergedError | None = None
         self.kept: int | None = None  # epochs in the file, once it is this run's
         self.entered = False
@@ -205,30 +208,33 @@ class ActiveRun:
         self.means: dict[str, tuple[Any, Any]] = {}
         self.skipped = 0
 
-    def batch(self) -> np.ndarray:
-        """The next mini-batch of states (B, *state_shape)."""
+    def begin_batch(self) -> None:
+        """Begin with the next mini-batch: states `x0` (B, *state_shape), keys `own_keys` (B,)."""
         first = self.batches * self.settings.batch_size
         part = slice(first, first + self.settings.batch_size)
-        return self.states["training"][self.order[part] if self.settings.shuffle else part]
+        self.x0 = self.states["training"][self.order[part] if self.settings.shuffle else part]
+        self.own_keys = self._epoch_keys()[part]
+        self.batches += 1
 
-    def batch_keys(self) -> np.ndarray:
-        """The keys (B,) of the next mini-batch. What is random is drawn anew in every epoch."""
-        settings, first = self.settings, self.batches * self.settings.batch_size
+    def _epoch_keys(self) -> np.ndarray:
+        """The keys (n,) of the training states. What is random is drawn anew in every epoch."""
         if not self.problem.is_random:
-            return self.keys["training"][first : first + settings.batch_size]
+            return self.keys["training"]
         if self.batches == 0:
-            self.epoch_keys = self.problem.keys(len(self.states["training"]), settings.seed, TRAINING, self.epoch)
-        return self.epoch_keys[first : first + settings.batch_size]
+            self.epoch_keys = self.problem.keys(len(self.states["training"]), self.settings.seed, TRAINING, self.epoch)
+        return self.epoch_keys
 
-    def update(self, result: Gradient, x0: np.ndarray, keys: np.ndarray) -> None:
-        """Update theta with the gradient on x0 (B, *state_shape), keys (B,).
+    def update(self, result: Gradient, window: Window) -> None:
+        """Update theta with the gradient of a window of the mini-batch; the next window begins where it ends.
 
         An update that is not finite ends the run or is skipped.
         """
-        self.batches += 1
-        settings, skip = self.settings, self.settings.on_divergence == "skip"
+        x0, settings, skip = self.x0, self.settings, self.settings.on_divergence == "skip"
+        if len(self.windows) > 1:
+            assert result.last is not None
+            self.x0 = result.last
         try:
-            divergence.check_gradient(self.problem, result, self.theta, x0, self.gates, keys)
+            divergence.check_gradient(window.problem, result, self.theta, x0, window.gates, self.own_keys)
         except DivergedError as error:
             if skip:
                 self.skipped += 1
@@ -368,18 +374,22 @@ def kept(active: Sequence[ActiveRun]) -> str:
 
 def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
     """Compute all epochs of some runs; yield whenever the engine has received work for them."""
-    engine, settings, gates = active[0].problem.engine, active[0].settings, active[0].gates
+    engine, settings, parts = active[0].problem.engine, active[0].settings, active[0].windows
+    windows.share_work(parts)
     while active := _going(active):
         for run in active:
             run.begin_epoch()
         for _ in range(0, settings.train_count, settings.batch_size):
-            batches, keys = [run.batch() for run in active], [run.batch_keys() for run in active]
-            found = engine.gradients([run.theta for run in active], batches, gates, keys=keys, queue=queue)
-            yield
-            for run, x0, own, gradient in zip(active, batches, keys, found):
-                run.update(gradient, x0, own)
-            if not (active := _going(active)):
-                return
+            for run in active:
+                run.begin_batch()
+            for window in parts:
+                thetas, x0s, keys = zip(*((run.theta, run.x0, run.own_keys) for run in active))
+                found = window.problem.engine.gradients(list(thetas), list(x0s), window.gates, keys=list(keys), queue=queue)
+                yield
+                for run, gradient in zip(active, found):
+                    run.update(gradient, window)
+                if not (active := _going(active)):
+                    return
         for run in active:
             run.check_parameters()
         for name in ("training", "test"):

@@ -12,7 +12,7 @@ from typing import Any
 
 from stablebptt.data.atomic import expanded
 from stablebptt.data.run_file import EVERY_EPOCH
-from stablebptt.tasks import arguments, custom, problem, variants
+from stablebptt.tasks import arguments, custom, problem, variants, windows
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.registry import TASKS
@@ -133,8 +133,8 @@ def _lists(task: str) -> tuple[str, ...]:
 
 def _configuration(task: str, options: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
     made = custom.from_source(task, **options) if ":" in task else problem(task, **options)
-    settings = settings_in_words(train)
-    variants.gates(settings.variant, made.steps)
+    settings = settings_in_words(train).within(made.steps)
+    windows.split(made, settings, variants.gates(settings.variant, made.steps))
     if made.backend != "cpu":
         advice = "a device trains many seeds together: train --seeds 0:132 --backend cuda"
         raise ArgumentError(f"a sweep computes on the CPU; {advice}")
