@@ -28,6 +28,7 @@ from stablebptt.console.commands import Command, Group
 from stablebptt.console.options import (
     CALLBACKS,
     CHECKS,
+    DIAGNOSIS,
     EVALUATION,
     EXPORT,
     FIELDS,
@@ -134,6 +135,14 @@ EVALUATE_NOTES = "\n".join([
 ])  # fmt: skip
 
 
+DIAGNOSE_NOTES = "\n".join([
+    "Examples:",
+    "  {command} run.h5 --out picture.png",
+    "  {command} --seed 3",
+    "",
+])  # fmt: skip
+
+
 # --- tasks --------------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +180,19 @@ def _add_verbs(
         """Loss of a trained controller over numbers of its system: how well it copes with what it was not trained for."""
         own = chosen(given) | ({"arguments": _arguments_in(run_file)} if again else {})
         _evaluate(_set(load(run_file, **own), fields), **given)
+
+    @command(group, "diagnose", DIAGNOSE_NOTES)
+    @options([*named, *DIAGNOSIS])
+    def diagnose(run_file: Path | None, **given: Any) -> None:
+        """What R and M are like for a trained controller, or for an untrained one: adjoints, exponents, agreement, advice."""
+        own = chosen(given)
+        if run_file is None:
+            _diagnose(make(**own), None, **given)
+            return
+        if typed := [name for name in own if name != "source" and not _is_free(name)]:
+            raise click.UsageError(f"{run_file} says what {typed[0]} is; options of the task are for an untrained controller")
+        run = load(run_file, **(own | {"arguments": _arguments_in(run_file)} if again else {}))
+        _diagnose(run.problem, run, **given)
 
     @command(group, "check")
     @options([*named, *CHECKS])
@@ -442,6 +464,26 @@ def _evaluate(
             output.say("  ".join(f"{output.short(record[name]):>12}" for name in known))
     if out is not None:
         curves.save(lambda: evaluate.draw(records, named, run.problem.title), out)
+
+
+def _diagnose(
+    problem: Any, run: Any, *, out: Path | None, count: int, seed: int, best: bool, threads: int | None, force: bool,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    from stablebptt.tasks import arguments
+    from stablebptt.tasks.diagnose import FORMATS
+
+    if best and run is None:
+        raise click.UsageError("--best goes with a run file")
+    theta = problem.init(seed) if run is None else run.best_theta if best else run.theta
+    if out is not None:
+        arguments.choice("format", out.suffix.lower(), FORMATS)
+        _free(out, force=force)
+    with output.compiling(quiet=quiet):
+        found = problem.diagnose(theta, problem.sample(count, seed), seed=seed, threads=threads)
+    if out is not None:
+        found.save(out)
+    output.diagnosis(found, as_json=as_json)
 
 
 def _check(problem: Any, how: dict[str, Any], *, as_json: bool) -> None:

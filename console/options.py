@@ -108,6 +108,17 @@ EVALUATION: list[Option] = [
     click.option("--json", "as_json", is_flag=True, help="One JSON object per line."),
     QUIET,
 ]
+DIAGNOSIS: list[Option] = [
+    click.argument("run_file", type=RUN, required=False, metavar="[RUN.h5]"),
+    click.option("-o", "--out", type=FILE, help="Picture (.png, .pdf or .svg), or numbers (.h5), to write."),
+    click.option("--count", type=int, default=32, help="Initial states to draw."),
+    click.option("--seed", type=int, default=1, help="Decides the initial states, and the weights of an untrained controller."),
+    click.option("--best", is_flag=True, help="The weights of the lowest test loss, not the last ones."),
+    THREADS,
+    FORCE,
+    click.option("--json", "as_json", is_flag=True, help="One JSON object per line."),
+    QUIET,
+]
 CHECKS: list[Option] = [
     click.option("--seed", type=int, default=0, help="Decides where the derivatives are taken."),
     click.option("--step", type=float, help="Step of the differences.  [default: the best of many]"),

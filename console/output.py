@@ -141,6 +141,21 @@ def progress(epochs: int, *, quiet: bool, as_json: bool) -> Iterator[Callable[[A
         yield report
 
 
+def diagnosis(found: Any, *, as_json: bool) -> None:
+    """A table of layers, a few numbers, and what they say."""
+    rows, numbers = found.table(), found.numbers()
+    if as_json:
+        for row in rows:
+            show({"event": "layer", **row}, as_json=True)
+        show({"event": "finished", **numbers, "advice": found.advice}, as_json=True)
+        return
+    say(f"{'layer':<20}{'cosine':>8}{'same sign':>11}{'C zeroes':>10}")
+    for row in rows:
+        say(f"{row['layer']:<20}{row['cosine']:>8.3f}{row['same_sign']:>11.3f}{row['zeroed']:>10.3f}")
+    show(numbers, as_json=False)
+    say(found.advice)
+
+
 def findings(check: Callable[..., list[Any]], *, as_json: bool) -> None:
     """A table of findings, row by row, and an error if one is wrong. `check` is called with what to report one to."""
     shown: list[Any] = []

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from stablebptt.tasks.engine import Engine, Gradient, Loss, Path
 from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.settings import LARGEST_SEED
 from stablebptt.tasks.task import OUTPUT_INITS
+
+if TYPE_CHECKING:
+    from stablebptt.tasks.diagnose import Diagnosis
 
 STATE = State()
 # Streams of random numbers of one seed.
@@ -369,6 +372,18 @@ class Problem:
             found = next(self.engine.gradients([theta], [x0], gates, keys=own, parts=True))
         divergence.check_gradient(self, found, theta, x0, gates, keys)
         return found.copy()
+
+    def diagnose(self, theta: np.ndarray, x0: np.ndarray, *, seed: int = 0, threads: int | None = None) -> "Diagnosis":
+        """What R and M are like at theta (n_parameters,), for x0 (B, *state_shape); docs/diagnosis.md explains how to read it.
+
+        Raises
+        ------
+        DivergedError
+            If a state, the loss or the gradient is not finite.
+        """
+        from stablebptt.tasks.diagnose import diagnose
+
+        return diagnose(self, theta, x0, seed=seed, threads=threads)
 
     def _keys(self, x0: np.ndarray, seed: int) -> np.ndarray | None:
         """Keys (B,), if anything needs them."""

@@ -128,7 +128,8 @@ def check_training(problem: Problem, settings: Settings, checkpoint_seconds: flo
     """Raise an error, before a run begins, if the settings do not fit the problem, the start or the memory."""
     check_problem(problem)
     start.check(settings)
-    windows.split(problem, settings, variants.gates(settings.variant, problem.steps, problem.dtype))
+    variants.gates(settings.variant, problem.steps, problem.dtype)
+    windows.split(problem, settings)
     runs.config_of(problem, settings)
     arguments.real("checkpoint_seconds", checkpoint_seconds, least=0)
     batch = min(settings.batch_size, settings.train_count)
@@ -156,7 +157,8 @@ class ActiveRun:
     ) -> None:
         self.problem, self.settings, self.path, self.resume = problem, settings, path, resume
         self.checkpoint_seconds, self.report, self.start = checkpoint_seconds, report, start
-        self.windows = windows.split(problem, settings, variants.gates(settings.variant, problem.steps, problem.dtype))
+        self.gates = variants.gates(settings.variant, problem.steps, problem.dtype)
+        self.windows = windows.split(problem, settings)
         self.result: Run | DivergedError | None = None
         self.kept: int | None = None  # epochs in the file, once it is this run's
         self.entered = False
@@ -234,7 +236,7 @@ class ActiveRun:
             assert result.last is not None
             self.x0 = result.last
         try:
-            divergence.check_gradient(window.problem, result, self.theta, x0, window.gates, self.own_keys)
+            divergence.check_gradient(window.problem, result, self.theta, x0, window.during(self.gates), self.own_keys)
         except DivergedError as error:
             if skip:
                 self.skipped += 1
@@ -384,7 +386,8 @@ def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
                 run.begin_batch()
             for window in parts:
                 thetas, x0s, keys = zip(*((run.theta, run.x0, run.own_keys) for run in active))
-                found = window.problem.engine.gradients(list(thetas), list(x0s), window.gates, keys=list(keys), queue=queue)
+                gates = window.during(active[0].gates)
+                found = window.problem.engine.gradients(list(thetas), list(x0s), gates, keys=list(keys), queue=queue)
                 yield
                 for run, gradient in zip(active, found):
                     run.update(gradient, window)

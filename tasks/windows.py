@@ -19,13 +19,21 @@ from stablebptt.tasks.variants import Gates
 
 @dataclass(frozen=True)
 class Window:
-    """Some time steps of a problem, as a problem of their own, and the gates of these steps."""
+    """Time steps first .. end of a problem, as a problem of their own."""
 
     problem: Problem
-    gates: Gates
+    first: int
+    end: int
+
+    def during(self, gates: Gates) -> Gates:
+        """The gates of these time steps."""
+        if gates.physics.shape[1] == self.problem.steps:
+            return gates
+        physics, network = (np.ascontiguousarray(each[:, self.first : self.end]) for each in (gates.physics, gates.network))
+        return replace(gates, physics=physics, network=network)
 
 
-def split(problem: Problem, settings: Settings, gates: Gates) -> list[Window]:
+def split(problem: Problem, settings: Settings) -> list[Window]:
     """The windows of every rollout of a training, in their order; without windows, the whole.
 
     Raises
@@ -39,13 +47,13 @@ def split(problem: Problem, settings: Settings, gates: Gates) -> list[Window]:
     if length is None:
         if settings.terminal is not None:
             raise ArgumentError("terminal is the weight of the cost at the end of every window; give window, too")
-        return [Window(problem, gates)]
+        return [Window(problem, 0, steps)]
     if length > steps:
         raise ArgumentError(f"window is {length}; it must be at most {steps}, the time steps of the problem")
     if problem.backend != "cpu":
         raise BackendError(f"backend '{problem.backend}' does not train in windows; use the CPU, or leave window out")
     ends = [(first, min(first + length, steps)) for first in range(0, steps, length)]
-    return [Window(part(problem, *end, settings.terminal), _during(gates, *end)) for end in ends]
+    return [Window(part(problem, first, end, settings.terminal), first, end) for first, end in ends]
 
 
 def share_work(windows: list[Window]) -> None:
@@ -101,9 +109,3 @@ def later(loss: Any, first: int) -> Any:
         return Later(loss, first)
     name = type(loss).__name__
     raise ArgumentError(f"windows cannot shift the time steps of {name}; give it a method later(first) that returns such a loss")
-
-
-def _during(gates: Gates, first: int, end: int) -> Gates:
-    """The gates of time steps first .. end."""
-    physics, network = (np.ascontiguousarray(each[:, first:end]) for each in (gates.physics, gates.network))
-    return replace(gates, physics=physics, network=network)

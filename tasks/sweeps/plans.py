@@ -134,7 +134,8 @@ def _lists(task: str) -> tuple[str, ...]:
 def _configuration(task: str, options: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
     made = custom.from_source(task, **options) if ":" in task else problem(task, **options)
     settings = settings_in_words(train).within(made.steps)
-    windows.split(made, settings, variants.gates(settings.variant, made.steps))
+    variants.gates(settings.variant, made.steps)
+    windows.split(made, settings)
     if made.backend != "cpu":
         advice = "a device trains many seeds together: train --seeds 0:132 --backend cuda"
         raise ArgumentError(f"a sweep computes on the CPU; {advice}")

@@ -103,7 +103,8 @@ def _cost_batch_vjp(loss, t, weights, batch, states, controls, x_bar, lam_c):
 def mass(loss=None, **more):
     return sb.problem(
         system=Mass(0.1), controller=(6,), loss=loss or Rising(0.3),
-        sample=lambda random, count: random.uniform(-1, 1, (count, 2)), steps=8, dt=0.1, state_shape=(2,), control_shape=(1,), dtype="float64",
+        sample=lambda random, count: random.uniform(-1, 1, (count, 2)), steps=8,
+        dt=0.1, state_shape=(2,), control_shape=(1,), dtype="float64",
         observe="state,time,noise=0.1", disturb="noise=0.1,push=0.3,chance=0.3", **more,
     )  # fmt: skip
 
