@@ -72,21 +72,22 @@ class Diagnosis:
     @property
     def growth(self) -> tuple[float, float]:
         """How much the adjoints of R and of M grow from the last time step back to the first; medians of the samples."""
-        regular, modified = (_median(_ratio(norms[0], norms[-1])) for norms in (self.regular, self.modified))
+        regular, modified = (_quantile(_ratio(norms[0], norms[-1]), 0.5) for norms in (self.regular, self.modified))
         return regular, modified
 
     @property
-    def excess(self) -> float:
-        """R's adjoint of the first state relative to M's; median of the samples."""
-        return _median(_ratio(self.regular[0], self.modified[0]))
+    def excess(self) -> tuple[float, float]:
+        """R's adjoint of the first state relative to M's: median of the samples, and what a tenth of them exceed."""
+        ratios = _ratio(self.regular[0], self.modified[0])
+        return _quantile(ratios, 0.5), _quantile(ratios, 0.9)
 
     @property
     def advice(self) -> str:
         """What the numbers say, in a sentence, and how far."""
-        (regular, modified), cosine = self.growth, self.whole.cosine
+        (regular, modified), (middle, tenth), cosine = self.growth, self.excess, self.whole.cosine
         seen = f"back in time R's adjoint grows {_times(regular)} and M's {_times(modified)}; at t = {self.time[0]:g} s R's is "
-        seen += f"{_times(self.excess)} M's; their gradients have the cosine {cosine:.2f}"
-        return f"{seen}: {_advice(self.excess, cosine)}"
+        seen += f"{_times(middle)} M's, and above {_times(tenth)} in a tenth of the rollouts; their gradients have the cosine "
+        return f"{seen}{cosine:.2f}: {_advice(tenth, cosine)}"
 
     def table(self) -> list[dict[str, Any]]:
         """A row for every layer, and one for all parameters."""
@@ -94,14 +95,15 @@ class Diagnosis:
 
     def numbers(self) -> dict[str, float]:
         """Medians of the samples, and the mean loss."""
-        regular, modified = self.growth
+        (regular, modified), (middle, tenth) = self.growth, self.excess
         return {
             "loss": self.loss,
             "growth_regular": regular,
             "growth_modified": modified,
-            "regular_to_modified": self.excess,
-            "lyapunov_closed_loop": _median(self.closed_loop),
-            "lyapunov_physics": _median(self.physics),
+            "regular_to_modified": middle,
+            "regular_to_modified_tenth": tenth,
+            "lyapunov_closed_loop": _quantile(self.closed_loop, 0.5),
+            "lyapunov_physics": _quantile(self.physics, 0.5),
         }
 
     def plot(self) -> Any:
@@ -203,10 +205,10 @@ def _ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         return one / other
 
 
-def _median(values: np.ndarray) -> float:
-    """Median of the samples that have a value; NaN if none has."""
-    known = values[~np.isnan(values)]
-    return float(np.median(known)) if known.size else math.nan
+def _quantile(values: np.ndarray, share: float) -> float:
+    """A quantile of the samples that have a finite value; NaN if none has."""
+    known = values[np.isfinite(values)]
+    return float(np.quantile(known, share)) if known.size else math.nan
 
 
 def _advice(excess: float, cosine: float) -> str:

@@ -57,7 +57,7 @@ def test_adjoints_and_exponents_are_those_of_the_recursion():
         assert found.closed_loop[b] == pytest.approx(math.log(closed_loop) / problem.time[-1], rel=1e-6)
         assert found.physics[b] == pytest.approx(math.log(physics) / problem.time[-1], rel=1e-6)
     assert np.all(found.regular[0] != found.modified[0])
-    assert found.excess == pytest.approx(np.median(found.regular[0] / found.modified[0]))
+    assert found.excess[0] == pytest.approx(np.median(found.regular[0] / found.modified[0]))
 
 
 def test_agreement_is_that_of_the_gradients():
@@ -121,7 +121,7 @@ def test_advice(given, words):
     found = made(**given)
     assert words in found.advice and found.advice.count("\n") == 0
     if not given:
-        assert found.advice.startswith("back in time R's adjoint grows 4 times and M's 4 times; at t = 0 s R's is 2 times M's; ")
+        assert found.advice.startswith("back in time R's adjoint grows 4 times and M's 4 times; at t = 0 s R's is 2 times M's, ")
         assert found.numbers()["lyapunov_closed_loop"] == 2.0 and found.growth == (4.0, 4.0)
 
 
@@ -130,7 +130,6 @@ def test_pictures_and_numbers(tmp_path, given):
     found = made(**given)
     for name in ("a.png", "a.svg", "a.h5"):
         found.save(tmp_path / name)
-    assert "$one" in (tmp_path / "a.svg").read_text() or True
     with h5py.File(tmp_path / "a.h5") as file:
         assert np.array_equal(file["samples/regular"], found.regular) and file["layers/zeroed"][0] == 0.3
     with pytest.raises(ValueError, match=r"unknown format '.txt'; choose from .h5, .png"):
