@@ -178,7 +178,10 @@ def free_bytes() -> int:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], queue: Queue, shared_bytes: int, arguments: tuple) -> None:
-    """Launch a kernel that may need more shared memory than the default limit."""
+    """Launch a kernel that may need more shared memory than the default limit.
+
+    The limit belongs to the kernel, not to the launch: what is set is the device's, whatever another thread launches meanwhile.
+    """
     configured = kernel[grid, THREADS, queue.stream, shared_bytes]
     if not SIMULATED and not configured.pre_launch_callbacks:
         configured.pre_launch_callbacks.append(_allow_shared)
@@ -190,7 +193,7 @@ def _allow_shared(kernel: Any, configured: Any) -> None:
 
     function = kernel._codelibrary.get_cufunc()
     limit = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    driver.cuKernelSetAttribute(limit, configured.sharedmem, function.handle, function.device.id)
+    driver.cuKernelSetAttribute(limit, shared_capacity(), function.handle, function.device.id)
 
 
 def on_device(part: Struct, queue: Queue, name: str) -> Struct:

@@ -25,7 +25,7 @@ LEVELS: dict[str, tuple[str, tuple[float, ...]]] = {
     "cartpole": ("poles", (1, 2, 3, 4)),
     "quantum": ("target", (3, 4, 5)),
 }
-FREE = ("task", "options", "variant", "clip", "seed", "evaluate_every")  # what may differ among the runs that are judged
+FREE = ("task", "options", "variant", "clip", "seed", "evaluate_every", "backend")  # what may differ among the runs that are judged
 SEEDS = {"guidance": 10, "cartpole": 10, "quantum": 5}
 FLOOR = 1e-6  # of losses in ratios: 1 - cos in float32 has steps of 6e-8, and a loss of 0 no logarithm
 RESAMPLES = 10_000

@@ -210,17 +210,18 @@ def section(results: Results, task: str) -> str:
 
 def machine(results: Results) -> str:
     """Machine time by task and version."""
-    made: dict[tuple[str, str], list[judgement.Result]] = {}
+    made: dict[tuple[str, str, str], list[judgement.Result]] = {}
     for task in LEVELS:
         for run in results.all():
             if run.config["task"] == task:
-                made.setdefault((NAMES[task], _version(run)), []).append(run)
+                made.setdefault((NAMES[task], _version(run), run.config.get("backend", "cpu")), []).append(run)
     rows = []
     for names, runs in made.items():
         every = ", ".join(str(n) for n in sorted({run.config["evaluate_every"] for run in runs}))
         seconds = [run.numbers["seconds"] for run in runs]
-        rows.append((*names, every, str(len(runs)), f"{np.median(seconds):.0f} s", f"{sum(seconds) / 3600:.1f} h"))
-    return table(("", "version", "evaluated every .. epochs", "runs", "a run, median", "together"), rows)
+        together = f"{sum(seconds) / 3600:.1f} h" if names[-1] == "cpu" else "at the same time"
+        rows.append((*names, every, str(len(runs)), f"{np.median(seconds):.0f} s", together))
+    return table(("", "version", "backend", "evaluated every .. epochs", "runs", "a run, median", "together"), rows)
 
 
 def _version(run: judgement.Result) -> str:
