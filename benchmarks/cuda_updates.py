@@ -36,13 +36,13 @@ def _multiply_adds(times, out):
 def rates(small):
     """Operations per second in single precision, and bytes per second of a copy on the device."""
     blocks = cuda.get_current_device().MULTIPROCESSOR_COUNT * 4
-    out, times = cuda.device_array(blocks * 256, np.float32), 10 if small else 20000
+    out, times = cuda.device_array(blocks * 256, np.float32), 10 if small else 500_000
 
     def compute():
         _multiply_adds[blocks, 256](times, out)
         cuda.synchronize()
 
-    source = cuda.device_array((1 << 10 if small else 1 << 28,), np.float32)
+    source = cuda.device_array((1 << 10 if small else 1 << 30,), np.float32)
     target = cuda.device_array_like(source)
 
     def move():
