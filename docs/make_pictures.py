@@ -39,6 +39,7 @@ def trainings() -> dict[str, list[object]]:
         for seed in SEEDS:
             options = ["--regularization", 0.001, "--variant", variant, "--epochs", 300, "--seed", seed]
             runs[f"g-{variant}-{seed}"] = ["guidance", *options]
+    runs["cp4-C"] = ["cartpole", "--poles", 4, "--variant", "C", "--epochs", 60]
     runs["q3-C"] = ["quantum", "--target", 3, "--variant", "C", "--epochs", 200]
     for target in (4, 5):
         for variant in "RC":
@@ -74,6 +75,8 @@ def draw(folder: Path) -> None:
     command("plot", *own, "--smooth", 5, "--force", "--out", IMAGES / "double-pendulum.png")
     for name in SYSTEMS:
         draw_system(name, folder)
+    for task, run in (("cartpole", "cp4-C"), ("guidance", "g-C-0")):
+        command(task, "diagnose", folder / f"{run}.h5", "--count", 64, "--force", "--out", IMAGES / f"diagnosis-{task}.png")
     curves = {"cartpole": "cp-", "guidance": "g-", "quantum4": "q4-", "quantum5": "q5-"}
     for name, pattern in curves.items():
         command("plot", *runs(pattern), "--smooth", 5, "--force", "--out", IMAGES / f"{name}.png")

@@ -24,8 +24,9 @@ MOST_TIMES = 128  # time steps whose adjoints are computed
 MOST_DIRECTIONS = 64  # of states; beyond, random ones give a lower bound of the growth
 # From this cosine on, R and M are called alike; before the first update of the published set-ups it is 1.
 ALIKE = 0.95
-# R's adjoint over M's from which R is said to be blown up: well beyond 5.4, where R still won (docs/systems.md).
-EXPLODES = 10.0
+# R's adjoint over M's, in a tenth of the rollouts, from which R is said to be blown up; and the median below which it is damped.
+# docs/diagnosis.md: the first where C won, the second where R did.
+EXPLODES, DAMPS = 10.0, 0.95
 FORMATS = (".h5", ".png", ".pdf", ".svg")
 
 
@@ -87,7 +88,7 @@ class Diagnosis:
         (regular, modified), (middle, tenth), cosine = self.growth, self.excess, self.whole.cosine
         seen = f"back in time R's adjoint grows {_times(regular)} and M's {_times(modified)}; at t = {self.time[0]:g} s R's is "
         seen += f"{_times(middle)} M's, and above {_times(tenth)} in a tenth of the rollouts; their gradients have the cosine "
-        return f"{seen}{cosine:.2f}: {_advice(tenth, cosine)}"
+        return f"{seen}{cosine:.2f}: {_advice(middle, tenth, cosine)}"
 
     def table(self) -> list[dict[str, Any]]:
         """A row for every layer, and one for all parameters."""
@@ -211,15 +212,17 @@ def _quantile(values: np.ndarray, share: float) -> float:
     return float(np.quantile(known, share)) if known.size else math.nan
 
 
-def _advice(excess: float, cosine: float) -> str:
+def _advice(middle: float, tenth: float, cosine: float) -> str:
     """As much advice as these numbers support."""
     if not math.isfinite(cosine):
         return "one of them is zero, so there is nothing to compare: diagnose a controller that was trained for some epochs"
-    if excess >= EXPLODES:
-        return "the path through the network blows R up; C and M are made for that: try C, and R with --clip norm"
+    if tenth >= EXPLODES:
+        return "the path through the network blows R up, at least in some rollouts, and C is made for that: try C"
     if cosine >= ALIKE:
         return "here they are nearly the same, and so are the variants: diagnose again after some epochs"
-    return "they differ, and neither is blown up; such numbers were seen where R won and where C won: try both, with a few seeds"
+    if middle <= DAMPS:
+        return "the controller damps what the physics amplifies, which R counts on and M does not: R won in five of six such systems"
+    return "they differ, and these numbers do not tell which is better: try R and C with a few seeds"
 
 
 def save(found: Diagnosis, path: Path) -> None:
@@ -246,4 +249,4 @@ def save(found: Diagnosis, path: Path) -> None:
 
 
 def _times(factor: float) -> str:
-    return f"{factor:.2g} times" if 1e-2 <= factor < 1e3 or not math.isfinite(factor) else f"{factor:.0e} times"
+    return f"{factor:.0f} times" if 100 <= factor < 10_000 else f"{factor:.2g} times"

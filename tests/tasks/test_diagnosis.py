@@ -66,8 +66,9 @@ def test_agreement_is_that_of_the_gradients():
     found, gradient = problem.diagnose(theta, x0), problem.gradient(theta, x0, "C")
     assert list(found.layers) == list(problem.layers(theta)) and found.loss == gradient.loss.total
     assert found.whole.cosine == pytest.approx(gradient.cosine, rel=1e-6)
+    parts = [problem.layers(part) for part in (gradient.regular, gradient.modified, gradient.value)]
     for name, row in found.layers.items():
-        r, m, c = (problem.layers(part)[name].astype(float).ravel() for part in (gradient.regular, gradient.modified, gradient.value))
+        r, m, c = (part[name].astype(float).ravel() for part in parts)
         assert row.cosine == pytest.approx(r @ m / np.linalg.norm(r) / np.linalg.norm(m))
         assert row.same_sign == np.mean(r * m > 0) and row.zeroed == np.mean(c == 0)
 
@@ -101,18 +102,20 @@ def test_a_diverged_rollout_is_told():
 def made(cosine=0.5, regular=2.0, zeros=False):
     """A diagnosis of three times and four samples."""
     norms = np.zeros((3, 4)) if zeros else np.outer([8.0, 4.0, 2.0], np.ones(4))
-    row = Agreement(cosine, 0.7, 0.3)
+    row, none = Agreement(cosine, 0.7, 0.3), Agreement(math.nan, math.nan, math.nan)
+    exponents = np.array([1.0, math.nan, 2.0, 3.0])
     return Diagnosis(
-        title="$one", time=np.arange(3.0), regular=regular * norms, modified=norms, closed_loop=np.array([1.0, math.nan, 2.0, 3.0]),
-        physics=np.zeros(4), layers={"$a/kernel": row, "$a/bias": Agreement(math.nan, math.nan, math.nan)}, whole=row, loss=1.0,
+        title="$one", time=np.arange(3.0), regular=regular * norms, modified=norms, closed_loop=exponents, physics=np.zeros(4),
+        layers={"$a/kernel": row, "$a/bias": none}, whole=row, loss=1.0,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({}, "they differ, and neither is blown up"),
-        ({"regular": 50.0}, "blows R up; C and M are made for that: try C"),
+        ({}, "do not tell which is better: try R and C"),
+        ({"regular": 50.0}, "blows R up, at least in some rollouts, and C is made for that: try C"),
+        ({"regular": 0.5}, "R counts on and M does not: R won in five of six"),
         ({"cosine": 0.99}, "nearly the same"),
         ({"cosine": math.nan, "zeros": True}, "one of them is zero"),
     ],
@@ -141,7 +144,8 @@ def test_the_command(run):
     result = run("cartpole", "diagnose", "run.h5", "--count", 4, "--out", "a.png")
     assert result.code == 0 and "dense_0/kernel" in result.out and "grows" in result.out.splitlines()[-1]
     assert run("cartpole", "diagnose", "run.h5", "--out", "a.png").code == 5
-    records = [json.loads(line) for line in run("cartpole", "diagnose", "run.h5", "--json", "--count", 4, "--out", "a.h5").out.splitlines()]
+    lines = run("cartpole", "diagnose", "run.h5", "--json", "--count", 4, "--out", "a.h5").out.splitlines()
+    records = [json.loads(line) for line in lines]
     problem, trained = small(output_init="zero"), sb.load("run.h5")
     wanted = problem.diagnose(trained.theta, problem.sample(4, 1), seed=1)
     assert records[-1]["advice"] == wanted.advice and records[-2]["layer"] == "all" and len(records) == 8
