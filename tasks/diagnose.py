@@ -221,7 +221,7 @@ def _advice(middle: float, tenth: float, cosine: float) -> str:
     if cosine >= ALIKE:
         return "here they are nearly the same, and so are the variants: diagnose again after some epochs"
     if middle <= DAMPS:
-        return "the controller damps what the physics amplifies, which R counts on and M does not: R won in five of six such systems"
+        return "the controller damps what the physics amplifies, R counts on it, M does not: R won in five of six such systems"
     return "they differ, and these numbers do not tell which is better: try R and C with a few seeds"
 
 

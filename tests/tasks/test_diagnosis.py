@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -115,7 +116,7 @@ def made(cosine=0.5, regular=2.0, zeros=False):
     [
         ({}, "do not tell which is better: try R and C"),
         ({"regular": 50.0}, "blows R up, at least in some rollouts, and C is made for that: try C"),
-        ({"regular": 0.5}, "R counts on and M does not: R won in five of six"),
+        ({"regular": 0.5}, "R counts on it, M does not: R won in five of six"),
         ({"cosine": 0.99}, "nearly the same"),
         ({"cosine": math.nan, "zeros": True}, "one of them is zero"),
     ],
@@ -146,6 +147,8 @@ def test_the_command(run):
     assert run("cartpole", "diagnose", "run.h5", "--out", "a.png").code == 5
     lines = run("cartpole", "diagnose", "run.h5", "--json", "--count", 4, "--out", "a.h5").out.splitlines()
     records = [json.loads(line) for line in lines]
+    page = (Path(sb.__file__).parent / "docs" / "terminal.md").read_text(encoding="utf-8")
+    assert all(f"`{key}`" in page for record in records for key in record)
     problem, trained = small(output_init="zero"), sb.load("run.h5")
     wanted = problem.diagnose(trained.theta, problem.sample(4, 1), seed=1)
     assert records[-1]["advice"] == wanted.advice and records[-2]["layer"] == "all" and len(records) == 8

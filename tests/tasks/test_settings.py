@@ -152,7 +152,7 @@ def test_debug_and_config_from_elsewhere(run, monkeypatch, tmp_path):
     ("content", "words"),
     [
         ("[cartpol.train]\nepochs = 2\n", ["[cartpol]", "cartpole, guidance"]),
-        ("[cartpole.trian]\nepochs = 2\n", ["[cartpole.trian]", "train, simulate, evaluate, check"]),
+        ("[cartpole.trian]\nepochs = 2\n", ["[cartpole.trian]", "train, simulate, evaluate, diagnose, check"]),
         ("epochs = 2\n", ["'epochs'", "no command"]),
         ("[cartpole]\nepochs = 2\n", ["'cartpole.epochs'"]),
         ("cartpole = 2\n", ["[cartpole] must be a table"]),
