@@ -97,7 +97,7 @@ class Random(Family):
 
     def applied(self, gates: Opening, dt: float, random: np.random.Generator | None) -> Opening:
         if random is None:
-            raise ArgumentError(f"{self} draws its gates for every update; only training and problem.gradient(.., seed=..) do that")
+            raise ArgumentError(f"{self} draws its gates for every update; only training and problem.gradient(.., seed=..) can")
         k = self.value
         share = np.where(random.random(gates.physics.shape[1]) * k < 1, 0.0, k / (k - 1))
         return Opening(*(each * share for each in gates))
