@@ -26,7 +26,7 @@ def unit(v):
 
 
 def config(r, m, length):
-    """ConFIG, equations 2 and 5: the direction whose cosines with all gradients are equal, by the pseudo-inverse."""
+    """ConFIG: the direction whose cosines with all gradients are equal, by the pseudo-inverse."""
     direction = unit(np.linalg.pinv(np.stack([unit(r), unit(m)])) @ np.ones(2))
     if length is None:
         return (r @ direction + m @ direction) * direction
@@ -35,7 +35,7 @@ def config(r, m, length):
 
 
 def imtlg(r, m):
-    """IMTL-G, equation 5: weights with sum 1 that give equal projections on the unit vectors."""
+    """IMTL-G: weights with sum 1 that give equal projections on the unit vectors."""
     wr, wm = np.linalg.solve(np.array([[1, 1], [r @ (unit(r) - unit(m)), m @ (unit(r) - unit(m))]]), [1, 0])
     return wr * r + wm * m
 
@@ -146,6 +146,20 @@ def test_which_joins_lead_uphill(name, random):
     slopes = [joined(name, r, m)[0] @ r / (r @ r) for r, m in vectors(random)]
     assert (min(slopes) < -1e-3) == (name in ("mean", "leaky:leak=0.3"))
     assert name in ("mean", "leaky:leak=0.3") or min(slopes) > -1e-12
+
+
+# The longest that a join gets: how often the shorter one of R and M, or M.
+LONGEST = {"mgda": 1, "imtlg": 2, "config:length=minimum": 2, "config:length=harmonic": 4}
+LONGEST_OF_M = ("C", "minmod", "leaky:leak=0.3", "projected")
+
+
+@pytest.mark.parametrize("name", [*LONGEST, *LONGEST_OF_M])
+def test_how_long_a_join_gets(name, random):
+    for r, m in [*vectors(random), (random.standard_normal(9),) * 2]:
+        for one, other in ((r, m), (r, 1e4 * r), (1e4 * r, r)):
+            norms = [np.linalg.norm(one), np.linalg.norm(other)]
+            limit = norms[1] if name in LONGEST_OF_M else LONGEST[name] * min(norms)
+            assert np.linalg.norm(joined(name, one, other)[0]) <= limit * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
