@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from stablebptt.interop import arrays
 from stablebptt.tasks import joins, variants
 from stablebptt.tasks.errors import ArgumentError
+from stablebptt.tasks.joins import Join
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.variants import Gates
 
@@ -119,7 +120,7 @@ class RolloutLoss(torch.autograd.Function):
             gradients = passes.gradients(loss, wanted)
         first = int(start.requires_grad)  # the gradient in x0 is not joined
         parameters_of = [each[first:] for each in gradients]
-        values = list(parameters_of[0]) if gates.join is None else _joined(gates, *parameters_of)
+        values = list(parameters_of[0]) if gates.join is None else _joined(gates.join, *parameters_of)
         if start.requires_grad:
             values.insert(0, torch.zeros_like(start) if gradients[0][0] is None else gradients[0][0])
         found = iter(values)
@@ -224,16 +225,16 @@ def _rollout(problem: Problem, policy: Policy, x: Any, passes: Sweep) -> Any:
     return costs + problem.regularization * torch.stack(squares).mean().to(x.device)
 
 
-def _joined(gates: Gates, regular: Sequence[Any], modified: Sequence[Any]) -> list[Any]:
+def _joined(kind: Join, regular: Sequence[Any], modified: Sequence[Any]) -> list[Any]:
     """R and M, given as tensors, joined. A tensor that neither pass reaches has no gradient."""
-    if gates.is_combined:
+    if isinstance(kind, joins.Signs):
         return [_combine(r, m) for r, m in zip(regular, modified)]
     zeros = [next((torch.zeros_like(each) for each in pair if each is not None), None) for pair in zip(regular, modified)]
     places = [place for place, zero in enumerate(zeros) if zero is not None]
     values: list[Any] = [None] * len(zeros)
     if places:
         r, m = ([_numpy(zeros[k] if each[k] is None else each[k]) for k in places] for each in (regular, modified))
-        for place, value in zip(places, joins.join_arrays(gates.join, r, m)):
+        for place, value in zip(places, joins.join_arrays(kind, r, m)):
             values[place] = _tensor(value, zeros[place])
     return values
 

@@ -250,7 +250,10 @@ class OwnGram(Gram):
     function: Any
 
     def weights(self, rr: float, rm: float, mm: float) -> tuple[float, float]:
-        found = self.function(rr, rm, mm)
+        try:
+            found = self.function(rr, rm, mm)
+        except ArithmeticError as error:
+            raise ArgumentError(f"the join {self} failed at RR = {rr:g}, RM = {rm:g}, MM = {mm:g}: {error}") from error
         try:
             wr, wm = found
             return float(wr), float(wm)
@@ -281,6 +284,9 @@ def per_layer(join: Any) -> Gram:
 
 def of(function: Callable) -> Join:
     """The join that is a user's function: of two arguments (m, r), or of three (RR, RM, MM)."""
+    if isinstance(function, type) or str(getattr(function, "__module__", "")).startswith("stablebptt."):
+        told = getattr(function, "__name__", str(function)).lower()
+        raise ArgumentError(f"{told} makes a variant, it is none; call it, as in sb.joins.config()")
     count = len(inspect.signature(getattr(function, "py_func", function)).parameters)
     if count not in (2, 3):
         raise ArgumentError(f"the join {_source(function)} takes {count} arguments; give a function of (m, r) or of (RR, RM, MM)")

@@ -226,6 +226,9 @@ def test_spellings():
         ("M/layer", "has no inner products"),
         ("nowhere:join", "No module named 'nowhere'"),
         ("math:pi", "math:pi is float; it must be a function"),
+        (sb.joins.config, r"config makes a variant, it is none; call it, as in sb.joins.config\(\)"),
+        (sb.gates.decay, "decay makes a variant, it is none"),
+        (lambda rr, rm, mm: 1 / 0, "failed at RR = .*: division by zero"),
         (lambda m: m, "takes 1 arguments; give a function of .m, r. or of .RR, RM, MM."),
         (lambda rr, rm, mm: 1.0, r"gave 1.0; it must give two numbers \(wr, wm\)"),
         (lambda m, r: open("x"), "cannot be compiled: "),
@@ -251,6 +254,12 @@ def test_gradients_of_a_problem(name):
     assert found.cosine == pytest.approx(problem.gradient(theta, x0, "C").cosine, rel=1e-9)
     assert found.norm2 == pytest.approx(np.sum(found.value.astype(float) ** 2)) and found.loss == parts[0].loss
     assert np.array_equal(found.x0, parts[0].x0)
+
+
+def test_a_divergence_has_a_place():
+    problem = sb.problem("cartpole", **DEFAULTS, duration=9e4)
+    with pytest.raises(sb.DivergedError, match="time step"):
+        problem.gradient(np.full(problem.n_parameters, 1e20, np.float32), problem.sample(4), "config/layer")
 
 
 def halves(m, r):
