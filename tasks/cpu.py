@@ -17,7 +17,7 @@ from stablebptt.kernels import linked as forward_linked
 from stablebptt.kernels import rollout as forward
 from stablebptt.kernels.core import threads
 from stablebptt.kernels.core.structs import Reference
-from stablebptt.tasks import plain_python
+from stablebptt.tasks import joins, plain_python
 from stablebptt.tasks.engine import ALONE, Evaluation, Gradient, Keys, Loss
 from stablebptt.tasks.problems import EVALUATION_BATCH, Problem
 from stablebptt.tasks.variants import Gates
@@ -54,6 +54,7 @@ class Engine:
         self._parameter_names = parameter_names(problem.system)
         self._linked: dict[Any, _Linked] = {}
         self._works = _Works()
+        self._layers = joins.layers_of(problem)
         self._work = problem.steps * (problem.n_parameters + OVERHEAD)  # multiply-adds per sample
 
     def evaluate(
@@ -74,7 +75,7 @@ class Engine:
         queue: int = ALONE,
     ) -> Iterator[Gradient]:
         """Gradients (n_parameters,) of S controllers, each for its own states (B, *state_shape); see `engine.Engine`."""
-        typeof(gates)  # compute the type now: in a kernel's call, Numba would mistake an interrupt for a missing type
+        typeof(gates.packed)  # compute the type now: in a kernel's call, Numba would mistake an interrupt for a missing type
         return (self._gradient(theta, x0, own, gates) for theta, x0, own in zip(thetas, x0s, _keys(keys, x0s)))
 
     def lend(self, other: "Engine") -> None:
@@ -114,7 +115,7 @@ class Engine:
         kept = _kept(self._works.gradients, (batch, adjoints, parts), new)
         x = x0.reshape(batch, problem.n_state)
         kept.struct.keys[:] = keys
-        found = backward.Results(*self._call(kept, backward_linked, backward.gradient, theta, x, gates))
+        found = backward.Results(*self._call(kept, backward_linked, backward.gradient, theta, x, gates.packed))
         work = kept.struct
         total, physics = problem.total(found.physics, found.effort)
         loss = Loss(total, physics) if found.finite else Loss(math.nan, math.nan)  # a loss may ignore some numbers
@@ -122,8 +123,12 @@ class Engine:
         rest["parameters"] = self._parameters(work) if self._parameter_names else {}
         last = np.concatenate([arena.forward.path.states[-1] for arena in work.arenas])
         rest["last"] = last.reshape(x0.shape)
-        if not gates.joined:
+        if gates.join is None:
             return Gradient(work.gradients[0], loss, found.regular2, **rest)
+        if not gates.is_combined:
+            regular, modified = work.gradients
+            joined = joins.join(gates.join, regular, modified, self._layers, work.joined)
+            return Gradient(work.joined, loss, joined.norm2, regular, modified, joined.cosine, **rest)
         norms = math.sqrt(found.regular2) * math.sqrt(found.modified2)
         cosine = found.product / norms if norms > 0 else math.nan
         return Gradient(work.joined, loss, found.joined2, work.gradients[0], work.gradients[1], cosine, **rest)

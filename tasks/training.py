@@ -17,7 +17,7 @@ from stablebptt.tasks import arguments, bars, divergence, optimizers, runs, star
 from stablebptt.tasks.callbacks import Stop, several
 from stablebptt.tasks.engine import Evaluation, Gradient
 from stablebptt.tasks.errors import ArgumentError, DivergedError
-from stablebptt.tasks.problems import ORDER, TESTING, TRAINING, Problem, stream
+from stablebptt.tasks.problems import GATES, ORDER, TESTING, TRAINING, Problem, stream
 from stablebptt.tasks.runs import Progress, Run, check_options
 from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIONS, Settings, make_settings
 from stablebptt.tasks.settings import settings_of as settings_of  # also found here
@@ -53,7 +53,7 @@ def train(
     Parameters
     ----------
     problem : the problem
-    variant : of the gradient: "R", "M", "S", "N", "C" or a pair of gate schedules (a, b)
+    variant : of the gradient: "R", "M", "S", "N", "C", another join or gates (docs/joins.md), or a pair of gate schedules (a, b)
     epochs : number of passes over the training states
     seed : decides data, weights and order
     out : run file; it is replaced as a whole at least every `checkpoint_seconds` [s] and at the end
@@ -128,7 +128,7 @@ def check_training(problem: Problem, settings: Settings, checkpoint_seconds: flo
     """Raise an error, before a run begins, if the settings do not fit the problem, the start or the memory."""
     check_problem(problem)
     start.check(settings)
-    variants.gates(settings.variant, problem.steps, problem.dtype)
+    variants.gates_of(settings.variant, problem, stream(settings.seed, GATES))
     windows.split(problem, settings)
     runs.config_of(problem, settings)
     arguments.real("checkpoint_seconds", checkpoint_seconds, least=0)
@@ -157,7 +157,8 @@ class ActiveRun:
     ) -> None:
         self.problem, self.settings, self.path, self.resume = problem, settings, path, resume
         self.checkpoint_seconds, self.report, self.start = checkpoint_seconds, report, start
-        self.gates = variants.gates(settings.variant, problem.steps, problem.dtype)
+        self.draws = variants.is_random(settings.variant)
+        self.gates = variants.gates_of(settings.variant, problem, stream(settings.seed, GATES))
         self.windows = windows.split(problem, settings)
         self.result: Run | DivergedError | None = None
         self.kept: int | None = None  # epochs in the file, once it is this run's
@@ -216,6 +217,9 @@ class ActiveRun:
         part = slice(first, first + self.settings.batch_size)
         self.x0 = self.states["training"][self.order[part] if self.settings.shuffle else part]
         self.own_keys = self._epoch_keys()[part]
+        if self.draws:
+            random = stream(self.settings.seed, GATES, self.epoch, self.batches)
+            self.gates = variants.gates_of(self.settings.variant, self.problem, random)
         self.batches += 1
 
     def _epoch_keys(self) -> np.ndarray:
@@ -385,9 +389,7 @@ def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
             for run in active:
                 run.begin_batch()
             for window in parts:
-                thetas, x0s, keys = zip(*((run.theta, run.x0, run.own_keys) for run in active))
-                gates = window.during(active[0].gates)
-                found = window.problem.engine.gradients(list(thetas), list(x0s), gates, keys=list(keys), queue=queue)
+                found = _gradients(active, window, queue)
                 yield
                 for run, gradient in zip(active, found):
                     run.update(gradient, window)
@@ -405,6 +407,16 @@ def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
                 run.evaluate(name, evaluation)
         for run in _going(active):
             run.end_epoch()
+
+
+def _gradients(active: Sequence[ActiveRun], window: Window, queue: int) -> Iterator[Gradient]:
+    """The gradients for the next update of some runs, one by one if each run draws its own gates."""
+    compute = window.problem.engine.gradients
+    if not active[0].draws:
+        thetas, x0s, keys = (list(values) for values in zip(*((run.theta, run.x0, run.own_keys) for run in active)))
+        return compute(thetas, x0s, window.during(active[0].gates), keys=keys, queue=queue)
+    given = ((run, window.during(run.gates)) for run in active)
+    return (next(compute([run.theta], [run.x0], gates, keys=[run.own_keys], queue=queue)) for run, gates in given)
 
 
 def _states(problem: Problem, settings: Settings, start: Start) -> dict[str, np.ndarray]:
