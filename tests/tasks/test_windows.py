@@ -217,6 +217,15 @@ def test_resuming_and_seeds_give_the_same_bits(tmp_path):
         train(out=tmp_path / "parts.h5", resume=True, **{**settings, "window": 4})
 
 
+@pytest.mark.parametrize("variant", ["config", "leaky:leak=0.1", "C:truncate=3", "R:random=4"])
+def test_joins_and_gates(variant):
+    """A window of all steps is the rollout, and gates that are drawn follow from the seed."""
+    assert_equal_runs(train(variant=variant, window=12), train(variant=variant))
+    known = {name: value for name, value in SMALL.items() if name != "seed"}
+    found = sb.train_seeds(small(), [4, 5, 6], variant, window=5, **known)
+    assert_equal_runs(found[1], train(variant=variant, window=5))
+
+
 def interrupt(progress):
     if progress.epoch == 2:
         raise KeyboardInterrupt
