@@ -52,6 +52,14 @@ def test_the_page_on_controllers_runs(capsys):
     assert names["fitted"].x == pytest.approx([9.8, 0.7], rel=1e-4)
 
 
+@pytest.mark.slow
+def test_the_page_on_diagnosis_runs(capsys):
+    (code,) = blocks(ROOT / "docs" / "diagnosis.md", "python")
+    names = {}
+    exec(compile(code, "docs/diagnosis.md", "exec"), names)
+    assert names["found"].advice in capsys.readouterr().out
+
+
 def test_the_snippet_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = blocks(ROOT / "README.md", "python")
