@@ -49,6 +49,7 @@ def facts(problem: Any) -> dict[str, Any]:
     if type(problem.observation) is not State:
         parts["observation"] = problem.observation
     more = {} if problem.limits is None else {"limits": describe(problem.limits)}
+    more |= {} if problem.first == 0 else {"first": problem.first}
     more |= {f"disturb.{name}": describe(np.asarray(value)) for name, value in problem.disturbance.items()}
     return {
         **{name: getattr(problem, name) for name in names},

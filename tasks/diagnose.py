@@ -26,7 +26,7 @@ MOST_DIRECTIONS = 64  # of states; beyond, random ones give a lower bound of the
 ALIKE = 0.95
 # R's adjoint over M's, in a tenth of the rollouts, from which R is said to be blown up; and the median below which it is damped.
 # docs/diagnosis.md: the first where C won, the second where R did.
-EXPLODES, DAMPS = 10.0, 0.95
+EXPLODES, DAMPS = 20.0, 0.95
 FORMATS = (".h5", ".png", ".pdf", ".svg")
 
 

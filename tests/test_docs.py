@@ -62,6 +62,14 @@ def test_the_page_on_joins_runs():
     assert len(given) == 5 and [variants.describe(variant) for variant in given] == given
 
 
+@pytest.mark.slow
+def test_the_page_on_diagnosis_runs(capsys):
+    (code,) = blocks(ROOT / "docs" / "diagnosis.md", "python")
+    names = {}
+    exec(compile(code, "docs/diagnosis.md", "exec"), names)
+    assert names["found"].advice in capsys.readouterr().out
+
+
 def test_the_snippet_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = blocks(ROOT / "README.md", "python")

@@ -237,6 +237,11 @@ def test_files_without_windows_do_not_mention_them(tmp_path):
         assert not {"window", "terminal"} & set(json.loads(file.attrs["config"]))
 
 
+def test_a_problem_that_begins_later_is_not_one_of_a_file(tmp_path):
+    with pytest.raises(ValueError, match=r"the problem was changed, .* first: nothing as it was made, 3 now"):
+        train(dataclasses.replace(small(), first=3), out=tmp_path / "run.h5")
+
+
 def test_a_divergence_names_the_step_of_the_rollout():
     problem = small(duration=40.0, output_init="glorot")
     with pytest.raises(sb.DivergedError, match="epoch 1, batch 1: a control is not finite from time step 5 on") as caught:
