@@ -1,10 +1,10 @@
 """The engine "cpu": the kernels of `kernels` and `adjoint` compute rollouts and gradients, run by run."""
 
 import dataclasses
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,8 +54,12 @@ class Engine:
         self._parameter_names = parameter_names(problem.system)
         self._linked: dict[Any, _Linked] = {}
         self._works = _Works()
-        self._layers = joins.layers_of(problem)
         self._work = problem.steps * (problem.n_parameters + OVERHEAD)  # multiply-adds per sample
+
+    @functools.cached_property
+    def _layers(self) -> np.ndarray:
+        """Bounds (layers + 1,) of the arrays of parameters."""
+        return joins.layers_of(self.problem)
 
     def evaluate(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, keys: Keys = None, paths: bool = False, queue: int = ALONE
@@ -99,7 +103,7 @@ class Engine:
 
     def _rolled_out(self, theta: np.ndarray, x0: np.ndarray, keys: np.ndarray) -> forward.Work:
         batch, parts = len(x0), self._parts(len(x0))
-        new = partial(forward.new_work, self.episode, batch, self.problem.dtype, parts=parts)
+        new = functools.partial(forward.new_work, self.episode, batch, self.problem.dtype, parts=parts)
         work = _kept(self._works.rollouts, (batch, parts), new)
         work.struct.keys[:] = keys
         self._call(work, forward_linked, forward.evaluate, theta, x0.reshape(batch, self.problem.n_state))
@@ -111,7 +115,7 @@ class Engine:
     def _gradient(self, theta: np.ndarray, x0: np.ndarray, keys: np.ndarray, gates: Gates) -> Gradient:
         problem, batch, adjoints, parts = self.problem, len(x0), len(gates.physics), self._parts(len(x0))
         sizes = {"tape_bytes": problem.tape_bytes, "parts": parts}
-        new = partial(backward.new_work, self.episode, batch, adjoints, problem.dtype, **sizes)
+        new = functools.partial(backward.new_work, self.episode, batch, adjoints, problem.dtype, **sizes)
         kept = _kept(self._works.gradients, (batch, adjoints, parts), new)
         x = x0.reshape(batch, problem.n_state)
         kept.struct.keys[:] = keys

@@ -220,8 +220,12 @@ class Engine:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self._layers = joins.layers_of(problem)
         self._queues = _Queues()
+
+    @functools.cached_property
+    def _layers(self) -> np.ndarray:
+        """Bounds (layers + 1,) of the arrays of parameters."""
+        return joins.layers_of(self.problem)
 
     def evaluate(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, keys: Keys = None, paths: bool = False, queue: int = ALONE

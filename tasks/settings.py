@@ -33,9 +33,9 @@ JOINS = {
     "projected": "M without its component against R",
 }
 GATES = {
-    "R:decay=A": "gates of the physics A^dt, of R or of another variant",
+    "R:decay=A": "gate of the physics times A^dt, of R or another variant",
     "R:truncate=K": "both gates closed at every K-th time step",
-    "R:random=K": "closed at random, on average after K time steps; else scaled up",
+    "R:random=K": "both closed at random, on average every K steps; else larger",
 }
 LAYERS = "/layer"  # behind the name of a join: every array of parameters on its own
 OPTIMIZERS = ("adam", "sgd", "adagrad", "adadelta", "rmsprop")

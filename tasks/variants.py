@@ -57,8 +57,8 @@ def read(variant: Any) -> Any:
     if isinstance(variant, tuple | list) and len(variant) == 2:
         return tuple(variant)
     raise ArgumentError(
-        f"variant is {arguments.told(variant)}; give one of {', '.join(NAMES)}, a join, gates, or a pair (a, b) of numbers or "
-        "arrays with one value in [0, 1] per time step"
+        f"variant is {arguments.told(variant)}; give one of R, M, S, N, C, or a pair (a, b) of numbers or arrays, one value in "
+        "[0, 1] per time step, or gates such as 'M:decay=0.4', or another join such as 'config'"
     )
 
 

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -338,3 +341,19 @@ def test_plans_and_reports(run, tmp_path):
     text = (tmp_path / "runs" / "report" / "report.md").read_text()
     assert all(name in text for name in ("config", "leaky:leak=0.5", "M:decay=0.4"))
     assert run("plot", *(f"runs/{name}" for name in names), "--out", "curves.png", "-q").code == 0
+
+
+@pytest.mark.slow
+def test_a_compiled_join_of_the_users_is_found_again(tmp_path):
+    """Its code counts, and nothing that differs between processes: sets of words have another order in each."""
+    (tmp_path / "my_joins.py").write_text("def half(m, r):\n    return 0.5 * m\n")
+    program = "import my_joins; from stablebptt.tasks import joins; print(type(joins.of(my_joins.half).part()).fingerprint())"
+    path = os.pathsep.join([str(tmp_path), *(each for each in sys.path if each)])
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in "1234"
+    }  # fmt: skip
+    assert len(found) == 1 and found.pop().strip()
