@@ -248,6 +248,15 @@ class Policy:
     state_shape, control_shape : shapes of one state and one control
     stages : what it computes, one after the other
     dtype : precision of its arrays
+
+    Examples
+    --------
+    >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
+
+    >>> run = sb.train(problem, epochs=2, train_count=8, test_count=8, out="run.h5")
+
+    >>> run.policy(problem.sample(4, seed=1)).shape
+    (4, 1)
     """
 
     title: str
@@ -295,7 +304,13 @@ class Policy:
         return f"Policy({self.title}): {shapes}, {len(self.stages)} stages, {self.dtype}"
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write the policy as .npz; an existing file is replaced with `force` only."""
+        """Write the policy as .npz; an existing file is replaced with `force` only.
+
+        Parameters
+        ----------
+        path : of the file
+        force : replace an existing file
+        """
         place = atomic.target(atomic.expanded(path))
         atomic.check_folder(place)
         if place.exists() and not force:
@@ -318,6 +333,10 @@ class Policy:
     @classmethod
     def load(cls, path: str | Path) -> "Policy":
         """The policy in a file.
+
+        Parameters
+        ----------
+        path : of a file of `save`
 
         Raises
         ------

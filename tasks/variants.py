@@ -8,6 +8,8 @@ from stablebptt.adjoint.rollout import Gates
 from stablebptt.tasks import arguments
 from stablebptt.tasks.errors import ArgumentError
 
+__all__ = ["GATES", "NAMES", "gates", "truncated"]
+
 # Gates of the physics path and of the network path (through the network's input): open (1) or closed (0).
 GATES = {"R": (1.0, 1.0), "M": (1.0, 0.0), "S": (0.0, 0.0), "N": (0.0, 1.0)}
 NAMES = ("R", "M", "S", "N", "C")
@@ -20,6 +22,14 @@ def gates(variant: Any, steps: int, dtype: Any = np.float64) -> Gates:
     ----------
     variant : "R", "M", "S", "N", "C", or a pair (a, b)
         Each part of a pair is a number or an array of length `steps` with values in [0, 1].
+    steps : horizon T
+    dtype : of the gates
+
+    Examples
+    --------
+    >>> found = gates("C", 3)
+    >>> found.physics.tolist(), found.network.tolist()
+    ([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
     """
     if isinstance(variant, str):
         arguments.choice("variant", variant, NAMES)
@@ -37,7 +47,20 @@ def gates(variant: Any, steps: int, dtype: Any = np.float64) -> Gates:
 
 
 def truncated(steps: int, window: int, variant: str = "R") -> tuple[np.ndarray, np.ndarray]:
-    """Schedules (a, b), (T,) each, of truncated backpropagation: the variant's gates, closed at every `window`-th step."""
+    """Schedules (a, b), (T,) each, of truncated backpropagation: the variant's gates, closed at every `window`-th step.
+
+    Parameters
+    ----------
+    steps : horizon T
+    window : time steps between two closed ones
+    variant : "R", "M", "S" or "N"
+
+    Examples
+    --------
+    >>> a, b = truncated(6, 3)
+    >>> a.tolist()
+    [0.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+    """
     if window < 1:
         raise ArgumentError(f"window is {window}; it must be at least 1")
     if variant not in GATES:
