@@ -14,7 +14,7 @@ from stablebptt.tasks import sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = {".onnx": "onnx", ".pt2": "torch"}  # packages that commands need for files with these endings
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "howto").glob("*.md"))]
 
 
 def blocks(page, language):
@@ -50,6 +50,13 @@ def test_the_page_on_controllers_runs(capsys):
         exec(compile(code, "docs/controllers.md", "exec"), names)
     assert "True True" in capsys.readouterr().out
     assert names["fitted"].x == pytest.approx([9.8, 0.7], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scipy", "numba", "c"])
+def test_how_to_pages_run(name):
+    (code,) = blocks(ROOT / "docs" / "howto" / f"{name}.md", "python")
+    exec(compile(code, f"docs/howto/{name}.md", "exec"), {})
 
 
 def test_the_snippet_of_the_readme(tmp_path, monkeypatch):
