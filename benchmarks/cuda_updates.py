@@ -14,6 +14,7 @@ from numba import cuda, float32
 from updates import operations
 
 import stablebptt as sb
+from stablebptt.kernels.core import threads
 from stablebptt.tasks.cuda import device_name, path_bytes
 from stablebptt.tasks.variants import gates
 
@@ -35,13 +36,13 @@ def _multiply_adds(times, out):
 def rates(small):
     """Operations per second in single precision, and bytes per second of a copy on the device."""
     blocks = cuda.get_current_device().MULTIPROCESSOR_COUNT * 4
-    out, times = cuda.device_array(blocks * 256, np.float32), 10 if small else 20000
+    out, times = cuda.device_array(blocks * 256, np.float32), 10 if small else 500_000
 
     def compute():
         _multiply_adds[blocks, 256](times, out)
         cuda.synchronize()
 
-    source = cuda.device_array((1 << 10 if small else 1 << 28,), np.float32)
+    source = cuda.device_array((1 << 10 if small else 1 << 30,), np.float32)
     target = cuda.device_array_like(source)
 
     def move():
@@ -101,7 +102,8 @@ def table(title, task, options, small, flops, bandwidth):
     for trainings, batch in cases:
         theta, x0 = cpu.init(), cpu.sample(min(batch, 512))  # beyond, the CPU's time is scaled by the samples
         repeats = 3 if trainings * batch > 4096 or small else 20
-        alone = seconds(lambda theta=theta, x0=x0: next(cpu.engine.gradients([theta], [x0], opened)), repeats)
+        with threads.limit(1):
+            alone = seconds(lambda theta=theta, x0=x0: next(cpu.engine.gradients([theta], [x0], opened)), repeats)
         alone *= 1e3 * trainings * batch / len(x0)
         updates = Updates(gpu, trainings, batch)
         updates.with_copies()

@@ -27,8 +27,8 @@ from stablebptt.tasks.errors import BackendError
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.variants import Gates
 
-# A small grid is intended: without this, Numba warns at every launch of a single run.
-warnings.filterwarnings("ignore", message="Grid size")
+# A small grid is intended: without this, Numba warns at every launch of a single run. It prints the message in bold.
+warnings.filterwarnings("ignore", message=r"(\x1b\[1m)*Grid size")
 
 # Threads per thread block. More would not find registers: the kernels use up to 255 of 65,536. (Simulated threads are slow.)
 THREADS = 32 if SIMULATED else 256
@@ -142,9 +142,14 @@ class Queue:
         return self._host[name]
 
 
+_first = threading.Lock()
+
+
 def require() -> None:
     """Raise a BackendError that says what is missing if no device can compute."""
-    if not SIMULATED and not cuda.is_available():
+    with _first:  # a second thread would meet a driver that the first one is still starting
+        found = SIMULATED or cuda.is_available()
+    if not found:
         raise BackendError("backend 'cuda' finds no CUDA device and driver here; leave it out, or use a machine that has them")
 
 
@@ -173,7 +178,10 @@ def free_bytes() -> int:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], queue: Queue, shared_bytes: int, arguments: tuple) -> None:
-    """Launch a kernel that may need more shared memory than the default limit."""
+    """Launch a kernel that may need more shared memory than the default limit.
+
+    The limit belongs to the kernel, not to the launch: what is set is the device's, whatever another thread launches meanwhile.
+    """
     configured = kernel[grid, THREADS, queue.stream, shared_bytes]
     if not SIMULATED and not configured.pre_launch_callbacks:
         configured.pre_launch_callbacks.append(_allow_shared)
@@ -185,7 +193,7 @@ def _allow_shared(kernel: Any, configured: Any) -> None:
 
     function = kernel._codelibrary.get_cufunc()
     limit = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    driver.cuKernelSetAttribute(limit, configured.sharedmem, function.handle, function.device.id)
+    driver.cuKernelSetAttribute(limit, shared_capacity(), function.handle, function.device.id)
 
 
 def on_device(part: Struct, queue: Queue, name: str) -> Struct:

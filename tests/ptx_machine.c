@@ -198,6 +198,7 @@ status cuKernelGetAttribute(int *value, int attribute, void *kernel, int device)
 status cuFuncGetAttribute(int *value, int attribute, void *function) { *value = attribute == 0 ? 1024 : 0; return OK; }
 status cuKernelSetAttribute(int attribute, int value, void *kernel, int device) {
     if (attribute != 8) return UNSUPPORTED; /* the largest dynamic shared memory */
+    if (value < 227 << 10) return INVALID;  /* it would hold for what another thread launches, too */
     allowed_shared = value;
     return value <= 227 << 10 ? OK : INVALID;
 }

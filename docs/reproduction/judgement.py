@@ -25,7 +25,8 @@ LEVELS: dict[str, tuple[str, tuple[float, ...]]] = {
     "cartpole": ("poles", (1, 2, 3, 4)),
     "quantum": ("target", (3, 4, 5)),
 }
-FREE = ("task", "options", "variant", "clip", "seed", "evaluate_every")  # what may differ among the runs that are judged
+# What may differ among the runs that are judged.
+FREE = ("task", "options", "variant", "clip", "seed", "evaluate_every", "backend")
 SEEDS = {"guidance": 10, "cartpole": 10, "quantum": 5}
 FLOOR = 1e-6  # of losses in ratios: 1 - cos in float32 has steps of 6e-8, and a loss of 0 no logarithm
 RESAMPLES = 10_000
@@ -99,6 +100,11 @@ def level_name(task: str, level: float) -> str:
 def last(result: Result) -> float:
     """The last test loss, not below `FLOOR`; infinite if the run has diverged."""
     return max(result.numbers["last_test_loss"], FLOOR) if outcome(result) == COMPLETE else math.inf
+
+
+def last_training(result: Result) -> float:
+    """As `last`, of the training states."""
+    return max(float(result.history["train_loss"][-1]), FLOOR) if outcome(result) == COMPLETE else math.inf
 
 
 def solved(result: Result) -> bool:
@@ -181,9 +187,9 @@ def comparison(results: Results, task: str, level: float, pair: Sequence[str], m
     return mean_of(values.values()) if values else None
 
 
-def trend(results: Results, task: str, pair: Sequence[str]) -> Mean | None:
+def trend(results: Results, task: str, pair: Sequence[str], measure: Measure = last) -> Mean | None:
     """Change of the logarithm of the ratio from one level to the next harder one, over seeds that have all; None if none has."""
-    columns = [log_ratios(results, task, level, pair) for level in LEVELS[task][1]]
+    columns = [log_ratios(results, task, level, pair, measure) for level in LEVELS[task][1]]
     seeds = [seed for seed in columns[0] if all(seed in column for column in columns)]
     steps = np.arange(len(columns)) - (len(columns) - 1) / 2
     slopes = [float(np.dot(steps, [column[seed] for column in columns]) / np.dot(steps, steps)) for seed in seeds]

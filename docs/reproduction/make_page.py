@@ -85,16 +85,25 @@ def verdicts(results: Results) -> str:
     """The first table: every claim, its numbers, and what they say."""
     rows = [_flat(results)]
     for words, task, pair, harder in CLAIMS:
-        found = {level_name(task, level): judgement.comparison(results, task, level, pair) for level in LEVELS[task][1]}
-        numbers = [f"{name}: {ratio(mean)}, {pairs(mean)}" for name, mean in found.items() if mean is not None]
-        if harder and (change := judgement.trend(results, task, pair)) is not None:
-            numbers.append(f"from level to level: times {ratio(change)}")
-            found["from level to level"] = change
-        rows.append((words, "<br>".join(numbers) or "-", judged(found)))
+        claim = task, pair, harder
+        rows.append(_claim(results, words, claim, judgement.last))
+        if harder and results.levels(task):
+            rows.append(_claim(results, "The same by the last losses on the training states", claim, judgement.last_training))
         if pair == "CR" and results.levels(task):
             rows.append(_until_solved(results, task))
     ratios = "ratio of last test losses (95 %), and in how many pairs of one seed it is below 1"
     return table(("claim of the paper", ratios, "here (seeds that would decide)"), rows)
+
+
+def _claim(results: Results, words: str, claim: tuple[str, str, bool], measure: judgement.Measure) -> tuple[str, str, str]:
+    """One claim (task, pair of variants, whether it is about what makes the task harder) by one measure."""
+    task, pair, harder = claim
+    found = {level_name(task, level): judgement.comparison(results, task, level, pair, measure) for level in LEVELS[task][1]}
+    numbers = [f"{name}: {ratio(mean)}, {pairs(mean)}" for name, mean in found.items() if mean is not None]
+    if harder and (change := judgement.trend(results, task, pair, measure)) is not None:
+        numbers.append(f"from level to level: times {ratio(change)}")
+        found["from level to level"] = change
+    return words, "<br>".join(numbers) or "-", judged(found)
 
 
 def _until_solved(results: Results, task: str) -> tuple[str, str, str]:
@@ -210,17 +219,18 @@ def section(results: Results, task: str) -> str:
 
 def machine(results: Results) -> str:
     """Machine time by task and version."""
-    made: dict[tuple[str, str], list[judgement.Result]] = {}
+    made: dict[tuple[str, str, str], list[judgement.Result]] = {}
     for task in LEVELS:
         for run in results.all():
             if run.config["task"] == task:
-                made.setdefault((NAMES[task], _version(run)), []).append(run)
+                made.setdefault((NAMES[task], _version(run), run.config.get("backend", "cpu")), []).append(run)
     rows = []
     for names, runs in made.items():
         every = ", ".join(str(n) for n in sorted({run.config["evaluate_every"] for run in runs}))
         seconds = [run.numbers["seconds"] for run in runs]
-        rows.append((*names, every, str(len(runs)), f"{np.median(seconds):.0f} s", f"{sum(seconds) / 3600:.1f} h"))
-    return table(("", "version", "evaluated every .. epochs", "runs", "a run, median", "together"), rows)
+        together = f"{sum(seconds) / 3600:.1f} h" if names[-1] == "cpu" else "at the same time"
+        rows.append((*names, every, str(len(runs)), f"{np.median(seconds):.0f} s", together))
+    return table(("", "version", "backend", "evaluated every .. epochs", "runs", "a run, median", "together"), rows)
 
 
 def _version(run: judgement.Result) -> str:
