@@ -170,3 +170,7 @@ def test_commands_of_the_pages_exist():
             known = {name for parameter in command.params for name in parameter.opts + parameter.secondary_opts}
             for word in words:
                 assert not word.startswith("--") or word in known, f"{page.name}: {word} in {line}"
+
+
+def test_the_citation_has_the_version():
+    assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)[1] == sb.__version__
