@@ -13,7 +13,7 @@ from numba import types
 from stablebptt.kernels.core.dispatch import block, compiled_as, generic, implements, inline, like
 from stablebptt.kernels.core.simd import clamp, lanes, load, store
 from stablebptt.kernels.core.structs import Struct
-from stablebptt.kernels.core.vector_math import fma, where
+from stablebptt.kernels.core.vector_math import exp_of_sum, fma, where
 from stablebptt.kernels.dense import tanh
 
 
@@ -143,9 +143,9 @@ def _one(activation, z, h):
 
 @inline
 def sigmoid(z, rest):
-    """``1 / (1 + exp(-(z + rest)))`` with a small rest; below -88, where the exponential is infinite in float32, 0."""
+    """``1 / (1 + exp(-(z + rest)))`` with a small rest."""
     one = like(z, 1.0)
-    return one / (one + math.exp(-z) * (one - rest * (one - like(z, 0.5) * rest)))
+    return one / (one + exp_of_sum(-z, -rest))
 
 
 @implements(activate, Silu)
@@ -217,12 +217,12 @@ compiled_as(log1p_of_share, _log1p_of_share, forceinline=True)
 
 @implements(activate, Softplus)
 def _softplus(activation, z):
-    return where(z < like(z, 0.0), like(z, 0.0), z) + log1p_of_share(math.exp(-abs(z)))
+    return where(z < like(z, 0.0), like(z, 0.0), z) + log1p_of_share(exp_of_sum(-abs(z), like(z, -0.0)))
 
 
 @implements(slope, Softplus)
 def _softplus_slope(activation, z, h):
-    small = math.exp(-abs(z))
+    small = exp_of_sum(-abs(z), like(z, -0.0))
     return where(z < like(z, 0.0), small, like(z, 1.0)) / (like(z, 1.0) + small)
 
 

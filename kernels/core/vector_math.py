@@ -20,8 +20,8 @@ from numba.core import cgutils
 from numba.core.imputils import lower_cast
 from numba.extending import intrinsic, models, register_model
 
-from stablebptt.kernels.core.dispatch import also, block, compiled_as, inline
-from stablebptt.kernels.core.simd import Vector, spread
+from stablebptt.kernels.core.dispatch import also, block, compiled_as, inline, like
+from stablebptt.kernels.core.simd import Vector, clamp, spread
 
 
 class Mask(types.Type):
@@ -366,15 +366,46 @@ def _cos(x):
 
 
 @inline
-def _exp(x):
-    """``2^n e^r`` with a polynomial for r."""
-    x = where(x > EXP_MOST, EXP_MOST, where(x < EXP_LEAST, EXP_LEAST, x))
+def _halves_of_e(x):
+    """The n and r of ``e^x = 2^n e^r``, where r is at most half of log 2."""
     n = nearest((x * np.float32(1 / np.log(2)),))
-    r = multiply_add((-n, LN_2[1], multiply_add((-n, LN_2[0], x))))
+    return n, multiply_add((-n, LN_2[1], multiply_add((-n, LN_2[0], x))))
+
+
+@inline
+def _exp_near_0(r):
+    """``e^r`` for such r."""
     p = (np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)) * r + np.float32(8.3334519073e-3)
     p = ((p * r + np.float32(4.1665795894e-2)) * r + np.float32(1.6666665459e-1)) * r + np.float32(5.0000001201e-1)
+    return p * r * r + r + np.float32(1.0)
+
+
+@inline
+def _exp(x):
+    x = where(x > EXP_MOST, EXP_MOST, where(x < EXP_LEAST, EXP_LEAST, x))
+    n, r = _halves_of_e(x)
     half = nearest((n * np.float32(0.5),))
-    return (p * r * r + r + np.float32(1.0)) * _power_of_two(half) * _power_of_two(n - half)
+    return _exp_near_0(r) * _power_of_two(half) * _power_of_two(n - half)
+
+
+def exp_of_sum(x, rest):
+    """``e^(x + rest)`` with a small rest. Registers of float32 hold no more than e^87 and no less than e^-87."""
+    one = like(x, 1.0)
+    return math.exp(x) * (one + rest * (one + like(x, 0.5) * rest))
+
+
+def _exp_of_sum(x, rest):
+    if not isinstance(x, Vector) or x.dtype != types.float32:
+        return exp_of_sum
+
+    def in_single(x, rest):
+        n, r = _halves_of_e(clamp(x, like(x, 87.0)))
+        return _exp_near_0(r + rest) * _power_of_two(n)
+
+    return in_single
+
+
+compiled_as(exp_of_sum, _exp_of_sum, forceinline=True)
 
 
 def _tanh(x):
