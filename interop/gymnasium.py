@@ -1,7 +1,8 @@
 """Problems as environments of Gymnasium, one path or many at once; docs/adding_a_system.md, "From Gymnasium".
 
-An action is a control. The rewards of an episode add up to minus the loss of its path. Importing this module registers the
-published problems (`stablebptt/CartPole-v0`, ..); it needs the package gymnasium, which the rest of stablebptt does not.
+An action is a control, in units of one's choice. The rewards of an episode add up to minus the loss of its path. Importing this
+module registers the published problems (`stablebptt/CartPole-v0`, ..); it needs the package gymnasium, which the rest of
+stablebptt does not.
 """
 
 from functools import partial
@@ -30,24 +31,24 @@ def environment_id(task: str) -> str:
     return f"stablebptt/{NAMES.get(task) or ''.join(word.capitalize() for word in task.split('_'))}-v0"
 
 
-def make_env(problem: Problem) -> "ProblemEnv":
-    """The problem as a `gymnasium.Env`."""
-    return ProblemEnv(problem)
+def make_env(problem: Problem, unit: float = 1.0) -> "ProblemEnv":
+    """The problem as a `gymnasium.Env`; `unit` is the control that an action of 1 stands for."""
+    return ProblemEnv(problem, unit)
 
 
-def make_vec_env(problem: Problem, num_envs: int) -> "ProblemVectorEnv":
+def make_vec_env(problem: Problem, num_envs: int, unit: float = 1.0) -> "ProblemVectorEnv":
     """Many paths of the problem as a `gymnasium.vector.VectorEnv`; one call of the kernels steps all of them."""
-    return ProblemVectorEnv(problem, num_envs)
+    return ProblemVectorEnv(problem, num_envs, unit)
 
 
-def make_task(*, task: str, **options: Any) -> "ProblemEnv":
+def make_task(*, task: str, unit: float = 1.0, **options: Any) -> "ProblemEnv":
     """The environment of a task with options: what `gymnasium.make("stablebptt/CartPole-v0", poles=2)` calls."""
-    return make_env(registry.problem(task, **options))
+    return make_env(registry.problem(task, **options), unit)
 
 
-def make_vec_task(*, task: str, num_envs: int, **options: Any) -> "ProblemVectorEnv":
+def make_vec_task(*, task: str, num_envs: int, unit: float = 1.0, **options: Any) -> "ProblemVectorEnv":
     """Many paths of a task with options: what `gymnasium.make_vec("stablebptt/CartPole-v0", num_envs=8, poles=2)` calls."""
-    return make_vec_env(registry.problem(task, **options), num_envs)
+    return make_vec_env(registry.problem(task, **options), num_envs, unit)
 
 
 class ProblemEnv(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -61,10 +62,10 @@ class ProblemEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.observation_space, self.action_space = _spaces(problem)
-        self.spec = EnvSpec(environment_id(problem.task), partial(make_env, problem))  # makes this one again
+    def __init__(self, problem: Problem, unit: float = 1.0) -> None:
+        self.problem, self.unit = problem, _positive(unit)
+        self.observation_space, self.action_space = _spaces(problem, self.unit)
+        self.spec = EnvSpec(environment_id(problem.task), partial(make_env, problem, unit))  # makes this one again
         self._paths = Paths(problem, 1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -77,9 +78,9 @@ class ProblemEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._paths.seen()[0], {"state": self._paths.states[0], "seed": seed}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Do a time step under a control (*control_shape), clipped to its limits."""
+        """Do a time step under an action (*control_shape); the control is clipped to its limits."""
         action = arguments.array("the action", action, self.problem.control_shape, self.problem.dtype)
-        share = float(self._paths.step(action[None])[0])
+        share = float(self._paths.step(self.unit * action[None])[0])
         return self._paths.seen()[0], -share, False, self._paths.over, {"state": self._paths.states[0]}
 
 
@@ -92,10 +93,10 @@ class ProblemVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
 
-    def __init__(self, problem: Problem, num_envs: int) -> None:
+    def __init__(self, problem: Problem, num_envs: int, unit: float = 1.0) -> None:
         self._paths = Paths(problem, num_envs)
-        self.problem, self.num_envs = problem, self._paths.count
-        self.single_observation_space, self.single_action_space = _spaces(problem)
+        self.problem, self.num_envs, self.unit = problem, self._paths.count, _positive(unit)
+        self.single_observation_space, self.single_action_space = _spaces(problem, self.unit)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
@@ -106,12 +107,13 @@ class ProblemVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         return self._paths.seen(), self._infos(state=self._paths.states, seed=np.full(self.num_envs, seed))
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Do a time step under controls (num_envs, *control_shape), clipped to their limits."""
+        """Do a time step under actions (num_envs, *control_shape); controls are clipped to their limits."""
         nobody = np.zeros(self.num_envs, bool)
         if self._paths.over:
             seen, infos = self.reset()
             return seen, np.zeros(self.num_envs), nobody, nobody.copy(), infos
-        rewards = -self._paths.step(actions)
+        shape = self.num_envs, *self.problem.control_shape
+        rewards = -self._paths.step(self.unit * arguments.array("the actions", actions, shape, self.problem.dtype))
         over = np.full(self.num_envs, self._paths.over)
         return self._paths.seen(), rewards, nobody, over, self._infos(state=self._paths.states)
 
@@ -120,11 +122,19 @@ class ProblemVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         return values | {f"_{name}": np.ones(self.num_envs, bool) for name in values}
 
 
-def _spaces(problem: Problem) -> tuple[Box, Box]:
-    """Spaces of what a controller sees (n_seen,), and of controls (*control_shape)."""
+def _positive(unit: float) -> float:
+    return arguments.real("unit", unit, above=0)
+
+
+def _spaces(problem: Problem, unit: float) -> tuple[Box, Box]:
+    """Spaces of what a controller sees (n_seen,), and of actions (*control_shape).
+
+    Controls without limits have none in units of 1; in a unit that was chosen, -1 to 1 is where to look for actions.
+    """
     seen = Box(-LARGEST, LARGEST, (problem.n_seen,), problem.dtype)
-    limits = np.full((2, problem.n_control), [[-np.inf], [np.inf]]) if problem.limits is None else np.asarray(problem.limits)
-    low, high = limits.astype(problem.dtype).reshape(2, *problem.control_shape)
+    widest = np.inf if unit == 1 else unit
+    limits = np.full((2, problem.n_control), [[-widest], [widest]]) if problem.limits is None else np.asarray(problem.limits)
+    low, high = (limits / unit).astype(problem.dtype).reshape(2, *problem.control_shape)
     return seen, Box(low, high, dtype=problem.dtype)
 
 

@@ -293,6 +293,32 @@ def test_registered_environments(gym, ours, name):
         gym.make(f"stablebptt/{name}-v0", length=1)
 
 
+@pytest.mark.parametrize("name", ["CartPole", "Guidance", "Quantum"])
+def test_the_checker_has_nothing_to_say_where_actions_have_a_unit(gym, ours, name):
+    """Actions from -1 to 1, and the problem as published, without limits."""
+    from gymnasium.utils.env_checker import check_env
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = gym.make(f"stablebptt/{name}-v0", unit=10).unwrapped
+        check_env(env)
+    assert env.problem.limits is None and env.action_space.high.max() == 1 == -env.action_space.low.min()
+    with pytest.raises(ValueError, match="unit"):
+        ours.make_env(env.problem, unit=0)
+
+
+def test_a_unit_scales_actions(gym, ours):
+    problem = sb.problem("cartpole", steps=3, bound=20)
+    plain, scaled, many = ours.make_env(problem), ours.make_env(problem, unit=10), ours.make_vec_env(problem, 2, unit=10)
+    assert scaled.action_space.high == 2
+    for env in (plain, scaled, many):
+        env.reset(seed=5)
+    seen = plain.step(np.array([5.0], np.float32))[0]
+    np.testing.assert_array_equal(scaled.step(np.array([0.5], np.float32))[0], seen)
+    assert many.step(np.full((2, 1), 0.5, np.float32))[0].shape == (2, 4)
+    assert gym.make(scaled.spec).unwrapped.unit == 10
+
+
 def test_all_tasks_are_registered(gym, ours):
     assert {ours.environment_id(task) for task in sb.tasks.TASKS} <= set(gym.registry)
     assert ours.environment_id("double_pendulum") == "stablebptt/DoublePendulum-v0"
