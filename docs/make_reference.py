@@ -70,6 +70,8 @@ def faults(module: str) -> list[str]:
     """What the docstrings of a public module lack, one line each: descriptions, parameters, examples."""
     found = [] if importlib.import_module(module).__doc__ else [f"{module} has no docstring"]
     for name, value in public(module).items():
+        if module == "stablebptt" and isinstance(value, types.ModuleType) and not hasattr(value, "__all__"):
+            found.append(f"{module}.{name} does not list its public names in __all__")
         if home(module, name, value) != module or not callable(value) or is_alias(name, value):
             continue
         full = f"{module}.{name}"
