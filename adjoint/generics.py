@@ -41,7 +41,6 @@ def step_vjp(system, x, c, lam, lam_x, lam_c):
     --------
     >>> from stablebptt.kernels.pendulum import pendulum
     >>> x, c, lam = np.zeros(2), np.zeros(1), np.array([[1.0, 0.0]])
-
     >>> lam_x, lam_c = np.zeros((1, 2)), np.zeros((1, 1))
     >>> step_vjp(pendulum(0.02), x, c, lam, lam_x, lam_c)
     >>> lam_x.round(5).tolist(), lam_c.round(5).tolist()
@@ -61,7 +60,6 @@ def step_sample_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
     --------
     >>> from stablebptt.kernels.pendulum import pendulum
     >>> x, c, lam = np.zeros(2), np.zeros(1), np.array([[1.0, 0.0]])
-
     >>> lam_x, lam_c = np.zeros((1, 2)), np.zeros((1, 1))
     >>> step_sample_vjp(pendulum(0.02), x, np.zeros(2), c, lam, lam_x, lam_c, np.empty(0))
     >>> lam_c.round(5).tolist()
@@ -82,10 +80,14 @@ def step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
 
     Examples
     --------
-    Compiled code calls it; so does a gradient:
-
-    >>> sorted(step_batch_vjp.forms)
-    []
+    >>> from stablebptt.kernels.generics import scratch_size
+    >>> from stablebptt.kernels.pendulum import pendulum
+    >>> system, x, c, lam = pendulum(0.02), np.zeros((2, 2)), np.ones((2, 1)), np.ones((2, 1, 2))
+    >>> lam_x, lam_c = np.zeros((2, 1, 2)), np.zeros((2, 1, 1))
+    >>> scratch = np.empty(scratch_size(system, batch=2, variants=1, n_state=2, n_control=1))
+    >>> step_batch_vjp(system, x, np.zeros((2, 2)), c, lam, lam_x, lam_c, scratch)
+    >>> lam_c.round(5).tolist()
+    [[[0.0612]], [[0.0612]]]
     """
 
 
@@ -179,7 +181,6 @@ def step_parameters_vjp(system, x, c, lam, p_bar):
     --------
     >>> from stablebptt.kernels.pendulum import pendulum
     >>> x, c, lam = np.zeros(2), np.zeros(1), np.array([[1.0, 0.0]])
-
     >>> p_bar = np.zeros((1, 4))
     >>> step_parameters_vjp(pendulum(0.02), np.array([0.1, 1.0]), c, lam, p_bar)
     >>> p_bar.round(3).tolist()
@@ -222,7 +223,6 @@ def control_vjp(controller, theta, x, c_bar, theta_bar, x_bar):
     ... def _control_vjp(gain, theta, x, c_bar, theta_bar, x_bar):
     ...     theta_bar[0] += c_bar[0] * x[0]
     ...     x_bar[0] += c_bar[0] * theta[0]
-
     >>> theta_bar, x_bar = np.zeros(1), np.zeros(1)
     >>> control_vjp(Gain(), np.array([3.0]), np.array([2.0]), np.ones(1), theta_bar, x_bar)
     >>> theta_bar.tolist(), x_bar.tolist()
@@ -252,11 +252,9 @@ def control_batch_vjp(controller, weights, tape, rows, c_bar):
     ... def _control_vjp(gain, theta, x, c_bar, theta_bar, x_bar):
     ...     theta_bar[0] += c_bar[0] * x[0]
     ...     x_bar[0] += c_bar[0] * theta[0]
-
     >>> from stablebptt.kernels.generics import new_tape
     >>> tape = new_tape(Gain(), float, rows=2, chunk=2, adjoints=1, unit=False)
     >>> weights, rows, c_bar = np.array([3.0]), Rows(np.array([[2.0], [4.0]]), 0, 0, 0), np.ones((1, 2, 1))
-
     >>> control_batch_vjp(Gain(), weights, tape, rows, c_bar[0])
     """
 
@@ -282,11 +280,9 @@ def state_vjp(controller, weights, tape, rows, c_bar, x_bar):
     ... def _control_vjp(gain, theta, x, c_bar, theta_bar, x_bar):
     ...     theta_bar[0] += c_bar[0] * x[0]
     ...     x_bar[0] += c_bar[0] * theta[0]
-
     >>> from stablebptt.kernels.generics import new_tape
     >>> tape = new_tape(Gain(), float, rows=2, chunk=2, adjoints=1, unit=False)
     >>> weights, rows, c_bar = np.array([3.0]), Rows(np.array([[2.0], [4.0]]), 0, 0, 0), np.ones((1, 2, 1))
-
     >>> x_bar = np.zeros((2, 1))
     >>> state_vjp(Gain(), weights, tape, rows, c_bar[0], x_bar)
     >>> x_bar.tolist()
@@ -317,11 +313,9 @@ def parameter_vjp(controller, weights, tape, rows, c_bar):
     ... def _control_vjp(gain, theta, x, c_bar, theta_bar, x_bar):
     ...     theta_bar[0] += c_bar[0] * x[0]
     ...     x_bar[0] += c_bar[0] * theta[0]
-
     >>> from stablebptt.kernels.generics import new_tape
     >>> tape = new_tape(Gain(), float, rows=2, chunk=2, adjoints=1, unit=False)
     >>> weights, rows, c_bar = np.array([3.0]), Rows(np.array([[2.0], [4.0]]), 0, 0, 0), np.ones((1, 2, 1))
-
     >>> parameter_vjp(Gain(), weights, tape, rows, c_bar)
     >>> tape.sums.gradient.tolist()
     [[[6.0]]]
@@ -346,7 +340,6 @@ def clear(controller, tape):
     ... def _control_vjp(gain, theta, x, c_bar, theta_bar, x_bar):
     ...     theta_bar[0] += c_bar[0] * x[0]
     ...     x_bar[0] += c_bar[0] * theta[0]
-
     >>> from stablebptt.kernels.generics import new_tape
     >>> tape = new_tape(Gain(), float, rows=2, chunk=2, adjoints=1, unit=False)
     >>> tape.sums.gradient[:] = 1
@@ -376,7 +369,6 @@ def unpack(controller, sums, gradients, part):
     ... def _control_vjp(gain, theta, x, c_bar, theta_bar, x_bar):
     ...     theta_bar[0] += c_bar[0] * x[0]
     ...     x_bar[0] += c_bar[0] * theta[0]
-
     >>> from stablebptt.kernels.core.threads import WHOLE
     >>> from stablebptt.kernels.generics import new_sums
     >>> sums, gradients = new_sums(Gain(), float, groups=1, adjoints=1), np.empty((1, 1))

@@ -136,7 +136,7 @@ def commands() -> str:
     for words, command in _commands(cli.stablebptt, ["stablebptt"]):
         if words[1:2] and words[1] in TASKS and words[1] != first and words[2:3] != ["train"]:
             continue  # the same for every task
-        context = click.Context(command, info_name=" ".join(words), terminal_width=100, max_content_width=100)
+        context = click.Context(command, info_name=" ".join(words), terminal_width=76, max_content_width=76)
         lines += [f"## {' '.join(words)}", "", "```text", command.get_help(context), "```", ""]
     return "\n".join(lines)
 

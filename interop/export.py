@@ -72,9 +72,7 @@ def export(policy: Policy, path: str | Path, *, force: bool = False) -> None:
     Examples
     --------
     >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
-
     >>> run = sb.train(problem, epochs=2, train_count=8, test_count=8, out="run.h5")
-
     >>> sb.export(run.best_policy, "policy.c")
     >>> "policy" in open("policy.c").read()
     True

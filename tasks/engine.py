@@ -23,7 +23,6 @@ class Path:
     Examples
     --------
     >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
-
     >>> path = problem.rollout(problem.init(seed=0), problem.sample(3, seed=0))
     >>> path.states.shape, path.controls.shape
     ((3, 6, 1, 2), (3, 5, 1))
@@ -97,7 +96,6 @@ class Gradient:
     Examples
     --------
     >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
-
     >>> gradient = problem.gradient(problem.init(seed=0), problem.sample(3, seed=0), variant="C")
     >>> gradient.value.shape == gradient.regular.shape == (problem.n_parameters,)
     True

@@ -112,7 +112,6 @@ def over_grid(
     Examples
     --------
     >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
-
     >>> theta, x0 = problem.init(seed=0), problem.sample(3, seed=0)
     >>> records = list(over_grid(problem, theta, {"mass": np.array([0.9, 1.1])}, x0))
     >>> [record["mass"] for record in records]

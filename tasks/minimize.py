@@ -40,7 +40,6 @@ def minimize_fun(problem: Problem, x0: np.ndarray, variant: Any = "R") -> Callab
     Examples
     --------
     >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
-
     >>> fun = sb.minimize_fun(problem, problem.sample(3, seed=0))
     >>> loss, gradient = fun(problem.init(seed=0).astype(float))
     >>> gradient.shape == (problem.n_parameters,)

@@ -33,7 +33,6 @@ def state() -> Late:
     --------
     >>> def seen(observe):
     ...     return sb.problem("pendulum", observe=observe).n_seen
-
     >>> seen(sb.observations.state())
     2
     """
@@ -51,7 +50,6 @@ def choose(*places: int) -> Late:
     --------
     >>> def seen(observe):
     ...     return sb.problem("pendulum", observe=observe).n_seen
-
     >>> seen(sb.observations.choose(0))
     1
     """
@@ -69,7 +67,6 @@ def angles(*places: int) -> Late:
     --------
     >>> def seen(observe):
     ...     return sb.problem("pendulum", observe=observe).n_seen
-
     >>> seen(sb.observations.angles(0))
     3
     """
@@ -93,7 +90,6 @@ def time(unit: float = 1.0) -> Late:
     --------
     >>> def seen(observe):
     ...     return sb.problem("pendulum", observe=observe).n_seen
-
     >>> seen(sb.observations.time())
     1
     """
@@ -113,7 +109,6 @@ def reference(values: Any, ahead: int = 0) -> Late:
     --------
     >>> def seen(observe):
     ...     return sb.problem("pendulum", observe=observe).n_seen
-
     >>> seen(sb.observations.reference(np.sin(np.arange(50)), ahead=2))
     3
     """
@@ -134,7 +129,6 @@ def join(*parts: Any) -> Late:
     --------
     >>> def seen(observe):
     ...     return sb.problem("pendulum", observe=observe).n_seen
-
     >>> seen(sb.observations.join(sb.observations.angles(0), sb.observations.time()))
     4
     """
@@ -162,7 +156,6 @@ def scale(inner: Any, shift: Any, factor: Any) -> Late:
     --------
     >>> def seen(observe):
     ...     return sb.problem("pendulum", observe=observe).n_seen
-
     >>> seen(sb.observations.scale("state", 0.0, [0.5, 0.1]))
     2
     """
@@ -183,7 +176,6 @@ def noisy(inner: Any, deviation: Any) -> Late:
     --------
     >>> def seen(observe):
     ...     return sb.problem("pendulum", observe=observe).n_seen
-
     >>> seen(sb.observations.noisy("state", 0.01))
     2
     """
@@ -207,7 +199,6 @@ def normalised(problem: Any, inner: Any = None, *, seed: int = 0, count: int = 2
     Examples
     --------
     >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
-
     >>> sb.problem("pendulum", observe=sb.observations.normalised(problem)).n_seen
     2
     """

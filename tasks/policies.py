@@ -252,9 +252,7 @@ class Policy:
     Examples
     --------
     >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
-
     >>> run = sb.train(problem, epochs=2, train_count=8, test_count=8, out="run.h5")
-
     >>> run.policy(problem.sample(4, seed=1)).shape
     (4, 1)
     """

@@ -29,9 +29,7 @@ class Rollouts:
     Examples
     --------
     >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
-
     >>> run = sb.train(problem, epochs=2, train_count=8, test_count=8, out="run.h5")
-
     >>> found = load_rollouts("run.h5")
     >>> found.phases, found.count
     (('before training', 'after training'), 4)
@@ -71,9 +69,7 @@ def load_rollouts(path: str | Path, task: Task | None = None) -> Rollouts:
     Examples
     --------
     >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
-
     >>> run = sb.train(problem, epochs=2, train_count=8, test_count=8, out="run.h5")
-
     >>> load_rollouts("run.h5").states.shape
     (2, 4, 6, 1, 2)
     """

@@ -44,7 +44,6 @@ class Progress:
     Examples
     --------
     >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
-
     >>> seen = []
     >>> run = sb.train(problem, epochs=2, train_count=8, test_count=8, report=lambda progress: seen.append(progress.epoch))
     >>> seen
@@ -87,9 +86,7 @@ class Run:
     Examples
     --------
     >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
-
     >>> run = sb.train(problem, epochs=2, train_count=8, test_count=8, out="run.h5")
-
     >>> run.status, len(run.history["test_loss"])
     ('complete', 2)
     """
@@ -160,9 +157,7 @@ def load(path: str | FilePath, problem: Problem | None = None) -> Run:
     Examples
     --------
     >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
-
     >>> run = sb.train(problem, epochs=2, train_count=8, test_count=8, out="run.h5")
-
     >>> bool((sb.load("run.h5").theta == run.theta).all())
     True
     """

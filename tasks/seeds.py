@@ -58,7 +58,6 @@ def train_seeds(
     Examples
     --------
     >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
-
     >>> runs = sb.train_seeds(problem, range(3), epochs=2, train_count=8, test_count=8)
     >>> [run.config["seed"] for run in runs]
     [0, 1, 2]
