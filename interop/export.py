@@ -83,6 +83,8 @@ def export(policy: Policy, path: str | Path, *, force: bool = False) -> None:
     atomic.check_folder(file)
     if file.exists() and not force:
         raise FileExistsError(f"{path} exists; choose another name, or replace it with force=True")
+    if policy.signals is not None and target.write is not _npz:
+        raise ArgumentError("the policy sees the time or a reference; only .npz can hold that")
     with atomic.replacing(file) as beside:
         target.write(policy, beside, file.stem)
 

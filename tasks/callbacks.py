@@ -232,6 +232,12 @@ def several(callbacks: Any) -> Callable[..., Stop | None] | None:
     return all_of_them if callbacks else None
 
 
+def of_history(callbacks: Any) -> Callable[..., Stop | None] | None:
+    """One callback of those of ours that the history alone decides: they may end a run that is resumed before its next epoch."""
+    given = callbacks if isinstance(callbacks, Sequence) else [callbacks]
+    return several([callback for callback in given if isinstance(callback, TargetLoss | Patience)])
+
+
 def _last(progress: Any) -> dict[str, float]:
     """The row of the last epoch, by the names of the history."""
     return dict(zip(COLUMNS, progress.history[-1]))

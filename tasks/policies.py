@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -193,19 +194,40 @@ class _View(NamedTuple):
     scales: list[Any]
 
 
+class _Sight:
+    """What an observation may look at: the state, and the signals (T,) that are found in it, one after the other."""
+
+    def __init__(self, problem: Any) -> None:
+        self.n_state, self.steps = problem.n_state, np.arange(problem.steps)
+        self.signals: list[np.ndarray] = []
+
+    def place(self, signal: np.ndarray) -> int:
+        """Where a signal is seen, behind the numbers of the state."""
+        self.signals.append(signal)
+        return self.n_state + len(self.signals) - 1
+
+
 def _seen(problem: Any) -> list[Stage]:
     """The stages of a problem's observation."""
-    view = _view(problem.observation, problem.n_state)
+    view = _view(problem.observation, _Sight(problem))
     scales = [Scaled(*(np.asarray(row, problem.dtype) for row in scale)) for scale in view.scales]
     return [Seen(np.array(view.places, np.int64), np.array(view.turns, np.int64)), *scales]
 
 
-def _view(observation: Any, n_state: int) -> _View:
+def signals_of(problem: Any) -> np.ndarray | None:
+    """The signals (T, n) that a problem's observation sees beside the state; None if there are none."""
+    sight = _Sight(problem)
+    _view(problem.observation, sight)
+    return np.array(sight.signals, problem.dtype).T.copy() if sight.signals else None
+
+
+def _view(observation: Any, sight: _Sight) -> _View:
     """An observation without its noise, which belongs to the simulation."""
     from stablebptt.kernels import seen
     from stablebptt.kernels.generics import State
 
-    kind, plain = type(observation), range(n_state)
+    kind, n_state = type(observation), sight.n_state
+    plain = range(n_state)
     if kind is State:
         return _View(list(plain), [0] * n_state, [])
     if kind is seen.Choice:
@@ -213,15 +235,20 @@ def _view(observation: Any, n_state: int) -> _View:
     if kind is seen.Angles:
         pairs = [(place, turn) for place in plain for turn in ((1, 2) if observation.turned[place] else (0,))]
         return _View([place for place, _ in pairs], [turn for _, turn in pairs], [])
+    if kind is seen.Clock:
+        return _View([sight.place(sight.steps * observation.dt)], [0], [])
+    if kind is seen.Reference:
+        times = [np.minimum(sight.steps + ahead, len(observation.values) - 1) for ahead in range(observation.ahead + 1)]
+        places = [sight.place(column[time]) for time in times for column in observation.values.T]
+        return _View(places, [0] * len(places), [])
     if kind is seen.Noisy:
-        return _view(observation.inner, n_state)
+        return _view(observation.inner, sight)
     if kind is seen.Scaled:
-        inner = _view(observation.inner, n_state)
+        inner = _view(observation.inner, sight)
         return inner._replace(scales=[*inner.scales, (observation.shift, observation.factor)])
     if kind is seen.Both:
-        return _joined(_view(observation.first, n_state), _view(observation.second, n_state))
-    why = "sees more than the state" if kind in (seen.Clock, seen.Reference) else "is your own"
-    raise ArgumentError(f"the observation {kind.__name__} {why}; a policy knows functions of the state that are ours only")
+        return _joined(_view(observation.first, sight), _view(observation.second, sight))
+    raise ArgumentError(f"the observation {kind.__name__} is your own; a policy knows ours only")
 
 
 def _joined(first: _View, second: _View) -> _View:
@@ -240,6 +267,7 @@ def _joined(first: _View, second: _View) -> _View:
 class Policy:
     """A function of states: ``policy(x)`` is the control of one state, or the controls of a batch, as in the simulation.
 
+    A policy that sees the time or a reference is a function of the time step, too: ``policy(x, t)``.
     `Run.policy` and `Run.best_policy` are those of a run, `save` and `Policy.load` write and read a file.
 
     Attributes
@@ -247,6 +275,7 @@ class Policy:
     title : of the problem
     state_shape, control_shape : shapes of one state and one control
     stages : what it computes, one after the other
+    signals (T, n) : numbers that it sees in every time step behind those of the state; None if it sees the state alone
     dtype : precision of its arrays
 
     Examples
@@ -261,15 +290,21 @@ class Policy:
     state_shape: tuple[int, ...]
     control_shape: tuple[int, ...]
     stages: tuple[Stage, ...]
+    signals: np.ndarray | None = None
     dtype: Any = field(init=False)
 
     def __post_init__(self) -> None:
         size = self.n_state
+        if self.signals is not None:
+            if self.signals.ndim != 2 or self.signals.dtype.kind != "f" or not self.signals.size:
+                raise ValueError(f"signals have the shape {self.signals.shape}; they are (time steps, numbers)")
+            size += self.signals.shape[1]
         for stage in self.stages:
             size = stage.outputs(size)
         if size != math.prod(self.control_shape) or not self.stages:
             raise ValueError(f"the stages make {size} numbers; a control has the shape {self.control_shape}")
         arrays = [values for stage in self.stages for values in _fields(stage).values() if isinstance(values, np.ndarray)]
+        arrays += [] if self.signals is None else [self.signals]
         dtypes = {values.dtype for values in arrays if values.dtype.kind == "f"}
         if len(dtypes) != 1:
             raise ValueError(f"the arrays are in {', '.join(sorted(map(str, dtypes)))}; they must be in one precision")
@@ -280,12 +315,17 @@ class Policy:
         """Numbers in a state."""
         return math.prod(self.state_shape)
 
-    def __call__(self, states: Any) -> np.ndarray:
-        """Controls (\\*control_shape) of a state (\\*state_shape), or (.., \\*control_shape) of states (.., \\*state_shape)."""
+    def __call__(self, states: Any, t: int | None = None) -> np.ndarray:
+        """Controls (\\*control_shape) of a state (\\*state_shape), or (.., \\*control_shape) of states (.., \\*state_shape).
+
+        t : time step, 0 to T-1, for policies with signals; others do not depend on it
+        """
         x = np.asarray(states, self.dtype)
         shape = x.shape
         if shape == self.state_shape:
             x = x.reshape(-1)
+            if self.signals is not None:
+                x = self._with_signals(x, t)
             for stage in self.stages:
                 x = stage(x)
             return x.reshape(self.control_shape)
@@ -293,9 +333,19 @@ class Policy:
         if batch < 1 or shape[batch:] != self.state_shape:
             raise ArgumentError(f"states have shape {shape}; they must be {self.state_shape}, or several of them")
         x = x.reshape(math.prod(shape[:batch]), self.n_state)
+        if self.signals is not None:
+            x = self._with_signals(x, t)
         for stage in self.stages:
             x = stage(x)
         return x.reshape(*shape[:batch], *self.control_shape)
+
+    def _with_signals(self, x: np.ndarray, t: int | None) -> np.ndarray:
+        """Numbers of states (.., n_state), with the signals of a time step behind them."""
+        assert self.signals is not None
+        steps, n = self.signals.shape
+        if t is None or not 0 <= operator.index(t) < steps:
+            raise ArgumentError(f"t is {t}; this policy sees the time, give the time step: policy(x, t), t from 0 to {steps - 1}")
+        return np.concatenate([x, np.broadcast_to(self.signals[t], (*x.shape[:-1], n))], axis=-1)
 
     def __repr__(self) -> str:
         shapes = f"states {self.state_shape}, controls {self.control_shape}"
@@ -321,6 +371,8 @@ class Policy:
             words = {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
             kind = next(name for name, kind in STAGES.items() if kind is type(stage))
             stages.append({"stage": kind, **words})
+        if self.signals is not None:
+            arrays["signals"] = self.signals
         shapes = {"state_shape": self.state_shape, "control_shape": self.control_shape}
         about = {"format": FORMAT, "version": VERSION, "title": self.title, **shapes, "stages": stages}
         content = io.BytesIO()
@@ -350,7 +402,7 @@ class Policy:
                 raise ValueError(f"it says {about['format']!r}, version {about['version']!r}")
             shapes = (_shape(about["state_shape"]), _shape(about["control_shape"]))
             stages = tuple(_stage(number, words, arrays) for number, words in enumerate(about["stages"]))
-            return cls(str(about["title"]), *shapes, stages)
+            return cls(str(about["title"]), *shapes, stages, arrays.get("signals"))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise FileFormatError(f"{path} holds no policy of this version ({' '.join(str(error).split())})") from None
 
@@ -358,7 +410,7 @@ class Policy:
 def of(problem: Any, theta: np.ndarray) -> Policy:
     """The policy of a problem's controller with parameters theta (n_parameters,)."""
     stages = stages_of(problem, theta)
-    return Policy(problem.title, problem.state_shape, problem.control_shape, stages)
+    return Policy(problem.title, problem.state_shape, problem.control_shape, stages, signals_of(problem))
 
 
 def _fields(stage: Any) -> dict[str, Any]:

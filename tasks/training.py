@@ -14,7 +14,7 @@ import numpy as np
 from stablebptt.data import atomic, run_file
 from stablebptt.kernels.generics import tape_width
 from stablebptt.tasks import arguments, bars, divergence, optimizers, runs, starts, variants
-from stablebptt.tasks.callbacks import Stop, several
+from stablebptt.tasks.callbacks import Stop, of_history, several
 from stablebptt.tasks.engine import Evaluation, Gradient
 from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.problems import ORDER, TESTING, TRAINING, Problem, stream
@@ -116,7 +116,7 @@ def train_run(
         check_options(problem)
     with arguments.threads(threads), bars.epochs(several(report), progress, settings.epochs) as told:
         how: dict[str, Any] = {"resume": resume, "checkpoint_seconds": checkpoint_seconds, "report": told, "start": start}
-        [result] = advance([ActiveRun(problem, settings, path, **how)])
+        [result] = advance([ActiveRun(problem, settings, path, ended=of_history(report), **how)])
     if isinstance(result, DivergedError):
         raise result
     return result
@@ -157,8 +157,9 @@ class ActiveRun:
         checkpoint_seconds: float,
         report: Callable[[Progress], Any] | None,
         start: Start = NOTHING,
+        ended: Callable[[Progress], Stop | None] | None = None,
     ) -> None:
-        self.problem, self.settings, self.path, self.resume = problem, settings, path, resume
+        self.problem, self.settings, self.path, self.resume, self.ended = problem, settings, path, resume, ended
         self.checkpoint_seconds, self.report, self.start = checkpoint_seconds, report, start
         self.gates = variants.gates(settings.variant, problem.steps, problem.dtype)
         self.result: Run | DivergedError | None = None
@@ -186,6 +187,8 @@ class ActiveRun:
             self.saved = time.monotonic()
             self.lock = stack.pop_all()
         self.entered = True
+        if self.ended and self.kept and self.goes_on and (stop := self.ended(self.progress)):
+            self.end(stop.status)
         return self
 
     def __exit__(self, *_: Any) -> None:

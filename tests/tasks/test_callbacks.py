@@ -51,6 +51,17 @@ def test_a_run_that_is_stopped_is_complete(tmp_path):
         sb.Stop(3)
 
 
+def test_a_stopped_run_that_is_resumed_stays_stopped(tmp_path):
+    """Without another epoch, as long as what its history decides says so."""
+    file, target = tmp_path / "run.h5", callbacks.TargetLoss(1e9)
+    first = train(report=target, out=file)
+    for report in (target, [print, target], [callbacks.Patience(1), target]):
+        again = train(report=report, out=file, resume=True)
+        assert again.status == first.status and len(again.history["epoch"]) == len(first.history["epoch"]) == 1
+    assert train(report=callbacks.TargetLoss(0), out=file, resume=True).status == "complete"
+    assert len(sb.load(file).history["epoch"]) == 6
+
+
 def test_several_at_once():
     """All are called, also after one that stops; the first stop counts."""
     seen = []

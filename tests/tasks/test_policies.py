@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+import types
 import zipfile
 
 import numpy as np
@@ -90,9 +91,29 @@ def test_what_is_no_policy():
 
     with pytest.raises(ValueError, match="the controller object is your own; a policy knows our networks only"):
         policies.of(Own(), np.zeros(1))
-    timed = sb.problem("cartpole", observe="state,time")
-    with pytest.raises(ValueError, match="the observation Clock sees more than the state; a policy knows functions of the state"):
-        policies.of(timed, timed.init())
+    foreign = types.SimpleNamespace(observation=object(), n_state=4, steps=3)
+    with pytest.raises(ValueError, match="the observation object is your own; a policy knows ours only"):
+        policies.signals_of(foreign)
+
+
+def test_a_policy_that_sees_the_time_and_a_reference(tmp_path):
+    see, steps = sb.observations, 4
+    signal = np.random.default_rng(0).standard_normal((3, 2))  # shorter than the path: its last value goes on
+    seen = see.scale(see.join(see.angles(2), see.time(0.5), see.reference(signal, 2)), 0.1, np.arange(1.0, 13.0))
+    problem = sb.problem("cartpole", steps=steps, output_init="glorot", dtype="float64", observe=seen)
+    theta, x0 = problem.init(1), problem.sample(5)
+    path, policy = problem.rollout(theta, x0), policies.of(problem, theta)
+    policy.save(tmp_path / "p.npz")
+    for each in (policy, sb.Policy.load(tmp_path / "p.npz")):
+        for t in range(steps):
+            np.testing.assert_allclose(each(path.states[:, t], t), path.controls[:, t], rtol=1e-12)
+            np.testing.assert_allclose(each(path.states[2, t], t), path.controls[2, t], rtol=1e-12)
+    for wrong in (None, -1, steps):
+        with pytest.raises(ValueError, match=r"this policy sees the time, give the time step: policy\(x, t\), t from 0 to 3"):
+            policy(x0, wrong)
+    with pytest.raises(ValueError, match=r"the policy sees the time or a reference; only .npz can hold that"):
+        sb.export(policy, tmp_path / "p.c")
+    assert not (tmp_path / "p.c").exists()
 
 
 def test_a_saved_policy_needs_numpy_alone(tmp_path):
