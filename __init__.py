@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from stablebptt.data.errors import FileFormatError
     from stablebptt.interop.export import export
     from stablebptt.kernels.quadratic import quadratic
-    from stablebptt.tasks import callbacks, observations, optimizers, problem, schedules
+    from stablebptt.tasks import callbacks, gates, joins, observations, optimizers, problem, schedules
     from stablebptt.tasks.callbacks import Stop
     from stablebptt.tasks.errors import BackendError, DivergedError
     from stablebptt.tasks.minimize import minimize_fun
@@ -44,6 +44,8 @@ __all__ = [
     "cfunc_address",
     "clip",
     "export",
+    "gates",
+    "joins",
     "load",
     "minimize_fun",
     "observations",
@@ -60,7 +62,7 @@ _HOMES = {
     "data.errors": ("FileFormatError",),
     "interop.export": ("export",),
     "kernels.quadratic": ("quadratic",),
-    "tasks": ("callbacks", "observations", "optimizers", "problem", "schedules"),
+    "tasks": ("callbacks", "gates", "joins", "observations", "optimizers", "problem", "schedules"),
     "tasks.callbacks": ("Stop",),
     "tasks.errors": ("BackendError", "DivergedError"),
     "tasks.minimize": ("minimize_fun",),

@@ -7,13 +7,13 @@ import click
 
 from stablebptt.console.parameters import FILE, PLAN, RUN, Numbers, Setting, Word, once
 from stablebptt.tasks.registry import BACKENDS, TASKS
-from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIMIZER, OPTIMIZERS, OPTIONS, VARIANTS, Settings
+from stablebptt.tasks.settings import CHECKPOINT_SECONDS, GATES, JOINS, OPTIMIZER, OPTIMIZERS, OPTIONS, VARIANTS, Settings
 from stablebptt.tasks.task import LISTS
 from stablebptt.tasks.task import Option as TaskOption
 
 Option = Callable[[Callable], Callable]
 KINDS: dict[str, Any] = {"size": int, "whole": int, "real": float, "word": str, "dtype": str, "text": str}  # of options of tasks
-VARIANT = Word(list(VARIANTS))
+VARIANT = Word([*VARIANTS, *(name for name in JOINS if "=" not in name)])
 KINDS |= {"sizes": Numbers(int, "100,100"), "point": Numbers(float, "0,0")}
 
 
@@ -68,6 +68,9 @@ CALLBACKS: list[Option] = [
 TRAIN_NOTES = "\n".join([
     "Variants:",
     *(f"  {letter}  {meaning}" for letter, meaning in VARIANTS.items()),
+    *(f"  {name:12}  {meaning}" for name, meaning in (JOINS | GATES).items()),
+    "  config/layer  a join of every array of parameters on its own",
+    "  MODULE:NAME   a join of your own",
     "",
     "Examples:",
     "  {command} --variant C --clip norm --out run.h5",

@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from stablebptt.tasks.errors import ArgumentError
-from stablebptt.tasks.settings import OPTIONS, Settings, settings_of, sources, words_of_rule
+from stablebptt.tasks.settings import OPTIONS, Settings, join_source, settings_of, sources, words_of_rule
 from stablebptt.tasks.task import CUSTOM
 
 
@@ -32,6 +32,8 @@ def completed(given: dict[str, Any], task: str) -> dict[str, Any]:
         return given
     ctx = click.get_current_context()
     free = {name for name in given if ctx.get_parameter_source(name) is ParameterSource.DEFAULT}
+    if "variant" in free and (own := join_source(config["variant"])) is not None:
+        raise ArgumentError(f"the join in {given['out']} is one of your own; name it, too: --variant {own}")
     kept = _options(config) | {name: getattr(known.settings, name) for name in OPTIONS}
     found = {name: value for name, value in kept.items() if name in free}
     if "arguments" in given and "arguments" not in free:  # some of the function's, by name

@@ -42,7 +42,7 @@ HISTORY = {
     "train_physics_loss": "loss on all training states after the epoch, without the regulariser",
     "test_physics_loss": "loss on all test states after the epoch, without the regulariser",
     "gradient_norm2": "mean squared 2-norm of the updates' gradients, combined and clipped",
-    "cosine": "mean cosine of the angle between M and R (variant C; NaN for the others)",
+    "cosine": "mean cosine of the angle between M and R (C and other joins; NaN for the rest)",
     "skipped": "updates left out because they were not finite (only with on_divergence skip)",
     "evaluated": "1 if the losses on all states were computed after the epoch, 0 if not (they are NaN then)",
     "seconds": "wall time of the epoch",

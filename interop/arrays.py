@@ -8,7 +8,7 @@ import numpy as np
 from stablebptt.adjoint.generics import parameter_names
 from stablebptt.kernels.dense import aligned
 from stablebptt.kernels.generics import State, is_of_states, scratch_size
-from stablebptt.tasks import arguments, batches
+from stablebptt.tasks import arguments, batches, variants
 from stablebptt.tasks.engine import Gradient
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.evaluate import with_fields
@@ -59,6 +59,7 @@ def gradient(problem: Problem, theta: Any, x0: Any, variant: Any, values: Mappin
     if values and not parameter_names(problem.system):
         name = type(type(problem.system).inside(problem.system)).__name__
         raise ArgumentError(f"{name} has no method for step_parameters_vjp(system, x, c, lam, p_bar), so give no parameters")
+    variants.gates_of(variant, problem)  # refuses gates that are drawn for every update
     if problem.backend != "cpu":
         raise ArgumentError("the problem computes on a device, which gives no gradient of x0; make it without backend=")
     return (with_fields(problem, values) if values else problem).gradient(np.asarray(theta), np.asarray(x0), variant)

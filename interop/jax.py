@@ -1,8 +1,8 @@
 """Controllers written in JAX, trained through our simulators with any gradient variant.
 
 `as_step` is one simulator step as a differentiable JAX function with our hand-written vjp. `rollout_loss` is the loss of a whole
-rollout; its gradient is R, M, S, N, C or that of a pair of gate schedules. M stops the gradient at the input of the JAX network.
-C runs the adjoints of R and M back together, so network and simulator run forward once.
+rollout; its gradient is R, M, S, N, a join of R and M such as C, or that of gates. M stops the gradient at the input of the JAX
+network. A join runs the adjoints of R and M back together, so network and simulator run forward once.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablebptt.interop import arrays
-from stablebptt.tasks import variants
+from stablebptt.tasks import joins, variants
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.variants import Gates
@@ -69,14 +69,14 @@ def as_cost(problem: Problem) -> Callable[[Any], Any]:
 def rollout_loss(problem: Problem, policy: Policy, params: Any, x0: Any, variant: Any = "C") -> Any:
     """Mean loss, a number, of a rollout of a JAX controller; its gradient in `params` is that of the variant.
 
-    The gradient in x0 is the adjoint lam_0 of the variant; of C, that of R.
+    The gradient in x0 is the adjoint lam_0 of the variant; of a join, that of R. Per layer: every array in `params` is a layer.
 
     Parameters
     ----------
     policy : (params, states (B, *state_shape)) -> controls (B, *control_shape), both in the problem's precision
     params : any tree of arrays
     x0 : (B, *state_shape); a NumPy array is converted to the problem's precision, a JAX array must have it
-    variant : "R", "M", "S", "N", "C" or a pair of gate schedules (a, b)
+    variant : "R", "M", "S", "N", "C", another join or gates (docs/joins.md), or a pair of gate schedules (a, b)
 
     Raises
     ------
@@ -85,7 +85,7 @@ def rollout_loss(problem: Problem, policy: Policy, params: Any, x0: Any, variant
     """
     _precision(problem)
     arrays.bare(problem)
-    gates = variants.gates(variant, problem.steps)
+    gates = variants.gates_of(variant, problem)
     x0 = _array(problem, "x0", x0, ("B", *problem.state_shape))
     # Values that the policy closes over become arguments like its parameters, so that they have gradients, too.
     converted, around = jax.closure_convert(policy, params, x0)
@@ -93,7 +93,7 @@ def rollout_loss(problem: Problem, policy: Policy, params: Any, x0: Any, variant
     def losses(*variables: Any) -> Any:
         return _losses(problem, lambda every, x: converted(every[0], x, *every[1]), gates, variables)
 
-    if not gates.joined:
+    if gates.join is None:
         return losses(((params, around), x0))[0]
 
     @jax.custom_vjp
@@ -106,7 +106,9 @@ def rollout_loss(problem: Problem, policy: Policy, params: Any, x0: Any, variant
 
     def backward(pull: Any, bar: Any) -> Any:
         (regular, x_bar), (modified, _) = pull((jnp.ones_like(bar), jnp.ones_like(bar)))
-        return jax.tree_util.tree_map(lambda r, m: _combine(bar, r, m), regular, modified), bar * x_bar
+        if gates.is_combined:
+            return jax.tree_util.tree_map(lambda r, m: _combine(bar, r, m), regular, modified), bar * x_bar
+        return _join(gates.join, bar, regular, modified), bar * x_bar
 
     combined.defvjp(forward, backward)
     return combined((params, around), x0)
@@ -221,6 +223,26 @@ def _combine(bar: Any, regular: Any, modified: Any) -> Any:
         return regular
     same = jnp.sign(regular) == jnp.sign(modified)
     return (bar * (jnp.where(same, modified, 0) + 0 * regular + 0 * modified)).astype(regular.dtype)
+
+
+def _join(kind: Any, bar: Any, regular: Any, modified: Any) -> Any:
+    """`bar` times another join of two gradients, which the host computes. Integer parameters have no gradient."""
+    leaves, tree = jax.tree_util.tree_flatten(regular)
+    places = [place for place, leaf in enumerate(leaves) if leaf.dtype != jax.dtypes.float0]
+    if not places:
+        return regular
+    others = jax.tree_util.tree_leaves(modified)
+    given = [[each[place] for place in places] for each in (leaves, others)]
+    shapes = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in given[0]]
+
+    def call(*values: Any) -> Any:
+        arrays = [np.asarray(value) for value in values]
+        return joins.join_arrays(kind, arrays[: len(places)], arrays[len(places) :])
+
+    joined = jax.pure_callback(call, shapes, *given[0], *given[1], vmap_method="sequential")
+    for place, value in zip(places, joined):
+        leaves[place] = (bar * value).astype(value.dtype)
+    return jax.tree_util.tree_unflatten(tree, leaves)
 
 
 def _step(problem: Problem, x: Any, c: Any) -> Any:

@@ -1,8 +1,9 @@
 """Controllers written in PyTorch, trained through our simulators with any gradient variant.
 
 `as_step` is one simulator step as a differentiable function with our hand-written vjp. `RolloutLoss` is the loss of a whole
-rollout; its gradient is R, M, S, N, C or that of a pair of gate schedules. M stops the gradient at the input of the network.
-C runs two adjoint passes, with the gates of R and of M, through the graph of one forward pass: both see the same dropout masks.
+rollout; its gradient is R, M, S, N, a join of R and M such as C, or that of gates. M stops the gradient at the input of the
+network. A join runs two adjoint passes, with the gates of R and of M, through the graph of one forward pass: both see the same
+dropout masks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +14,9 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from stablebptt.interop import arrays
-from stablebptt.tasks import variants
+from stablebptt.tasks import joins, variants
 from stablebptt.tasks.errors import ArgumentError
+from stablebptt.tasks.joins import Join
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.variants import Gates
 
@@ -101,13 +103,14 @@ class RolloutLoss(torch.autograd.Function):
 
     The rollout begins at x0 (B, *state_shape); the policy is a function of states (B, *state_shape) to controls
     (B, *control_shape).
-    The gradient in the policy's parameters is that of the variant: "R", "M", "S", "N", "C" or a pair of schedules.
-    The gradient in x0 is the adjoint lam_0 of the variant; of C, that of R.
+    The gradient in the policy's parameters is that of the variant: "R", "M", "S", "N", "C", another join or gates
+    (docs/joins.md), or a pair of schedules. Per layer: every tensor of parameters is a layer.
+    The gradient in x0 is the adjoint lam_0 of the variant; of a join, that of R.
     """
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, policy: Policy, variant: Any, x0: Any, *parameters: Any) -> Any:
-        gates = variants.gates(variant, problem.steps)
+        gates = variants.gates_of(variant, problem)
         x0 = _states(problem, x0)
         start = x0.detach().requires_grad_(x0.requires_grad)
         wanted = [value for value in (start, *parameters) if value.requires_grad]
@@ -115,9 +118,11 @@ class RolloutLoss(torch.autograd.Function):
         with torch.enable_grad():
             loss = _rollout(problem, policy, start, passes)
             gradients = passes.gradients(loss, wanted)
-        values = [_combine(r, m) for r, m in zip(*gradients)] if gates.joined else list(gradients[0])
+        first = int(start.requires_grad)  # the gradient in x0 is not joined
+        parameters_of = [each[first:] for each in gradients]
+        values = list(parameters_of[0]) if gates.join is None else _joined(gates.join, *parameters_of)
         if start.requires_grad:
-            values[0] = torch.zeros_like(start) if gradients[0][0] is None else gradients[0][0]
+            values.insert(0, torch.zeros_like(start) if gradients[0][0] is None else gradients[0][0])
         found = iter(values)
         ctx.gradients = [next(found) if value.requires_grad else None for value in (start, *parameters)]
         return loss.detach()
@@ -179,8 +184,8 @@ def rollout_loss(problem: Problem, policy: torch.nn.Module, x0: Any, variant: An
     policy : module, states (B, *state_shape) -> controls (B, *control_shape), both in the problem's precision; it runs forward
         once per time step for every variant
     x0 : (B, *state_shape), a tensor in the problem's precision on any device, or a NumPy array, which is converted; if it
-        requires a gradient, ``x0.grad`` is the adjoint lam_0 of the variant, and of C that of R
-    variant : "R", "M", "S", "N", "C" or a pair of gate schedules (a, b)
+        requires a gradient, ``x0.grad`` is the adjoint lam_0 of the variant, and of a join that of R
+    variant : "R", "M", "S", "N", "C", another join or gates (docs/joins.md), or a pair of gate schedules (a, b)
 
     Raises
     ------
@@ -195,7 +200,7 @@ def rollout_loss(problem: Problem, policy: torch.nn.Module, x0: Any, variant: An
     try:
         if torch.is_grad_enabled():
             return RolloutLoss.apply(problem, policy, variant, x0, *policy.parameters())
-        return _rollout(problem, policy, _states(problem, x0), Sweep(variants.gates(variant, problem.steps)))
+        return _rollout(problem, policy, _states(problem, x0), Sweep(variants.gates_of(variant, problem)))
     except RuntimeError as error:
         found = {str(p.dtype).removeprefix("torch.") for p in policy.parameters() if p.is_floating_point()}
         wanted = np.dtype(problem.dtype).name
@@ -218,6 +223,20 @@ def _rollout(problem: Problem, policy: Policy, x: Any, passes: Sweep) -> Any:
         if problem.time_weights[t + 1] != 0:  # a weight of 0 hides a cost that is not finite, as in our own adjoint pass
             costs = costs + float(problem.time_weights[t + 1]) * Cost.apply(problem, x).mean()
     return costs + problem.regularization * torch.stack(squares).mean().to(x.device)
+
+
+def _joined(kind: Join, regular: Sequence[Any], modified: Sequence[Any]) -> list[Any]:
+    """R and M, given as tensors, joined. A tensor that neither pass reaches has no gradient."""
+    if isinstance(kind, joins.Signs):
+        return [_combine(r, m) for r, m in zip(regular, modified)]
+    zeros = [next((torch.zeros_like(each) for each in pair if each is not None), None) for pair in zip(regular, modified)]
+    places = [place for place, zero in enumerate(zeros) if zero is not None]
+    values: list[Any] = [None] * len(zeros)
+    if places:
+        r, m = ([_numpy(zeros[k] if each[k] is None else each[k]) for k in places] for each in (regular, modified))
+        for place, value in zip(places, joins.join_arrays(kind, r, m)):
+            values[place] = _tensor(value, zeros[place])
+    return values
 
 
 def _combine(regular: Any, modified: Any) -> Any:

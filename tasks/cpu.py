@@ -1,10 +1,10 @@
 """The engine "cpu": the kernels of `kernels` and `adjoint` compute rollouts and gradients, run by run."""
 
 import dataclasses
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from stablebptt.kernels import linked as forward_linked
 from stablebptt.kernels import rollout as forward
 from stablebptt.kernels.core import threads
 from stablebptt.kernels.core.structs import Reference
-from stablebptt.tasks import plain_python
+from stablebptt.tasks import joins, plain_python
 from stablebptt.tasks.engine import ALONE, Evaluation, Gradient, Keys, Loss
 from stablebptt.tasks.problems import EVALUATION_BATCH, Problem
 from stablebptt.tasks.variants import Gates
@@ -56,6 +56,11 @@ class Engine:
         self._works = _Works()
         self._work = problem.steps * (problem.n_parameters + OVERHEAD)  # multiply-adds per sample
 
+    @functools.cached_property
+    def _layers(self) -> np.ndarray:
+        """Bounds (layers + 1,) of the arrays of parameters."""
+        return joins.layers_of(self.problem)
+
     def evaluate(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, keys: Keys = None, paths: bool = False, queue: int = ALONE
     ) -> Iterator[Evaluation]:
@@ -74,7 +79,7 @@ class Engine:
         queue: int = ALONE,
     ) -> Iterator[Gradient]:
         """Gradients (n_parameters,) of S controllers, each for its own states (B, *state_shape); see `engine.Engine`."""
-        typeof(gates)  # compute the type now: in a kernel's call, Numba would mistake an interrupt for a missing type
+        typeof(gates.packed)  # compute the type now: in a kernel's call, Numba would mistake an interrupt for a missing type
         return (self._gradient(theta, x0, own, gates) for theta, x0, own in zip(thetas, x0s, _keys(keys, x0s)))
 
     def _path(self, theta: np.ndarray, x0: np.ndarray, keys: np.ndarray) -> Evaluation:
@@ -94,7 +99,7 @@ class Engine:
 
     def _rolled_out(self, theta: np.ndarray, x0: np.ndarray, keys: np.ndarray) -> forward.Work:
         batch, parts = len(x0), self._parts(len(x0))
-        new = partial(forward.new_work, self.episode, batch, self.problem.dtype, parts=parts)
+        new = functools.partial(forward.new_work, self.episode, batch, self.problem.dtype, parts=parts)
         work = _kept(self._works.rollouts, (batch, parts), new)
         work.struct.keys[:] = keys
         self._call(work, forward_linked, forward.evaluate, theta, x0.reshape(batch, self.problem.n_state))
@@ -106,17 +111,21 @@ class Engine:
     def _gradient(self, theta: np.ndarray, x0: np.ndarray, keys: np.ndarray, gates: Gates) -> Gradient:
         problem, batch, adjoints, parts = self.problem, len(x0), len(gates.physics), self._parts(len(x0))
         sizes = {"tape_bytes": problem.tape_bytes, "parts": parts}
-        new = partial(backward.new_work, self.episode, batch, adjoints, problem.dtype, **sizes)
+        new = functools.partial(backward.new_work, self.episode, batch, adjoints, problem.dtype, **sizes)
         kept = _kept(self._works.gradients, (batch, adjoints, parts), new)
         x = x0.reshape(batch, problem.n_state)
         kept.struct.keys[:] = keys
-        found = backward.Results(*self._call(kept, backward_linked, backward.gradient, theta, x, gates))
+        found = backward.Results(*self._call(kept, backward_linked, backward.gradient, theta, x, gates.packed))
         work = kept.struct
         total, physics = problem.total(found.physics, found.effort)
         loss = Loss(total, physics) if found.finite else Loss(math.nan, math.nan)  # a loss may ignore some numbers
         rest = {"x0": work.x0_bar.reshape(x0.shape), "parameters": self._parameters(work) if self._parameter_names else {}}
-        if not gates.joined:
+        if gates.join is None:
             return Gradient(work.gradients[0], loss, found.regular2, **rest)
+        if not gates.is_combined:
+            regular, modified = work.gradients
+            joined = joins.join(gates.join, regular, modified, self._layers, work.joined)
+            return Gradient(work.joined, loss, joined.norm2, regular, modified, joined.cosine, **rest)
         norms = math.sqrt(found.regular2) * math.sqrt(found.modified2)
         cosine = found.product / norms if norms > 0 else math.nan
         return Gradient(work.joined, loss, found.joined2, work.gradients[0], work.gradients[1], cosine, **rest)

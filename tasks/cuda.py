@@ -22,6 +22,7 @@ from stablebptt.kernels.cuda_rollout import Paths, Shared, make_evaluate, new_la
 from stablebptt.kernels.generics import State, is_of_states
 from stablebptt.kernels.network import Network
 from stablebptt.kernels.rollout import Episode, effort_weight
+from stablebptt.tasks import joins
 from stablebptt.tasks.engine import ALONE, Evaluation, Gradient, Keys, Loss
 from stablebptt.tasks.errors import BackendError
 from stablebptt.tasks.problems import Problem
@@ -221,6 +222,11 @@ class Engine:
         self.problem = problem
         self._queues = _Queues()
 
+    @functools.cached_property
+    def _layers(self) -> np.ndarray:
+        """Bounds (layers + 1,) of the arrays of parameters."""
+        return joins.layers_of(self.problem)
+
     def evaluate(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, keys: Keys = None, paths: bool = False, queue: int = ALONE
     ) -> Iterator[Evaluation]:
@@ -240,7 +246,7 @@ class Engine:
         queue: int = ALONE,
     ) -> Iterator[Gradient]:
         """Gradients (n_parameters,) of S controllers, each for its own states (B, *state_shape); see `engine.Engine`."""
-        names = ("joined", "sums") if gates.joined and parts else ("joined",) if gates.joined else ("sums",)
+        names = ("joined",) * gates.is_combined + ("sums",) * (parts or not gates.is_combined)
         most = min(free_bytes() // path_bytes(self.problem, len(x0s[0])), MOST_BLOCKS)
         return _split(lambda a, b: self._gradients(a, b, gates, names, queue), thetas, x0s, most)
 
@@ -318,13 +324,18 @@ class Engine:
         total, _ = self.problem.total(physics, effort)
         loss = Loss(total, physics) if math.isfinite(physics) else Loss(math.nan, math.nan)
         results = Results(*found["results"].astype(np.float64).tolist())
-        if not gates.joined:
+        if gates.join is None:
             return Gradient(found["sums"][0], loss, results.top_r * results.top_r * results.regular2)
+        if not gates.is_combined:
+            regular, modified = found["sums"]
+            value = np.empty_like(regular)
+            joined = joins.join(gates.join, regular, modified, self._layers, value)
+            return Gradient(value, loss, joined.norm2, regular, modified, joined.cosine)
         norms = math.sqrt(results.regular2) * math.sqrt(results.modified2)
         cosine = results.product / norms if norms > 0 else math.nan
         norm2 = results.top_m * results.top_m * results.joined2
-        regular, modified = found["sums"] if "sums" in found else (None, None)
-        return Gradient(found["joined"], loss, norm2, regular, modified, cosine)
+        parts = found.get("sums", (None, None))
+        return Gradient(found["joined"], loss, norm2, parts[0], parts[1], cosine)
 
     def _given(self, queue: Queue, memory: Plan, thetas: list[np.ndarray], x0s: list[np.ndarray], use: str) -> tuple:
         """First arguments of both kernels: episode, theta, x0. Each `use` has its own arrays, as their sizes differ."""

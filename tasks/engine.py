@@ -88,10 +88,10 @@ class Gradient:
     value (n_parameters,) : the gradient
     loss : mean loss of the batch
     norm2 : squared 2-norm
-    regular, modified (n_parameters,) : R and M of variant C; None for other variants
+    regular, modified (n_parameters,) : R and M of variant C and other joins; None for other variants
     cosine : of the angle between R and M; NaN for other variants
-    x0 (B, *state_shape) : adjoint of the initial states; of variant C, that of R; None from a device
-    parameters : derivatives by the system's parameters, by name, if it has a method for `step_parameters_vjp`; of C, those of R
+    x0 (B, *state_shape) : adjoint of the initial states; of a join, that of R; None from a device
+    parameters : derivatives by the system's parameters, by name, if it has a method for `step_parameters_vjp`; of a join, R's
 
     Examples
     --------
@@ -159,4 +159,4 @@ class Engine(Protocol):
         parts: bool = False,
         queue: int = ALONE,
     ) -> Iterator[Gradient]:
-        """Gradients (n_parameters,) of the mean losses of S controllers; `parts` also returns R and M of variant C."""
+        """Gradients (n_parameters,) of the mean losses of S controllers; `parts` also returns R and M of a join."""

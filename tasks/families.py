@@ -52,7 +52,7 @@ def outcome(run: Any) -> str:
 
 
 def variant_name(run: Any) -> str:
-    """The letter of a run's variant, or "schedule"."""
+    """The name of a run's variant, or "schedule"."""
     variant = run.config["variant"]
     return variant if isinstance(variant, str) else "schedule"
 

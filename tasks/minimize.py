@@ -10,7 +10,7 @@ from stablebptt.tasks import arguments
 from stablebptt.tasks.custom import in_float64
 from stablebptt.tasks.errors import DivergedError
 from stablebptt.tasks.problems import Problem
-from stablebptt.tasks.variants import gates
+from stablebptt.tasks.variants import gates_of
 
 
 def minimize_fun(problem: Problem, x0: np.ndarray, variant: Any = "R") -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
@@ -47,7 +47,7 @@ def minimize_fun(problem: Problem, x0: np.ndarray, variant: Any = "R") -> Callab
     """
     double = problem if problem.dtype is np.float64 else in_float64(problem)
     states = arguments.array("x0", x0, ("B", *problem.state_shape), np.float64).copy()
-    gates(variant, problem.steps)  # reports a wrong variant before an optimizer hides it
+    gates_of(variant, problem)  # reports a wrong variant before an optimizer hides it
 
     def fun(theta: np.ndarray) -> tuple[float, np.ndarray]:
         if getattr(theta, "dtype", None) == np.float32:

@@ -107,7 +107,7 @@ def _why(problem: Any, x: np.ndarray, error: Exception) -> Exception:
         try:
             njit(**OPTIONS)(own).compile(tuple(map(typeof, given)))
         except Exception as found:
-            return OwnLineError(f"{_where(found, own)}: this cannot be compiled: {_gist(found)}")
+            return OwnLineError(f"{_where(found, own)}: this cannot be compiled: {gist(found)}")
     for own, (_, *given) in calls:
         try:
             _call(own, *given)
@@ -138,7 +138,7 @@ def _why_not(function: Any, kinds: Any) -> str:
         njit(**OPTIONS)(function).compile(kinds)
     except Exception as found:  # the compiler may fail in any way
         branches = "bool(Mask" in str(found).partition("There are")[0]
-        return f"{_where(found, function)}: {BRANCH if branches else _gist(found)}"
+        return f"{_where(found, function)}: {BRANCH if branches else gist(found)}"
     return ""
 
 
@@ -150,7 +150,7 @@ def _where(error: Exception, function: Any) -> str:
     return shown(code, loc.filename, loc.line) if known else _first_line(function)
 
 
-def _gist(error: Exception) -> str:
+def gist(error: Exception) -> str:
     """The compiler's first words on the matter, in one line."""
     lines = [line.strip(" >") for line in str(error).splitlines() if line.strip()]
     words = itertools.takewhile(lambda line: not line.startswith(("There are", "File ", "During:", "Raised from")), lines)

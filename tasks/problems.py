@@ -24,7 +24,7 @@ from stablebptt.tasks.task import OUTPUT_INITS
 
 STATE = State()
 # Streams of random numbers of one seed.
-WEIGHTS, STATES, TRAINING, TESTING, ORDER, KEYS = range(6)
+WEIGHTS, STATES, TRAINING, TESTING, ORDER, KEYS, GATES = range(7)
 # The tape holds the activations of all time steps up to this many bytes; beyond, they are recomputed, chunk by chunk.
 TAPE_BYTES = 1 << 28
 # States that are rolled out together without a gradient.
@@ -396,7 +396,7 @@ class Problem:
 
         Parameters
         ----------
-        variant : "R", "M", "S", "N", "C" or a pair of gate schedules (a, b); see `stablebptt.tasks.variants.gates`
+        variant : "R", "M", "S", "N", "C", another join or gates (docs/joins.md), or a pair of gate schedules (a, b)
         theta, x0, seed, threads : as in `rollout`
 
         Raises
@@ -405,7 +405,7 @@ class Problem:
             If a state, the loss or the gradient is not finite.
         """
         theta, x0 = self._parameters(theta), self._states(x0)
-        gates, keys = variants.gates(variant, self.steps, self.dtype), self._keys(x0, seed)
+        gates, keys = variants.gates_of(variant, self, stream(seed, GATES)), self._keys(x0, seed)
         with arguments.threads(threads), bars.in_session_compiling():
             own = None if keys is None else [keys]
             found = next(self.engine.gradients([theta], [x0], gates, keys=own, parts=True))

@@ -123,8 +123,9 @@ def _by(runs: Iterable[Content], key: Callable[[Content], str]) -> dict[str, lis
 
 
 def _order(family: Family) -> tuple[Any, ...]:
-    variant = VARIANTS.index(variant_name(family.runs[0]))
-    return family.task, _natural(family.title), CLIPS.index(family.clip), variant, _natural(family.name)
+    name = variant_name(family.runs[0])
+    place = VARIANTS.index(name) if name in VARIANTS else len(VARIANTS)
+    return family.task, _natural(family.title), CLIPS.index(family.clip), place, name, _natural(family.name)
 
 
 def _natural(title: str) -> list[Any]:
@@ -261,10 +262,11 @@ def table(found: list[Family]) -> dict[str, Group]:
     last = [values for family in found for values in family.last()]
     best = [values for family in found for values in family.best()]
     names = [Path(run.path).name for _, run in runs]
+    variants = [variant_name(run) for _, run in runs]
     made: Group = {
         "file": columns.letters("name of the run file, in letters of UTF-8", "file_letter", names),
         "difficulty": columns.words("task and its difficulty", [f.title for f, _ in runs]),
-        "variant": columns.words("gradient variant", [variant_name(run) for _, run in runs], VARIANTS),
+        "variant": columns.words("gradient variant", variants, [*VARIANTS, *variants]),
         "clip": columns.words("clipping", [f.clip for f, _ in runs], CLIPS),
         "seed": columns.numbers("seed", [run.config["seed"] for _, run in runs]),
         "epochs": columns.numbers("epochs done", [len(run.history["epoch"]) for _, run in runs]),

@@ -16,7 +16,7 @@ from stablebptt.tasks.custom import Described, custom_facts
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.pictures import notebook
 from stablebptt.tasks.problems import TESTING, Problem
-from stablebptt.tasks.settings import without_sources
+from stablebptt.tasks.settings import without_place, without_sources
 from stablebptt.tasks.starts import Start, in_file
 
 __all__ = ["Progress", "Run", "load"]
@@ -227,7 +227,10 @@ def resumed(path: FilePath, problem: Problem, settings: Any, start: Start) -> Pr
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """`descriptions.differences`; where arguments of a function that makes problems differ, they are named, not what follows."""
-    there, here = ({**each, "optimizer": without_sources(each.get("optimizer"))} for each in (there, here))
+    there, here = (
+        {**each, "optimizer": without_sources(each.get("optimizer")), "variant": without_place(each.get("variant"))}
+        for each in (there, here)
+    )
     found = descriptions.differences(there, here)
     made = [config["options"].get("arguments") for config in (there, here)]
     if found and all(isinstance(each, dict) for each in made):

@@ -4,8 +4,8 @@ The command line reads them before any heavy import: NumPy, and whatever needs i
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.task import Option
@@ -20,6 +20,24 @@ VARIANTS = {
     "N": "network: only the path through the network",
     "C": "combined: M where its sign agrees with that of R, else 0",
 }
+# Other joins of R and M, and gates, as they are spelled; docs/joins.md.
+JOINS = {
+    "minmod": "the smaller of R and M where their signs agree, else 0",
+    "leaky:leak=L": "M where its sign agrees with that of R, else L M",
+    "mean": "(R + M) / 2",
+    "normalized": "mean of R and M with norm 1 each",
+    "config": "ConFIG; config:length=minimum, maximum or harmonic",
+    "imtlg": "IMTL-G",
+    "pcgrad": "PCGrad",
+    "mgda": "MGDA: the shortest vector between R and M",
+    "projected": "M without its component against R",
+}
+GATES = {
+    "R:decay=A": "gate of the physics times A^dt, of R or another variant",
+    "R:truncate=K": "both gates closed at every K-th time step",
+    "R:random=K": "both closed at random, on average every K steps; else larger",
+}
+LAYERS = "/layer"  # behind the name of a join: every array of parameters on its own
 OPTIMIZERS = ("adam", "sgd", "adagrad", "adadelta", "rmsprop")
 OPTIMIZER = "adam"
 # Options of an optimizer that is given by name (in plans, on the command line) and not as a rule.
@@ -41,7 +59,7 @@ def _setting(kind: str, default: Any, help: str, **bounds: Any) -> Any:
 class Settings:
     """How a problem is trained; the defaults are the published ones."""
 
-    variant: Any = _setting("word", "C", "Gradient: R, M, S, N or C.")  # noqa: RUF009  (a call that returns a field)
+    variant: Any = _setting("word", "C", "Gradient: R, M, S, N, C, or another join or gates.")  # noqa: RUF009  (a call that returns a field)
     epochs: int = _setting("whole", 1000, "Passes over the training states.", least=1)
     seed: int = _setting("whole", 0, "Decides data, weights and order.", most=LARGEST_SEED)
     clip: str = _setting("word", "none", "Clip the gradient: not at all, every component, or the whole.", choices=CLIP_MODES)
@@ -73,11 +91,11 @@ class Settings:
 
     def describe(self) -> dict[str, Any]:
         """The settings as words and numbers, for a file."""
-        from stablebptt.tasks import arguments, optimizers
+        from stablebptt.tasks import arguments, optimizers, variants
 
-        variant = str(self.variant) if isinstance(self.variant, str) else arguments.plain("variant", self.variant)
         optimizer = arguments.plain("optimizer", optimizers.describe(self.optimizer))
-        return {**asdict(self), "variant": variant, "optimizer": optimizer}
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**plain, "variant": variants.describe(self.variant), "optimizer": optimizer}
 
 
 # Settings by name, without the optimizer, which is a rule.
@@ -137,8 +155,42 @@ def words_of_rule(table: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     return (rule, decay["weight"]) if decay["learning_rate"] == rule.get("learning_rate", 1.0) else (table, None)
 
 
+class Spelled(NamedTuple):
+    """Parts of the spelling of a variant: a name, whether it is joined per layer, words with values, and `is_own`.
+
+    is_own : the name is "module:name", a join of the user's
+    """
+
+    name: str
+    layered: bool
+    words: list[tuple[str, str]]
+    is_own: bool
+
+
+def spelled(variant: str) -> Spelled:
+    """The parts of a spelling such as ``config/layer:length=minimum:decay=0.4``."""
+    tokens = variant.split(":")
+    count = len(tokens)
+    while count > 1 and "=" in tokens[count - 1]:
+        count -= 1
+    name, words = ":".join(tokens[:count]), [token.partition("=") for token in tokens[count:]]
+    return Spelled(name.removesuffix(LAYERS), name.endswith(LAYERS), [(word, value) for word, _, value in words], count > 1)
+
+
+def join_source(variant: Any) -> str | None:
+    """Where the user's join of a variant lies, "module:name"; None if it has none."""
+    parts = spelled(variant) if isinstance(variant, str) else None
+    return parts.name if parts and parts.is_own else None
+
+
+def without_place(variant: Any) -> Any:
+    """A variant without the module of a user's join: where it lies does not count when two are compared."""
+    source = join_source(variant)
+    return variant if source is None else variant.replace(source, source.rpartition(":")[2], 1)
+
+
 def sources(description: Any) -> Iterator[str]:
-    """The sources of all rules of the user's in a description."""
+    """The sources of all rules of the user's in a description of an optimizer."""
     if isinstance(description, Mapping):
         if description.get("source") is not None:
             yield str(description["source"])

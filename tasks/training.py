@@ -17,7 +17,7 @@ from stablebptt.tasks import arguments, bars, divergence, optimizers, runs, star
 from stablebptt.tasks.callbacks import Stop, of_history, several
 from stablebptt.tasks.engine import Evaluation, Gradient
 from stablebptt.tasks.errors import ArgumentError, DivergedError
-from stablebptt.tasks.problems import ORDER, TESTING, TRAINING, Problem, stream
+from stablebptt.tasks.problems import GATES, ORDER, TESTING, TRAINING, Problem, stream
 from stablebptt.tasks.runs import Progress, Run, check_options
 from stablebptt.tasks.settings import CHECKPOINT_SECONDS, OPTIONS, Settings, make_settings
 from stablebptt.tasks.settings import settings_of as settings_of  # also found here
@@ -52,7 +52,7 @@ def train(
     Parameters
     ----------
     problem : the problem
-    variant : of the gradient: "R", "M", "S", "N", "C" or a pair of gate schedules (a, b)
+    variant : of the gradient: "R", "M", "S", "N", "C", another join or gates (docs/joins.md), or a pair of gate schedules (a, b)
     epochs : number of passes over the training states
     seed : decides data, weights and order
     out : run file; it is replaced as a whole at least every `checkpoint_seconds` [s] and at the end
@@ -132,7 +132,7 @@ def check_training(problem: Problem, settings: Settings, checkpoint_seconds: flo
     """Raise an error, before a run begins, if the settings do not fit the problem, the start or the memory."""
     check_problem(problem)
     start.check(settings)
-    variants.gates(settings.variant, problem.steps, problem.dtype)
+    variants.gates_of(settings.variant, problem, stream(settings.seed, GATES))
     runs.config_of(problem, settings)
     arguments.real("checkpoint_seconds", checkpoint_seconds, least=0)
     batch = min(settings.batch_size, settings.train_count)
@@ -161,7 +161,8 @@ class ActiveRun:
     ) -> None:
         self.problem, self.settings, self.path, self.resume, self.ended = problem, settings, path, resume, ended
         self.checkpoint_seconds, self.report, self.start = checkpoint_seconds, report, start
-        self.gates = variants.gates(settings.variant, problem.steps, problem.dtype)
+        self.draws = variants.is_random(settings.variant)
+        self.gates = variants.gates_of(settings.variant, problem, stream(settings.seed, GATES))
         self.result: Run | DivergedError | None = None
         self.kept: int | None = None  # epochs in the file, once it is this run's
         self.entered = False
@@ -229,6 +230,12 @@ class ActiveRun:
         if self.batches == 0:
             self.epoch_keys = self.problem.keys(len(self.states["training"]), settings.seed, TRAINING, self.epoch)
         return self.epoch_keys[first : first + settings.batch_size]
+
+    def drawn_gates(self) -> variants.Gates:
+        """The gates of the next update, drawn; seed, epoch and batch decide them."""
+        random = stream(self.settings.seed, GATES, self.epoch, self.batches)
+        self.gates = variants.gates_of(self.settings.variant, self.problem, random)
+        return self.gates
 
     def update(self, result: Gradient, x0: np.ndarray, keys: np.ndarray) -> None:
         """Update theta with the gradient on x0 (B, *state_shape), keys (B,).
@@ -378,13 +385,13 @@ def kept(active: Sequence[ActiveRun]) -> str:
 
 def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
     """Compute all epochs of some runs; yield whenever the engine has received work for them."""
-    engine, settings, gates = active[0].problem.engine, active[0].settings, active[0].gates
+    engine, settings = active[0].problem.engine, active[0].settings
     while active := _going(active):
         for run in active:
             run.begin_epoch()
         for _ in range(0, settings.train_count, settings.batch_size):
             batches, keys = [run.batch() for run in active], [run.batch_keys() for run in active]
-            found = engine.gradients([run.theta for run in active], batches, gates, keys=keys, queue=queue)
+            found = _gradients(active, batches, keys, queue)
             yield
             for run, x0, own, gradient in zip(active, batches, keys, found):
                 run.update(gradient, x0, own)
@@ -402,6 +409,17 @@ def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
                 run.evaluate(name, evaluation)
         for run in _going(active):
             run.end_epoch()
+
+
+def _gradients(
+    active: Sequence[ActiveRun], batches: list[np.ndarray], keys: list[np.ndarray], queue: int
+) -> Iterator[Gradient]:
+    """The gradients for the next update of some runs, one by one if each run draws its own gates."""
+    compute = active[0].problem.engine.gradients
+    if not active[0].draws:
+        return compute([run.theta for run in active], batches, active[0].gates, keys=keys, queue=queue)
+    given = zip(active, batches, keys)
+    return (next(compute([run.theta], [x0], run.drawn_gates(), keys=[own], queue=queue)) for run, x0, own in given)
 
 
 def _states(problem: Problem, settings: Settings, start: Start) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from commands import call
 
 import stablebptt as sb
 from stablebptt import cli
-from stablebptt.tasks import sweeps
+from stablebptt.tasks import sweeps, variants
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = {".onnx": "onnx", ".pt2": "torch"}  # packages that commands need for files with these endings
@@ -57,6 +57,16 @@ def test_the_page_on_controllers_runs(capsys):
 def test_how_to_pages_run(name):
     (code,) = blocks(ROOT / "docs" / "howto" / f"{name}.md", "python")
     exec(compile(code, f"docs/howto/{name}.md", "exec"), {})
+
+
+def test_the_page_on_joins_runs():
+    """docs/joins.md from top to bottom; of its commands the variants."""
+    page, names = ROOT / "docs" / "joins.md", {}
+    for code in blocks(page, "python"):
+        exec(compile(code, "docs/joins.md", "exec"), names)
+    assert (names["found"].value == names["same"].value).all() and names["run"].config["variant"] == "imtlg"
+    given = re.findall(r"--variant (\S+) --out", page.read_text(encoding="utf-8"))
+    assert len(given) == 5 and [variants.describe(variant) for variant in given] == given
 
 
 def test_the_snippet_of_the_readme(tmp_path, monkeypatch):

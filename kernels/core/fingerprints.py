@@ -112,7 +112,7 @@ class _Walk:
     def callable(self, function: Any) -> str:
         """A Python function or one of Numba's dispatchers."""
         if isinstance(function, Dispatcher):
-            options = repr(sorted((key, str(value)) for key, value in function.targetoptions.items()))
+            options = repr(sorted((key, _option(value)) for key, value in function.targetoptions.items()))
             return self.once(function, _name(function), lambda: _hash(self.callable(function.py_func), options))
         if is_hashed(function):
             return _name(function)
@@ -243,6 +243,11 @@ def _attribute(value: Any, name: str, following: Iterable[dis.Instruction]) -> t
 
 def _is_plain(value: Any) -> bool:
     return value is None or value is Ellipsis or isinstance(value, bool | int | float | complex | str | bytes | np.generic)
+
+
+def _option(value: Any) -> str:
+    """An option of a dispatcher as text; a set of words has another order in every process."""
+    return _literal(value) if isinstance(value, set | frozenset) else str(value)
 
 
 def _literal(value: Any) -> str:

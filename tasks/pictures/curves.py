@@ -84,7 +84,7 @@ def learning_curves(runs: list[Run], curves: tuple[str, ...] = ("test", "update"
         arguments.choice("curve", name, tuple(CURVES))
     drawn = [name for name in curves if name != "cosine" or any(_has_cosine(run) for run in runs)]
     if not drawn:
-        raise ArgumentError("only runs of variant C have a cosine of M and R; choose another curve")
+        raise ArgumentError("only runs of variant C, or of another join, have a cosine of M and R; choose another curve")
     found = groups(runs)
     swept = _swept(found)
     looks = _scaled(found, swept) if swept else distinct_looks([(alike.parts["variant"], alike.name) for alike in found])

@@ -18,7 +18,8 @@ from stablebptt.data import storage
 from stablebptt.data.atomic import check_folder, expanded
 from stablebptt.tasks import arguments, custom, variants
 from stablebptt.tasks.errors import ArgumentError
-from stablebptt.tasks.settings import Settings, settings_of, sources
+from stablebptt.tasks.problems import GATES, stream
+from stablebptt.tasks.settings import Settings, join_source, settings_of, sources
 from stablebptt.tasks.sweeps.plans import Planned, problem_of_run, read_plan
 from stablebptt.tasks.sweeps.workers import (
     ABSENT,
@@ -344,7 +345,7 @@ def _skipped(retry_failed: bool) -> tuple[str, ...]:
 def _update_seconds(config: dict[str, Any], settings: Settings) -> float:
     made = problem_of_run(config)
     theta, x0 = made.init(), made.sample(settings.batch_size)
-    gates = variants.gates(settings.variant, made.steps, made.dtype)
+    gates = variants.gates_of(settings.variant, made, stream(settings.seed, GATES))
     next(made.engine.gradients([theta], [x0], gates))
     begin = time.perf_counter()
     for _ in range(5):
@@ -361,8 +362,10 @@ def _make_folder(folder: Path) -> None:
 
 def _check_sources(runs: list[Planned]) -> None:
     """Refuse functions that other processes cannot find."""
-    named = [s for run in runs for s in (str(run.config["options"].get("source")), *sources(run.config["optimizer"]))]
-    source = next((s for s in named if s.startswith("__main__:")), None)
+    configs = [run.config for run in runs]
+    named = [config["options"].get("source") for config in configs] + [join_source(config["variant"]) for config in configs]
+    named += [source for config in configs for source in sources(config["optimizer"])]
+    source = next((s for s in named if s is not None and s.startswith("__main__:")), None)
     if source is not None:
         advice = "put it into a file of its own"
         raise ArgumentError(f"{source} is in the running script, where worker processes do not look; {advice}")
@@ -374,7 +377,7 @@ def _compile(runs: list[Planned]) -> None:
     for config in kinds.values():
         made = problem_of_run(config)
         theta, x0 = made.init(), made.sample(1)
-        next(made.engine.gradients([theta], [x0], variants.gates("C", made.steps, made.dtype)))
+        next(made.engine.gradients([theta], [x0], variants.gates_of("C", made)))
         made.losses(theta, x0)
 
 

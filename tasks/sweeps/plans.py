@@ -14,7 +14,7 @@ from stablebptt.data.atomic import expanded
 from stablebptt.data.run_file import EVERY_EPOCH
 from stablebptt.tasks import arguments, custom, problem, variants
 from stablebptt.tasks.errors import ArgumentError
-from stablebptt.tasks.problems import Problem
+from stablebptt.tasks.problems import GATES, Problem, stream
 from stablebptt.tasks.registry import TASKS
 from stablebptt.tasks.runs import problem_of
 from stablebptt.tasks.settings import settings_in_words
@@ -45,8 +45,8 @@ class Planned:
     @property
     def label(self) -> str:
         """What it is, in words that fit into a file name."""
-        title = re.sub(r"[^A-Za-z0-9.]+", "-", problem_of(self.config, "plan").title)[:LONGEST_TITLE]
-        words = [title.lstrip("-.") or self.config["task"], _variant(self.config), self.config["clip"]]
+        title, variant = (_plain(text) for text in (problem_of(self.config, "plan").title, _variant(self.config)))
+        words = [title.lstrip("-.") or self.config["task"], variant, self.config["clip"]]
         return re.sub("-+", "-", "-".join([*words, f"seed{self.config['seed']}"]))
 
     @property
@@ -156,6 +156,11 @@ def problem_of_run(config: dict[str, Any]) -> Problem:
     return custom.remake(config["options"]) if config["task"] == custom.TASK else problem_of(config, "plan")
 
 
+def _plain(text: str) -> str:
+    """A text in letters that fit into a file name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text)[:LONGEST_TITLE]
+
+
 def _variant(config: Mapping[str, Any]) -> str:
     return config["variant"] if isinstance(config["variant"], str) else "schedule"
 
@@ -182,7 +187,7 @@ def _lists(task: str) -> tuple[str, ...]:
 def _configuration(task: str, options: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
     made = custom.from_source(task, **options) if ":" in task else problem(task, **options)
     settings = settings_in_words(train)
-    variants.gates(settings.variant, made.steps)
+    variants.gates_of(settings.variant, made, stream(settings.seed, GATES))
     if made.backend != "cpu":
         advice = "a device trains many seeds together: train --seeds 0:132 --backend cuda"
         raise ArgumentError(f"a sweep computes on the CPU; {advice}")

@@ -210,6 +210,27 @@ def test_jax_gradients_are_ours(jax, problem, variant):
     assert_gradient(problem, layers, x0, variant, loss, gradients)
 
 
+OTHERS = ["config/layer", "leaky:leak=0.3:decay=0.1", "imtlg:truncate=2", lambda rr, rm, mm: (rr / mm, 1)]
+
+
+@pytest.mark.parametrize("variant", OTHERS, ids=str)
+def test_jax_joins_are_ours(jax, variant):
+    from stablebptt.interop.jax import rollout_loss
+
+    problem = make("cartpole")
+    x0, layers = problem.sample(3), flat_policy(problem)
+
+    def loss(params):
+        weights, _ = params  # whole numbers have no gradient
+        return rollout_loss(problem, lambda p, x: mlp(problem, p[0], x, jax.numpy.tanh), (weights, params[1]), x0, variant)
+
+    params = ([jax.numpy.asarray(layer) for layer in layers], jax.numpy.arange(3))
+    found, (gradients, _) = jax.jit(jax.value_and_grad(loss, allow_int=True))(params)
+    assert_gradient(problem, layers, x0, variant, found, gradients)
+    with pytest.raises(ValueError, match="draws its gates for every update"):
+        rollout_loss(problem, lambda p, x: x, layers, x0, "R:random=3")
+
+
 def test_jax_step(jax, problem, random):
     from stablebptt.interop.jax import as_cost, as_step
 
@@ -375,6 +396,28 @@ def test_torch_gradients_are_ours(torch, problem, variant):
     loss = rollout_loss(problem, policy, torch.as_tensor(x0), variant)
     (2 * loss).backward()
     assert_gradient(problem, layers, x0, variant, loss.detach(), [p.grad / 2 for p in policy.parameters()])
+
+
+@pytest.mark.parametrize("variant", OTHERS, ids=str)
+def test_torch_joins_are_ours(torch, variant):
+    """The gradient in x0 is no part of what is joined, nor is a tensor that no pass reaches."""
+    from stablebptt.interop.torch import problem_loss, rollout_loss
+
+    problem = make("cartpole")
+    x0, layers = problem.sample(3), flat_policy(problem)
+    policy = torch_policy(torch, problem, layers)
+    policy.unused = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    states = torch.as_tensor(x0).clone().requires_grad_()
+    loss = rollout_loss(problem, policy, states, variant)
+    loss.backward()
+    assert_gradient(problem, layers, x0, variant, loss.detach(), [p.grad for p in policy.layers])
+    assert policy.unused.grad is None
+    reference, theta = ours(problem, layers)
+    np.testing.assert_allclose(states.grad, reference.gradient(theta, x0, variant).x0, rtol=1e-9)
+    for refused in (rollout_loss, problem_loss):
+        with pytest.raises(ValueError, match="draws its gates for every update"):
+            given = policy if refused is rollout_loss else torch.as_tensor(problem.init())
+            refused(problem, given, torch.as_tensor(x0), "R:random=3")
 
 
 def test_torch_step(torch, problem, random):

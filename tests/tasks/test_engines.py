@@ -11,12 +11,12 @@ import threading
 import numpy as np
 import pytest
 from commands import call
-from devices import PROBLEMS, SETTINGS, STEPS, error, long_simulated, loss_error
+from devices import PROBLEMS, SETTINGS, STEPS, TOLERANCE, assert_same_gradient, error, long_simulated, loss_error
 
 import stablebptt as sb
 from stablebptt.data.run_file import LOSSES
 from stablebptt.tasks.runs import HISTORY
-from stablebptt.tasks.variants import gates
+from stablebptt.tasks.variants import gates, gates_of
 
 SEEDS = [3, 0, 7]
 
@@ -46,6 +46,19 @@ def test_many_runs_are_the_runs_alone(backend, variant):
     for theta, x0, found in zip(thetas, x0s, together, strict=True):
         alone = problem.gradient(theta, x0, variant)
         assert np.array_equal(found.value, alone.value) and found.loss == alone.loss and found.norm2 == alone.norm2
+
+
+@pytest.mark.parametrize("variant", ["config/layer:random=2", "leaky:leak=0.3:decay=0.01"])
+def test_other_joins_and_gates(backend, variant):
+    """Against the CPU in float64, whose joins have tests of their own; R and M are those of the gates."""
+    problem, plain = make(backend, loss="continuous"), make("cpu", loss="continuous")
+    thetas, x0 = [problem.init(1), problem.init(2)], problem.sample(3)
+    opened = gates_of(variant, problem, np.random.default_rng(0))
+    found = [each.copy() for each in problem.engine.gradients(thetas, [x0, x0], opened, parts=True)]
+    for theta, each in zip(thetas, found, strict=True):
+        assert_same_gradient(each, next(plain.engine.gradients([theta], [x0], opened)), TOLERANCE["float64"])
+    regular = dataclasses.replace(opened, physics=opened.physics[:1], network=opened.network[:1], join=None)
+    assert error(found[1].regular, next(plain.engine.gradients(thetas[1:], [x0], regular)).value) < TOLERANCE["float64"]
 
 
 def test_what_rollouts_cost_with_and_without_their_paths(backend):
