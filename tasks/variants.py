@@ -23,7 +23,13 @@ NAMES = (*GATES, *joins.KINDS)
 
 @dataclass(frozen=True, eq=False)
 class Gates:
-    """Gates of m adjoints that run together, physics and network (m, T); `join`: they are R and M, to be joined."""
+    """Gates of m adjoints that run together, physics and network (m, T); `join`: they are R and M, to be joined.
+
+    Examples
+    --------
+    >>> gates("M", 2).joined
+    False
+    """
 
     physics: np.ndarray
     network: np.ndarray
