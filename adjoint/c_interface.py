@@ -39,7 +39,17 @@ _functions: dict[tuple[Any, ...], Any] = {}
 
 
 def c_header(dtype: Any = np.float64) -> str:
-    """Text of a C header with the function types for one precision."""
+    """Text of a C header with the function types for one precision.
+
+    Parameters
+    ----------
+    dtype : np.float32 or np.float64
+
+    Examples
+    --------
+    >>> "stablebptt_step_double" in sb.c_header(np.float64)
+    True
+    """
     real = {"float32": "float", "float64": "double"}[np.dtype(dtype).name]
     return HEADER.replace("{real}", real).replace("{REAL}", real.upper())
 
@@ -50,11 +60,19 @@ def cfunc_address(struct: Struct, name: str, dtype: Any = None) -> int:
     Parameters
     ----------
     dtype : np.float32 or np.float64; by default that of the struct's numbers
+    struct : a system or a loss
+    name : "step", "step_vjp", "cost" or "cost_vjp"
 
     Raises
     ------
     ValueError, TypeError
         If the struct has no such function.
+
+    Examples
+    --------
+    >>> from stablebptt.kernels.pendulum import Standing
+    >>> sb.cfunc_address(Standing(), "cost", np.float64) != 0
+    True
     """
     makers = {"step": _step, "step_vjp": _step_vjp} if isinstance(struct, System) else {"cost": _cost, "cost_vjp": _cost_vjp}
     if not isinstance(struct, Struct):

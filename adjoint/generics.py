@@ -14,6 +14,11 @@ class Rows(Struct):
     x (n, n_seen) : what the controller sees of their states
     row : rows row .. row + n of the tape hold their activations, from `control_batch`
     slot, start : rows start .. start + n of this slot of the tape receive their cotangents, from `control_batch_vjp`
+
+    Examples
+    --------
+    >>> Rows(np.zeros((4, 2)), 0, 0, 0).x.shape
+    (4, 2)
     """
 
     x: np.ndarray
@@ -27,12 +32,39 @@ def step_vjp(system, x, c, lam, lam_x, lam_c):
     """Add ``S_x^T lam`` to lam_x and ``S_c^T lam`` to lam_c, for m cotangents at once.
 
     x (n_state,), c (n_control,), lam and lam_x (m, n_state), lam_c (m, n_control).
+
+    Parameters
+    ----------
+    system : struct with a method for `step_vjp`
+
+    Examples
+    --------
+    >>> from stablebptt.kernels.pendulum import pendulum
+    >>> x, c, lam = np.zeros(2), np.zeros(1), np.array([[1.0, 0.0]])
+    >>> lam_x, lam_c = np.zeros((1, 2)), np.zeros((1, 1))
+    >>> step_vjp(pendulum(0.02), x, c, lam, lam_x, lam_c)
+    >>> lam_x.round(5).tolist(), lam_c.round(5).tolist()
+    ([[1.00588, 0.02]], [[0.0012]])
     """
 
 
 @generic
 def step_sample_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
-    """`step_vjp` without allocating: x_next (n_state,) from the step; scratch (sample_scratch,)."""
+    """`step_vjp` without allocating: x_next (n_state,) from the step; scratch (sample_scratch,).
+
+    Parameters
+    ----------
+    system, x, c, lam, lam_x, lam_c : as in `step_vjp`
+
+    Examples
+    --------
+    >>> from stablebptt.kernels.pendulum import pendulum
+    >>> x, c, lam = np.zeros(2), np.zeros(1), np.array([[1.0, 0.0]])
+    >>> lam_x, lam_c = np.zeros((1, 2)), np.zeros((1, 1))
+    >>> step_sample_vjp(pendulum(0.02), x, np.zeros(2), c, lam, lam_x, lam_c, np.empty(0))
+    >>> lam_c.round(5).tolist()
+    [[0.0012]]
+    """
 
 
 @generic
@@ -41,12 +73,40 @@ def step_batch_vjp(system, x, x_next, c, lam, lam_x, lam_c, scratch):
 
     x, x_next (B, n_state), c (B, n_control), lam and lam_x (B, m, n_state), lam_c (B, m, n_control), scratch (scratch_size,);
     x_next comes from the step.
+
+    Parameters
+    ----------
+    system : struct with a method for `step_vjp`
+
+    Examples
+    --------
+    >>> from stablebptt.kernels.generics import scratch_size
+    >>> from stablebptt.kernels.pendulum import pendulum
+    >>> system, x, c, lam = pendulum(0.02), np.zeros((2, 2)), np.ones((2, 1)), np.ones((2, 1, 2))
+    >>> lam_x, lam_c = np.zeros((2, 1, 2)), np.zeros((2, 1, 1))
+    >>> scratch = np.empty(scratch_size(system, batch=2, variants=1, n_state=2, n_control=1))
+    >>> step_batch_vjp(system, x, np.zeros((2, 2)), c, lam, lam_x, lam_c, scratch)
+    >>> lam_c.round(5).tolist()
+    [[[0.0612]], [[0.0612]]]
     """
 
 
 @generic
 def cost_vjp(loss, x, cost_bar, x_bar):
-    """Add cost_bar, a number, times the derivative of `cost` at x (n_state,) to x_bar (n_state,)."""
+    """Add cost_bar, a number, times the derivative of `cost` at x (n_state,) to x_bar (n_state,).
+
+    Parameters
+    ----------
+    loss : struct with a method for `cost_vjp`
+
+    Examples
+    --------
+    >>> from stablebptt.kernels.pendulum import Standing
+    >>> x_bar = np.zeros(2)
+    >>> cost_vjp(Standing(), np.array([np.pi / 2, 0.0]), 3.0, x_bar)
+    >>> x_bar.tolist()
+    [3.0, 0.0]
+    """
 
 
 @generic
@@ -59,7 +119,20 @@ has_form(cost_vjp, running_cost_vjp)
 
 @generic
 def final_cost_vjp(loss, x, cost_bar, x_bar):
-    """Add cost_bar, a number, times the derivative of `final_cost` at x (n_state,) to x_bar (n_state,)."""
+    """Add cost_bar, a number, times the derivative of `final_cost` at x (n_state,) to x_bar (n_state,).
+
+    Parameters
+    ----------
+    loss : struct with a method for `final_cost_vjp`, if it has a final cost
+
+    Examples
+    --------
+    >>> from stablebptt.kernels.pendulum import Standing
+    >>> x_bar = np.zeros(2)
+    >>> final_cost_vjp(Standing(), np.zeros(2), 1.0, x_bar)
+    >>> x_bar.tolist()
+    [0.0, 0.0]
+    """
 
 
 @generic
@@ -72,7 +145,21 @@ def cost_batch_vjp(loss, t, weights, batch, states, controls, x_bar, lam_c):
 
 @generic
 def observe_vjp(observation, t, x, seen_bar, x_bar):
-    """Add ``O_x^T seen_bar`` to x_bar (n_state,); seen_bar (n_seen,) may be overwritten."""
+    """Add ``O_x^T seen_bar`` to x_bar (n_state,); seen_bar (n_seen,) may be overwritten.
+
+    Parameters
+    ----------
+    observation : struct with a method for `observe_vjp`
+    t, x (n_state,) : time step and state where the derivatives are taken
+
+    Examples
+    --------
+    >>> from stablebptt.kernels.seen import Angles
+    >>> x_bar = np.zeros(2)
+    >>> observe_vjp(Angles(np.array([1, 0])), 0, np.zeros(2), np.ones(3), x_bar)
+    >>> x_bar.tolist()
+    [1.0, 1.0]
+    """
 
 
 @generic
@@ -85,6 +172,19 @@ def step_parameters_vjp(system, x, c, lam, p_bar):
     """Add the cotangents of the system's float fields, in their order, to p_bar (m, fields); lam (m, n_state).
 
     A system need not define it; see `Gradient.parameters`.
+
+    Parameters
+    ----------
+    x (n_state,), c (n_control,) : where the derivatives are taken
+
+    Examples
+    --------
+    >>> from stablebptt.kernels.pendulum import pendulum
+    >>> x, c, lam = np.zeros(2), np.zeros(1), np.array([[1.0, 0.0]])
+    >>> p_bar = np.zeros((1, 4))
+    >>> step_parameters_vjp(pendulum(0.02), np.array([0.1, 1.0]), c, lam, p_bar)
+    >>> p_bar.round(3).tolist()
+    [[1.059, 0.0, 0.0, -0.001]]
     """
 
 
@@ -106,7 +206,28 @@ def step_parameters_batch_vjp(system, x, c, lam, p_bar, scratch):
 
 @generic
 def control_vjp(controller, theta, x, c_bar, theta_bar, x_bar):
-    """Add ``N_theta^T c_bar`` to theta_bar (n_parameters,) and ``N_x^T c_bar`` to x_bar (n_state,), for one state."""
+    """Add ``N_theta^T c_bar`` to theta_bar (n_parameters,) and ``N_x^T c_bar`` to x_bar (n_state,), for one state.
+
+    Parameters
+    ----------
+    controller : struct with a method for `control_vjp`
+    theta (n_parameters,), x (n_state,) : where the derivatives are taken
+
+    Examples
+    --------
+    >>> from stablebptt.kernels import Controller, implements
+    >>> class Gain(Controller):
+    ...     def layout(self):
+    ...         return {"gain": (1,)}
+    >>> @implements(control_vjp, Gain)
+    ... def _control_vjp(gain, theta, x, c_bar, theta_bar, x_bar):
+    ...     theta_bar[0] += c_bar[0] * x[0]
+    ...     x_bar[0] += c_bar[0] * theta[0]
+    >>> theta_bar, x_bar = np.zeros(1), np.zeros(1)
+    >>> control_vjp(Gain(), np.array([3.0]), np.array([2.0]), np.ones(1), theta_bar, x_bar)
+    >>> theta_bar.tolist(), x_bar.tolist()
+    ([2.0], [3.0])
+    """
 
 
 @generic_block
@@ -114,12 +235,59 @@ def control_batch_vjp(controller, weights, tape, rows, c_bar):
     """Write the cotangents inside the network, for c_bar (n, n_control), to the tape; `control_batch` wrote the activations.
 
     `state_vjp` and `parameter_vjp` read them.
+
+    Parameters
+    ----------
+    controller : struct; for a `Controller` there is nothing to do
+    weights (n_weights,) : what `pack` made of theta
+    rows : `Rows` that go backwards together
+
+    Examples
+    --------
+    >>> from stablebptt.kernels import Controller, implements
+    >>> class Gain(Controller):
+    ...     def layout(self):
+    ...         return {"gain": (1,)}
+    >>> @implements(control_vjp, Gain)
+    ... def _control_vjp(gain, theta, x, c_bar, theta_bar, x_bar):
+    ...     theta_bar[0] += c_bar[0] * x[0]
+    ...     x_bar[0] += c_bar[0] * theta[0]
+    >>> from stablebptt.kernels.generics import new_tape
+    >>> tape = new_tape(Gain(), float, rows=2, chunk=2, adjoints=1, unit=False)
+    >>> weights, rows, c_bar = np.array([3.0]), Rows(np.array([[2.0], [4.0]]), 0, 0, 0), np.ones((1, 2, 1))
+    >>> control_batch_vjp(Gain(), weights, tape, rows, c_bar[0])
     """
 
 
 @generic_block
 def state_vjp(controller, weights, tape, rows, c_bar, x_bar):
-    """Add ``N_x^T c_bar`` to x_bar (n, padded n_state), after `control_batch_vjp` of the same rows and c_bar (n, n_control)."""
+    """Add ``N_x^T c_bar`` to x_bar (n, padded n_state), after `control_batch_vjp` of the same rows and c_bar (n, n_control).
+
+    Parameters
+    ----------
+    controller : struct; a `Controller` needs a method for `control_vjp` only
+    weights (n_weights,) : what `pack` made of theta
+    tape : of `new_tape`, in which `control_batch_vjp` left its cotangents
+    rows : `Rows` that go backwards together
+
+    Examples
+    --------
+    >>> from stablebptt.kernels import Controller, implements
+    >>> class Gain(Controller):
+    ...     def layout(self):
+    ...         return {"gain": (1,)}
+    >>> @implements(control_vjp, Gain)
+    ... def _control_vjp(gain, theta, x, c_bar, theta_bar, x_bar):
+    ...     theta_bar[0] += c_bar[0] * x[0]
+    ...     x_bar[0] += c_bar[0] * theta[0]
+    >>> from stablebptt.kernels.generics import new_tape
+    >>> tape = new_tape(Gain(), float, rows=2, chunk=2, adjoints=1, unit=False)
+    >>> weights, rows, c_bar = np.array([3.0]), Rows(np.array([[2.0], [4.0]]), 0, 0, 0), np.ones((1, 2, 1))
+    >>> x_bar = np.zeros((2, 1))
+    >>> state_vjp(Gain(), weights, tape, rows, c_bar[0], x_bar)
+    >>> x_bar.tolist()
+    [[3.0], [3.0]]
+    """
 
 
 @generic_block
@@ -129,12 +297,56 @@ def parameter_vjp(controller, weights, tape, rows, c_bar):
     The rows are whole time steps of the samples in the tape's groups.
     It follows `control_batch_vjp` of all n rows: for cotangent v in slot v, or, with a `unit` tape, for the cotangent 1 in
     slot 0.
+
+    Parameters
+    ----------
+    controller : struct; a `Controller` needs a method for `control_vjp` only
+    weights (n_weights,) : what `pack` made of theta
+
+    Examples
+    --------
+    >>> from stablebptt.kernels import Controller, implements
+    >>> class Gain(Controller):
+    ...     def layout(self):
+    ...         return {"gain": (1,)}
+    >>> @implements(control_vjp, Gain)
+    ... def _control_vjp(gain, theta, x, c_bar, theta_bar, x_bar):
+    ...     theta_bar[0] += c_bar[0] * x[0]
+    ...     x_bar[0] += c_bar[0] * theta[0]
+    >>> from stablebptt.kernels.generics import new_tape
+    >>> tape = new_tape(Gain(), float, rows=2, chunk=2, adjoints=1, unit=False)
+    >>> weights, rows, c_bar = np.array([3.0]), Rows(np.array([[2.0], [4.0]]), 0, 0, 0), np.ones((1, 2, 1))
+    >>> parameter_vjp(Gain(), weights, tape, rows, c_bar)
+    >>> tape.sums.gradient.tolist()
+    [[[6.0]]]
     """
 
 
 @generic_block
 def clear(controller, tape):
-    """Set the tape's sums of gradients to zero."""
+    """Set the tape's sums of gradients to zero.
+
+    Parameters
+    ----------
+    controller : struct whose `tape` it is
+
+    Examples
+    --------
+    >>> from stablebptt.kernels import Controller, implements
+    >>> class Gain(Controller):
+    ...     def layout(self):
+    ...         return {"gain": (1,)}
+    >>> @implements(control_vjp, Gain)
+    ... def _control_vjp(gain, theta, x, c_bar, theta_bar, x_bar):
+    ...     theta_bar[0] += c_bar[0] * x[0]
+    ...     x_bar[0] += c_bar[0] * theta[0]
+    >>> from stablebptt.kernels.generics import new_tape
+    >>> tape = new_tape(Gain(), float, rows=2, chunk=2, adjoints=1, unit=False)
+    >>> tape.sums.gradient[:] = 1
+    >>> clear(Gain(), tape)
+    >>> tape.sums.gradient.tolist()
+    [[[0.0]]]
+    """
 
 
 @generic_block
@@ -142,6 +354,28 @@ def unpack(controller, sums, gradients, part):
     """Write a part of the total of the sums to gradients (m, n_parameters), in the users' order.
 
     The groups are added up in their order, in the first one.
+
+    Parameters
+    ----------
+    controller : struct whose sums they are
+
+    Examples
+    --------
+    >>> from stablebptt.kernels import Controller, implements
+    >>> class Gain(Controller):
+    ...     def layout(self):
+    ...         return {"gain": (1,)}
+    >>> @implements(control_vjp, Gain)
+    ... def _control_vjp(gain, theta, x, c_bar, theta_bar, x_bar):
+    ...     theta_bar[0] += c_bar[0] * x[0]
+    ...     x_bar[0] += c_bar[0] * theta[0]
+    >>> from stablebptt.kernels.core.threads import WHOLE
+    >>> from stablebptt.kernels.generics import new_sums
+    >>> sums, gradients = new_sums(Gain(), float, groups=1, adjoints=1), np.empty((1, 1))
+    >>> sums.gradient[:] = 5
+    >>> unpack(Gain(), sums, gradients, WHOLE)
+    >>> gradients.tolist()
+    [[5.0]]
     """
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import glob
+import importlib
 import json
 import os
 import secrets
@@ -12,12 +13,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
+def _module(name: str) -> Any:
+    """A module that only some systems have; None on the others."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+fcntl, msvcrt = _module("fcntl"), _module("msvcrt")  # POSIX, Windows
+WINDOWS = os.name == "nt"
+BEYOND = 1 << 30  # the byte that is locked on Windows: a locked byte cannot be read, and the file begins with its owner
 KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
@@ -118,6 +127,9 @@ def locked(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             os.unlink(place)
         os.close(handle)
+        if WINDOWS:  # it removes no file that is open
+            with contextlib.suppress(OSError):
+                os.unlink(place)
 
 
 def _take(place: Path, path: Path) -> int:
@@ -138,9 +150,13 @@ def _take(place: Path, path: Path) -> int:
 def _lock(handle: int, owner: "Owner | None") -> bool:
     """Lock an open file if nobody else has."""
     try:
-        if fcntl is None:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        elif msvcrt is not None:
+            os.lseek(handle, BEYOND, os.SEEK_SET)
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
             raise OSError(errno.ENOSYS, "no locks")
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
@@ -161,7 +177,7 @@ class Owner:
 
     def is_dead(self) -> bool:
         """Whether the process has certainly ended; False for processes on other hosts."""
-        if self.host != socket.gethostname() or os.name == "nt":
+        if self.host != socket.gethostname() or WINDOWS:
             return False
         try:
             os.kill(self.process, 0)
@@ -195,7 +211,7 @@ def _beside(path: Path, *, pattern: bool = False) -> str:
 
 def _sync_folder(folder: Path) -> None:
     """Make a rename durable, if the system can."""
-    if os.name == "nt":
+    if WINDOWS:
         return
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe
         handle = os.open(folder, os.O_RDONLY)

@@ -94,6 +94,11 @@ def draw_system(name: str, folder: Path) -> None:
     command("plot", *files, "--smooth", 5, "--force", "--out", IMAGES / f"{picture}.png")
     shown = folder / f"{name}-R" / "seed_0.h5"
     command("plot", shown, "--trajectory", 0, "--force", "--out", IMAGES / f"{picture}-trajectory.png")
+    film(name, folder)
+
+
+def film(name: str, folder: Path) -> None:
+    """The film of a system of docs/systems.md."""
     import system_films
 
     system_films.save(name, folder)

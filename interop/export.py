@@ -68,6 +68,14 @@ def export(policy: Policy, path: str | Path, *, force: bool = False) -> None:
         If the ending is not known, a package is missing, or the policy cannot be written in this format.
     OSError
         If the file cannot be written, or exists and is not to be replaced.
+
+    Examples
+    --------
+    >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
+    >>> run = sb.train(problem, epochs=2, train_count=8, test_count=8, out="run.h5")
+    >>> sb.export(run.best_policy, "policy.c")
+    >>> "policy" in open("policy.c").read()
+    True
     """
     _check_policy(policy)
     file = atomic.expanded(path)

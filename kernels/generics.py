@@ -15,10 +15,24 @@ from stablebptt.kernels.core.structs import Struct
 
 
 class System(Struct):
-    """Base of all systems."""
+    """Base of all systems.
+
+    Examples
+    --------
+    >>> from stablebptt.kernels.pendulum import pendulum
+    >>> system = pendulum(0.02)
+    >>> isinstance(system, System), system.parameter_names()
+    (True, ('dt', 'gravity', 'mass', 'length'))
+    """
 
     def scratch_size(self, batch: int, variants: int) -> int:
-        """Numbers of scratch space that a `step_batch` of its own needs for a batch and m = `variants` cotangents."""
+        """Numbers of scratch space that a `step_batch` of its own needs for a batch and m = `variants` cotangents.
+
+        Parameters
+        ----------
+        batch : samples B
+        variants : cotangents m
+        """
         return 0
 
     def sample_scratch(self) -> int:
@@ -40,7 +54,13 @@ class System(Struct):
 
     @classmethod
     def register_type(cls, kind: Any, dtype: Any) -> Any:
-        """Numba type of the system of a register full of samples."""
+        """Numba type of the system of a register full of samples.
+
+        Parameters
+        ----------
+        kind : Numba type of the system
+        dtype : Numba type of the numbers in the register
+        """
         return kind
 
 
@@ -48,6 +68,14 @@ class Controller(Struct):
     """Base of controllers that compute one state at a time. They define `layout`, `control` and `control_vjp`.
 
     The networks of this package define the functions on batches instead.
+
+    Examples
+    --------
+    >>> class Feedback(Controller):
+    ...     def layout(self):
+    ...         return {"gain": (2,)}
+    >>> Feedback().layout()
+    {'gain': (2,)}
     """
 
     def layout(self) -> dict[str, tuple[int, ...]]:
@@ -56,18 +84,48 @@ class Controller(Struct):
 
 
 class Loss(Struct):
-    """Base of all losses. They define `cost` and `cost_vjp`, of a state or of time, state and control; see `running_cost`."""
+    """Base of all losses. They define `cost` and `cost_vjp`, of a state or of time, state and control; see `running_cost`.
+
+    Examples
+    --------
+    >>> class Effort(Loss):
+    ...     weight: float
+    >>> @implements(cost, Effort)
+    ... def _effort(loss, t, x, c):
+    ...     return loss.weight * c[0] * c[0]
+    >>> cost(Effort(0.5), 0, np.zeros(2), np.array([2.0]))
+    np.float64(2.0)
+    """
 
 
 class Observation(Struct):
-    """Base of what a controller sees of a state. They define `size`, `observe` and `observe_vjp`."""
+    """Base of what a controller sees of a state. They define `size`, `observe` and `observe_vjp`.
+
+    Examples
+    --------
+    >>> class Rate(Observation):
+    ...     def size(self, n_state):
+    ...         return 1
+    >>> Rate().size(2)
+    1
+    """
 
     def size(self, n_state: int) -> int:
-        """Numbers that the controller sees, n_seen."""
+        """Numbers that the controller sees, n_seen.
+
+        Parameters
+        ----------
+        n_state : numbers of a state
+        """
         raise NotImplementedError(f"{type(self).__name__} has no size(n_state): return how many numbers the controller sees")
 
     def noise(self, n_state: int) -> np.ndarray:
-        """Standard deviations (n_seen,) of the noise on what the controller sees."""
+        """Standard deviations (n_seen,) of the noise on what the controller sees.
+
+        Parameters
+        ----------
+        n_state : numbers of a state
+        """
         return np.zeros(type(self).size(self, n_state))
 
 
@@ -147,17 +205,58 @@ def new_tape(
 
 @generic
 def step(system, x, c, x_next):
-    """One time step of one sample: ``x_next = S(x, c)``; x, x_next (n_state,), c (n_control,)."""
+    """One time step of one sample: ``x_next = S(x, c)``; x, x_next (n_state,), c (n_control,).
+
+    Parameters
+    ----------
+    system : struct with a method for `step`
+
+    Examples
+    --------
+    >>> from stablebptt.kernels.pendulum import pendulum
+    >>> x_next = np.empty(2)
+    >>> step(pendulum(0.02), np.array([0.0, 0.0]), np.array([1.0]), x_next)
+    >>> x_next.round(5).tolist()
+    [0.0012, 0.06]
+    """
 
 
 @generic
 def step_sample(system, x, c, x_next, scratch):
-    """`step` without allocating: x, x_next (n_state,), c (n_control,), scratch (sample_scratch,)."""
+    """`step` without allocating: x, x_next (n_state,), c (n_control,), scratch (sample_scratch,).
+
+    Parameters
+    ----------
+    system : struct with a method for `step` or `step_sample`
+
+    Examples
+    --------
+    >>> from stablebptt.kernels.pendulum import pendulum
+    >>> x_next = np.empty(2)
+    >>> step_sample(pendulum(0.02), np.zeros(2), np.ones(1), x_next, np.empty(0))
+    >>> x_next.round(5).tolist()
+    [0.0012, 0.06]
+    """
 
 
 @generic
 def step_batch(system, x, c, x_next, scratch):
-    """One time step of a batch: x, x_next (B, n_state), c (B, n_control); scratch (scratch_size,)."""
+    """One time step of a batch: x, x_next (B, n_state), c (B, n_control); scratch (scratch_size,).
+
+    Parameters
+    ----------
+    system : struct with a method for `step`
+
+    Examples
+    --------
+    >>> from stablebptt.kernels.generics import scratch_size
+    >>> from stablebptt.kernels.pendulum import pendulum
+    >>> system, x_next = pendulum(0.02), np.empty((2, 2))
+    >>> scratch = np.empty(scratch_size(system, batch=2, variants=1, n_state=2, n_control=1))
+    >>> step_batch(system, np.zeros((2, 2)), np.ones((2, 1)), x_next, scratch)
+    >>> x_next.round(5).tolist()
+    [[0.0012, 0.06], [0.0012, 0.06]]
+    """
 
 
 @generic
@@ -167,7 +266,18 @@ def draw(system, keys, scratch):
 
 @generic
 def cost(loss, x):
-    """Loss l(x) of one state x (n_state,); a number."""
+    """Loss l(x) of one state x (n_state,); a number.
+
+    Parameters
+    ----------
+    loss : struct with a method for `cost`
+
+    Examples
+    --------
+    >>> from stablebptt.kernels.pendulum import Standing
+    >>> float(cost(Standing(), np.array([np.pi, 0.0])))
+    2.0
+    """
 
 
 @generic
@@ -183,7 +293,18 @@ has_form(cost, running_cost)
 
 @generic
 def final_cost(loss, x):
-    """Cost of the last state x (n_state,) of a loss with `running_cost`; a number, by default 0."""
+    """Cost of the last state x (n_state,) of a loss with `running_cost`; a number, by default 0.
+
+    Parameters
+    ----------
+    loss : struct with a method for `cost` of time, state and control
+
+    Examples
+    --------
+    >>> from stablebptt.kernels.pendulum import Standing
+    >>> float(final_cost(Standing(), np.zeros(2)))
+    0.0
+    """
 
 
 @generic
@@ -196,7 +317,20 @@ def cost_batch(loss, t, weights, states, controls, total):
 
 @generic
 def observe(observation, t, x, seen):
-    """What a controller sees, seen (n_seen,), of the state x (n_state,) at time step t."""
+    """What a controller sees, seen (n_seen,), of the state x (n_state,) at time step t.
+
+    Parameters
+    ----------
+    observation : struct with a method for `observe`
+
+    Examples
+    --------
+    >>> from stablebptt.kernels.seen import Angles
+    >>> seen = np.empty(3)
+    >>> observe(Angles(np.array([1, 0])), 0, np.array([np.pi / 2, 3.0]), seen)
+    >>> seen.round(3).tolist()
+    [1.0, 0.0, 3.0]
+    """
 
 
 @generic
@@ -206,17 +340,66 @@ def observe_batch(observation, t, x, seen):
 
 @generic_block
 def pack(controller, theta, weights):
-    """Arrange theta (n_parameters,), in the users' order, in the padded arena `weights` (n_weights,)."""
+    """Arrange theta (n_parameters,), in the users' order, in the padded arena `weights` (n_weights,).
+
+    Parameters
+    ----------
+    controller : struct; a `Controller` keeps the order of theta
+
+    Examples
+    --------
+    >>> weights = np.empty(2)
+    >>> pack(Controller(), np.array([1.0, 2.0]), weights)
+    >>> weights.tolist()
+    [1.0, 2.0]
+    """
 
 
 @generic
 def control(controller, theta, x, c):
-    """Control c (n_control,) of one state x (n_state,), with parameters theta (n_parameters,)."""
+    """Control c (n_control,) of one state x (n_state,), with parameters theta (n_parameters,).
+
+    Parameters
+    ----------
+    controller : struct with a method for `control`
+
+    Examples
+    --------
+    >>> class Gain(Controller):
+    ...     def layout(self):
+    ...         return {"gain": (1,)}
+    >>> @implements(control, Gain)
+    ... def _control(gain, theta, x, c):
+    ...     c[0] = theta[0] * x[0]
+    >>> c = np.empty(1)
+    >>> control(Gain(), np.array([3.0]), np.array([2.0]), c)
+    >>> c.tolist()
+    [6.0]
+    """
 
 
 @generic
 def control_batch(controller, weights, x, c, tape, row):
-    """Controls c (n, n_control) of states x (n, n_state); activations go to rows row .. row + n of the tape."""
+    """Controls c (n, n_control) of states x (n, n_state); activations go to rows row .. row + n of the tape.
+
+    Parameters
+    ----------
+    controller : struct; a `Controller` needs a method for `control` only
+    weights : what `pack` made of theta
+
+    Examples
+    --------
+    >>> class Gain(Controller):
+    ...     def layout(self):
+    ...         return {"gain": (1,)}
+    >>> @implements(control, Gain)
+    ... def _control(gain, theta, x, c):
+    ...     c[0] = theta[0] * x[0]
+    >>> c = np.empty((2, 1))
+    >>> control_batch(Gain(), np.array([3.0]), np.array([[2.0], [4.0]]), c, None, 0)
+    >>> c.tolist()
+    [[6.0], [12.0]]
+    """
 
 
 @implements(draw, System)

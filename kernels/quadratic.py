@@ -41,6 +41,12 @@ def quadratic(
     final : factor of the last state's cost
     reference : (n_state,), or (N, n_state) for one row per time step, whose last one goes on; by default 0
     rest (n_control,) : control that costs nothing; by default 0
+
+    Examples
+    --------
+    >>> loss = sb.quadratic([1.0, 0.1], 0.01, final=10.0)
+    >>> loss.state.tolist(), loss.final
+    ([1.0, 0.1], 10.0)
     """
     weights, controls = np.atleast_1d(np.asarray(state, float)), np.atleast_1d(np.asarray(control, float))
     rows = np.zeros_like(weights) if reference is None else np.asarray(reference, float)

@@ -1,4 +1,4 @@
-"""What controllers see: ready-made observations, and ways to put them together; docs/observations.md."""
+"""What controllers see: ready-made observations, and ways to put them together; docs/controllers.md."""
 
 import math
 from typing import Any

@@ -19,6 +19,8 @@ from stablebptt.data.run_file import COUNTS, HISTORY
 from stablebptt.tasks import arguments
 from stablebptt.tasks.errors import ArgumentError
 
+__all__ = ["CsvLog", "Patience", "Stop", "TargetLoss", "TensorBoard", "WallTime"]
+
 STOPPED = "stopped"
 EPOCHS_KEPT = 1.2  # epochs that must fit into what is left of a time: the next may take longer than the last
 COLUMNS = tuple(HISTORY)
@@ -26,7 +28,17 @@ COLUMNS = tuple(HISTORY)
 
 @dataclass(frozen=True)
 class Stop:
-    """Returned by a callback: the run ends after this epoch, complete, with the status "stopped: reason"."""
+    """Returned by a callback: the run ends after this epoch, complete, with the status "stopped: reason".
+
+    Parameters
+    ----------
+    reason : a few words
+
+    Examples
+    --------
+    >>> Stop("good enough").status
+    'stopped: good enough'
+    """
 
     reason: str
 
@@ -44,7 +56,18 @@ class Stop:
 
 @dataclass(frozen=True)
 class TargetLoss:
-    """Stops a run whose test loss is at most `loss`."""
+    """Stops a run whose test loss is at most `loss`.
+
+    Parameters
+    ----------
+    loss : the limit
+
+    Examples
+    --------
+    >>> run = sb.train(problem, report=sb.callbacks.TargetLoss(0.05))  # doctest: +SKIP
+    >>> sb.callbacks.TargetLoss(0.05)
+    TargetLoss(loss=0.05)
+    """
 
     loss: float
 
@@ -59,7 +82,17 @@ class TargetLoss:
 
 @dataclass(frozen=True)
 class Patience:
-    """Stops a run whose lowest test loss is `epochs` epochs old."""
+    """Stops a run whose lowest test loss is `epochs` epochs old.
+
+    Parameters
+    ----------
+    epochs : without a lower test loss
+
+    Examples
+    --------
+    >>> sb.callbacks.Patience(50)
+    Patience(epochs=50)
+    """
 
     epochs: int
 
@@ -75,7 +108,17 @@ class Patience:
 
 @dataclass(frozen=True)
 class WallTime:
-    """Stops a run before `hours` are over, as long as another epoch might not fit in; they begin when this is made."""
+    """Stops a run before `hours` are over, as long as another epoch might not fit in; they begin when this is made.
+
+    Parameters
+    ----------
+    hours : time of the run
+
+    Examples
+    --------
+    >>> sb.callbacks.WallTime(1.5).hours
+    1.5
+    """
 
     hours: float
     begun: float = field(default_factory=lambda: time.monotonic(), init=False, compare=False)
@@ -94,6 +137,15 @@ class CsvLog:
     """Writes the history as numbers for spreadsheets, a row per epoch, at once.
 
     An older log of this kind is replaced, any other file refused. The file of a resumed run begins with its first epoch.
+
+    Parameters
+    ----------
+    path : of the file, such as "log.csv"
+
+    Examples
+    --------
+    >>> sb.callbacks.CsvLog("log.csv").path.name
+    'log.csv'
     """
 
     path: Path
@@ -123,6 +175,15 @@ class TensorBoard:
     """Writes the history for TensorBoard, into a folder; needs the extra ``stablebptt[tensorboard]``.
 
     What a run wrote that was interrupted after its last checkpoint is taken back when it is resumed.
+
+    Parameters
+    ----------
+    folder : for its files
+
+    Examples
+    --------
+    >>> sb.callbacks.TensorBoard("logs").folder.name  # doctest: +SKIP
+    'logs'
     """
 
     folder: Path

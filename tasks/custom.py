@@ -25,6 +25,8 @@ from stablebptt.tasks.places import where
 from stablebptt.tasks.problems import Axis, Problem, mean_weights
 from stablebptt.tasks.task import CUSTOM, LOSSES, OUTPUT_INITS, Task
 
+__all__ = ["custom_problem"]
+
 TASK = CUSTOM
 SYSTEM, LOSS = (forward.step, backward.step_vjp), (forward.cost, backward.cost_vjp)
 RUNNING = (forward.running_cost, backward.running_cost_vjp)
@@ -80,6 +82,18 @@ def custom_problem(
     ------
     TypeError, ValueError
         If a part lacks a method, or something does not fit.
+
+    Examples
+    --------
+    The pendulum's parts with a starting state of your own:
+
+    >>> from stablebptt.kernels.pendulum import Standing, pendulum
+    >>> hanging = lambda random, count: np.full((count, 2), [np.pi, 0.0])
+    >>> problem = custom_problem(
+    ...     pendulum(0.02), (5,), Standing(), sample=hanging, steps=50, dt=0.02, state_shape=(2,), control_shape=(1,)
+    ... )
+    >>> problem.n_parameters
+    21
     """
     arguments.known(CUSTOM, added, additions.NAMES)
     _needs("system", system, System, SYSTEM)

@@ -47,6 +47,12 @@ class Rule:
     independent : inputs whose rows, along the first axis, affect only the same row of the output
     write, add : forward and vjp in place, if the functions work so: (inputs, output), and (inputs, cotangents, bars)
     names : the functions' own names for the output and for the cotangents of the inputs
+
+    Examples
+    --------
+    >>> rule = Rule("square", lambda inputs: inputs["x"] ** 2, lambda inputs, bars: {"x": 2 * inputs["x"] * bars})
+    >>> rule.forward({"x": np.array([3.0])}).tolist()
+    [9.0]
     """
 
     name: str
@@ -70,6 +76,11 @@ class Finding:
     certainty : possible error of the differences there, on the scale of `error`
     verdict : "ok", "WRONG", or "unsure" if the differences say nothing
     note : other faults
+
+    Examples
+    --------
+    >>> Finding("step", "state", error=1e-12, verdict="ok").passed
+    True
     """
 
     rule: str
@@ -111,6 +122,15 @@ def findings(
     ----------
     step : size of the differences; by default the best of many, at every place
     tolerance : relative errors up to this one pass
+    rule : the functions
+    inputs : arrays by name
+    random : generator of the directions
+
+    Examples
+    --------
+    >>> rule = Rule("square", lambda inputs: inputs["x"] ** 2, lambda inputs, bars: {"x": 2 * inputs["x"] * bars})
+    >>> [found.verdict for found in findings(rule, {"x": np.array([3.0, 4.0])}, np.random.default_rng(0))]
+    ['ok']
     """
     broken = {finding.argument: finding for finding in contract(rule, inputs, random)}
     output = np.asarray(rule.forward(_copies(inputs)))

@@ -9,6 +9,8 @@ import numpy as np
 
 from stablebptt.tasks.variants import Gates
 
+__all__ = ["Gradient", "Loss", "Path"]
+
 Keys = list[np.ndarray] | None
 # Queue of single calls: they may come between the launch of many runs and the last of their results.
 ALONE = -1
@@ -16,7 +18,15 @@ ALONE = -1
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Path:
-    """A rollout: time (T+1,) [s], states (B, T+1, *state), controls (B, T, *control); loss (B,) and the problem, if known."""
+    """A rollout: time (T+1,) [s], states (B, T+1, *state), controls (B, T, *control); loss (B,) and the problem, if known.
+
+    Examples
+    --------
+    >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
+    >>> path = problem.rollout(problem.init(seed=0), problem.sample(3, seed=0))
+    >>> path.states.shape, path.controls.shape
+    ((3, 6, 1, 2), (3, 5, 1))
+    """
 
     time: np.ndarray
     states: np.ndarray
@@ -25,14 +35,25 @@ class Path:
     problem: Any = None
 
     def plot(self, sample: int = 0) -> Any:
-        """A matplotlib figure of the rollout from one initial state."""
+        """A matplotlib figure of the rollout from one initial state.
+
+        Parameters
+        ----------
+        sample : number of the initial state
+        """
         from stablebptt.tasks.pictures import notebook
         from stablebptt.tasks.pictures import rollouts as rollout_pictures
 
         return rollout_pictures.draw(notebook.of_path(self), sample)
 
     def animate(self, sample: int = 0, **options: Any) -> Any:
-        """A film of the rollout from one initial state, for notebooks; options: fps, every, dpi."""
+        """A film of the rollout from one initial state, for notebooks; options: fps, every, dpi.
+
+        Parameters
+        ----------
+        sample : number of the initial state
+        **options : fps, every (time steps per picture), dpi
+        """
         from stablebptt.tasks.pictures import notebook
 
         return notebook.Film(notebook.of_path(self), sample, **options)
@@ -43,7 +64,13 @@ class Path:
 
 @dataclass(frozen=True)
 class Loss:
-    """Mean loss of a batch, with (total) and without (physics) the regulariser."""
+    """Mean loss of a batch, with (total) and without (physics) the regulariser.
+
+    Examples
+    --------
+    >>> float(Loss(total=1.5, physics=1.25))
+    1.5
+    """
 
     total: float
     physics: float
@@ -66,6 +93,13 @@ class Gradient:
     x0 (B, *state_shape) : adjoint of the initial states; of a join, that of R; None from a device
     parameters : derivatives by the system's parameters, by name, if it has a method for `step_parameters_vjp`; of a join, R's
     last (B, *state_shape) : last states of the rollouts; None from a device
+
+    Examples
+    --------
+    >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
+    >>> gradient = problem.gradient(problem.init(seed=0), problem.sample(3, seed=0), variant="C")
+    >>> gradient.value.shape == gradient.regular.shape == (problem.n_parameters,)
+    True
     """
 
     value: np.ndarray

@@ -1,10 +1,20 @@
 """Errors that users may want to catch."""
 
+__all__ = ["ArgumentError", "BackendError", "DivergedError"]
+
 
 class ArgumentError(ValueError, TypeError):
     """An argument cannot be used. The message says what was given and what is allowed.
 
     It is both a ValueError and a TypeError, because a wrong value and a wrong type are not always distinct.
+
+    Examples
+    --------
+    >>> try:
+    ...     sb.problem("cartpole", poles=0)
+    ... except ArgumentError as error:
+    ...     print(error)
+    poles is 0; it must be at least 1
     """
 
 
@@ -19,6 +29,12 @@ class DivergedError(ArithmeticError):
     ----------
     epoch, batch, step : int or None
         Where it began: epoch and mini-batch (counted from 1), time step (counted from 0).
+
+    Examples
+    --------
+    >>> error = sb.DivergedError("state not finite", epoch=1, batch=2, step=30)
+    >>> error.epoch, error.batch, error.step
+    (1, 2, 30)
     """
 
     def __init__(
@@ -29,7 +45,16 @@ class DivergedError(ArithmeticError):
 
 
 class BackendError(RuntimeError):
-    """This machine cannot compute the request with the given backend."""
+    """This machine cannot compute the request with the given backend.
+
+    Examples
+    --------
+    >>> try:
+    ...     raise sb.BackendError("no device")
+    ... except RuntimeError as error:
+    ...     print(error)
+    no device
+    """
 
 
 class OwnCodeError(Exception):

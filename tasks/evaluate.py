@@ -13,16 +13,28 @@ from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.problems import Problem
 from stablebptt.tasks.task import CUSTOM
 
+__all__ = ["over_grid", "threshold", "with_fields"]
+
 MOST_AXES = 2  # parameters that a picture shows
 
 
 def with_fields(problem: Problem, given: Mapping[str, float]) -> Problem:
     """The problem with these numbers in its system, the same for all samples; a field that varied does so no more.
 
+    Parameters
+    ----------
+    problem : whose system has them
+    given : numbers by name
+
     Raises
     ------
     ValueError, TypeError
         If the system has no such number.
+
+    Examples
+    --------
+    >>> float(with_fields(sb.problem("pendulum"), {"mass": 2.0}).system.mass)
+    2.0
     """
     system: Any = problem.system
     inner: Any = type(system).inside(system)
@@ -59,7 +71,17 @@ def axis_of(text: str) -> tuple[str, np.ndarray]:
 
 
 def threshold(problem: Problem) -> float:
-    """The loss below which a rollout has solved its task; NaN where none is known."""
+    """The loss below which a rollout has solved its task; NaN where none is known.
+
+    Parameters
+    ----------
+    problem : of a task of this package
+
+    Examples
+    --------
+    >>> threshold(sb.problem("pendulum"))
+    0.05
+    """
     from stablebptt.tasks import TASKS
 
     if problem.task == CUSTOM or (solved := TASKS[problem.task].solved) is None:
@@ -79,11 +101,21 @@ def over_grid(
     axes : values by name of the parameter
     x0 (B, *state_shape) : initial states
     seed : decides what else is random
+    problem : whose system has the parameters
+    tell : called with how many of how many are done, and a few words
 
     Yields
     ------
     the values, `loss` (mean over the states; NaN if one diverges), and `solved`, the share of states whose loss is below
     `threshold` (NaN if none is known)
+
+    Examples
+    --------
+    >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
+    >>> theta, x0 = problem.init(seed=0), problem.sample(3, seed=0)
+    >>> records = list(over_grid(problem, theta, {"mass": np.array([0.9, 1.1])}, x0))
+    >>> [record["mass"] for record in records]
+    [0.9, 1.1]
     """
     points, limit = list(itertools.product(*axes.values())), threshold(problem)
     for number, values in enumerate(points):

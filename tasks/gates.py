@@ -12,9 +12,26 @@ import numpy as np
 from stablebptt.tasks import arguments
 from stablebptt.tasks.errors import ArgumentError
 
+__all__ = [
+    "Decay",
+    "Family",
+    "Opening",
+    "Random",
+    "Truncate",
+    "decay",
+    "random",
+    "truncate",
+]
+
 
 class Opening(NamedTuple):
-    """Gates of m adjoints: physics and network (m, T)."""
+    """Gates of m adjoints: physics and network (m, T).
+
+    Examples
+    --------
+    >>> Opening(np.ones((1, 3)), np.zeros((1, 3))).physics.shape
+    (1, 3)
+    """
 
     physics: np.ndarray
     network: np.ndarray
@@ -22,7 +39,18 @@ class Opening(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """Base of the families; `of` is the variant whose gates change: a letter, a join, or another family."""
+    """Base of the families; `of` is the variant whose gates change: a letter, a join, or another family.
+
+    Parameters
+    ----------
+    value : number of the family
+    of : the variant whose gates change
+
+    Examples
+    --------
+    >>> isinstance(sb.gates.truncate(20), Family)
+    True
+    """
 
     word: ClassVar[str] = ""
 
@@ -43,7 +71,14 @@ class Family:
         raise NotImplementedError
 
     def applied(self, gates: Opening, dt: float, random: np.random.Generator | None) -> Opening:
-        """The gates changed, for time steps of dt [s]."""
+        """The gates changed, for time steps of dt [s].
+
+        Parameters
+        ----------
+        gates : of the variant
+        dt : time step [s]
+        random : draws what is random
+        """
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -52,7 +87,18 @@ class Family:
 
 @dataclass(frozen=True)
 class Decay(Family):
-    """The gate of the physics, ``a_t = alpha^dt a`` with the problem's dt [s]; that of the network stays."""
+    """The gate of the physics, ``a_t = alpha^dt a`` with the problem's dt [s]; that of the network stays.
+
+    Parameters
+    ----------
+    value : number of the family
+    of : the variant whose gates change
+
+    Examples
+    --------
+    >>> str(sb.gates.decay(0.4))
+    'R:decay=0.4'
+    """
 
     word = "decay"
 
@@ -69,7 +115,18 @@ class Decay(Family):
 
 @dataclass(frozen=True)
 class Truncate(Family):
-    """Truncated backpropagation: both gates are closed at every k-th time step."""
+    """Truncated backpropagation: both gates are closed at every k-th time step.
+
+    Parameters
+    ----------
+    value : number of the family
+    of : the variant whose gates change
+
+    Examples
+    --------
+    >>> str(sb.gates.truncate(20, of="C"))
+    'C:truncate=20'
+    """
 
     word = "truncate"
 
@@ -87,6 +144,16 @@ class Random(Family):
     """Truncation at random: both gates are closed with the chance 1/k, and multiplied by k / (k - 1) where they are not.
 
     So the mean over draws is the gradient without truncation. Training draws anew in every update, from its seed.
+
+    Parameters
+    ----------
+    value : number of the family
+    of : the variant whose gates change
+
+    Examples
+    --------
+    >>> str(sb.gates.random(20))
+    'R:random=20'
     """
 
     word = "random"
@@ -108,15 +175,48 @@ KINDS: dict[str, Any] = {kind.word: kind for kind in (Decay, Truncate, Random)}
 
 
 def decay(alpha: float, of: Any = "R") -> Decay:
-    """The gate of the physics decays: ``a_t = alpha^dt`` with the problem's dt [s], and b = 1; with ``of="M"``, b = 0."""
+    """The gate of the physics decays: ``a_t = alpha^dt`` with the problem's dt [s], and b = 1; with ``of="M"``, b = 0.
+
+    Parameters
+    ----------
+    alpha : factor per second, above 0 and at most 1
+    of : the variant whose gates change
+
+    Examples
+    --------
+    >>> str(decay(0.4))
+    'R:decay=0.4'
+    """
     return Decay(alpha, of)
 
 
 def truncate(steps: int, of: Any = "R") -> Truncate:
-    """Truncated backpropagation: both gates are closed at every time step whose number `steps` divides."""
+    """Truncated backpropagation: both gates are closed at every time step whose number `steps` divides.
+
+    Parameters
+    ----------
+    steps : between two closed ones
+    of : the variant whose gates change
+
+    Examples
+    --------
+    >>> str(truncate(20, of="C"))
+    'C:truncate=20'
+    """
     return Truncate(steps, of)
 
 
 def random(steps: int, of: Any = "R") -> Random:
-    """Truncation at random, on average after so many steps; what is left is scaled up, so that the mean is not changed."""
+    """Truncation at random, on average after so many steps; what is left is scaled up, so that the mean is not changed.
+
+    Parameters
+    ----------
+    steps : on average
+    of : the variant whose gates change
+
+    Examples
+    --------
+    >>> str(random(20))
+    'R:random=20'
+    """
     return Random(steps, of)

@@ -23,6 +23,34 @@ from stablebptt.tasks import arguments
 from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.settings import LAYERS
 
+__all__ = [
+    "Componentwise",
+    "Config",
+    "Gram",
+    "Imtlg",
+    "Join",
+    "Joined",
+    "Leaky",
+    "Mean",
+    "Mgda",
+    "Minmod",
+    "Normalized",
+    "Pcgrad",
+    "Projected",
+    "Signs",
+    "config",
+    "imtlg",
+    "leaky",
+    "mean",
+    "mgda",
+    "minmod",
+    "normalized",
+    "pcgrad",
+    "per_layer",
+    "projected",
+    "signs",
+]
+
 LENGTHS: dict[str, Callable[[float, float], float]] = {
     "mean": lambda r, m: (r + m) / 2,
     "minimum": min,
@@ -32,7 +60,13 @@ LENGTHS: dict[str, Callable[[float, float], float]] = {
 
 
 class Joined(NamedTuple):
-    """Of a joined gradient the squared norm, and the cosine of the angle between R and M (NaN where one is 0)."""
+    """Of a joined gradient the squared norm, and the cosine of the angle between R and M (NaN where one is 0).
+
+    Examples
+    --------
+    >>> Joined(norm2=4.0, cosine=0.5).cosine
+    0.5
+    """
 
     norm2: float
     cosine: float
@@ -40,12 +74,25 @@ class Joined(NamedTuple):
 
 @dataclass(frozen=True)
 class Join:
-    """Base of the joins."""
+    """Base of the joins.
+
+    Examples
+    --------
+    >>> isinstance(sb.joins.config(), Join), str(sb.joins.config())
+    (True, 'config')
+    """
 
     name: ClassVar[str] = ""
 
     def into(self, regular: np.ndarray, modified: np.ndarray, layers: np.ndarray, joined: np.ndarray) -> float:
-        """Join R and M (n,), whose layers have bounds (layers + 1,), into `joined` (n,); returns the squared norm."""
+        """Join R and M (n,), whose layers have bounds (layers + 1,), into `joined` (n,); returns the squared norm.
+
+        Parameters
+        ----------
+        regular, modified (n,) : R and M
+        layers : bounds of the layers
+        joined (n,) : the result
+        """
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -59,7 +106,13 @@ class Join:
 
 @dataclass(frozen=True)
 class Componentwise(Join):
-    """Base of the joins of single components."""
+    """Base of the joins of single components.
+
+    Examples
+    --------
+    >>> isinstance(sb.joins.minmod(), Componentwise)
+    True
+    """
 
     def part(self) -> Struct:
         """The struct whose method of `component` joins."""
@@ -78,13 +131,27 @@ class Gram(Join):
     """Base of the joins ``wr R + wm M`` whose weights follow from R.R, R.M and M.M, of the whole vectors or of each layer.
 
     degree : how weights change if R and M are scaled together by t: they are scaled by t^degree
+
+    Parameters
+    ----------
+    layered : every array of parameters on its own
+
+    Examples
+    --------
+    >>> sb.joins.mgda().weights(4.0, 0.0, 1.0)
+    (0.2, 0.8)
     """
 
     degree: ClassVar[int] = 0
     layered: bool = field(default=False, kw_only=True, repr=False)
 
     def weights(self, rr: float, rm: float, mm: float) -> tuple[float, float]:
-        """Weights of R and M, from R.R, R.M and M.M."""
+        """Weights of R and M, from R.R, R.M and M.M.
+
+        Parameters
+        ----------
+        rr, rm, mm : the inner products
+        """
         raise NotImplementedError
 
     def into(self, regular: np.ndarray, modified: np.ndarray, layers: np.ndarray, joined: np.ndarray) -> float:
@@ -107,7 +174,13 @@ class Gram(Join):
 
 @dataclass(frozen=True)
 class Signs(Componentwise):
-    """Variant C: M where its sign agrees with that of R, otherwise 0."""
+    """Variant C: M where its sign agrees with that of R, otherwise 0.
+
+    Examples
+    --------
+    >>> str(sb.joins.signs())
+    'C'
+    """
 
     name = "C"
 
@@ -117,7 +190,13 @@ class Signs(Componentwise):
 
 @dataclass(frozen=True)
 class Minmod(Componentwise):
-    """The one of smaller magnitude where the signs of R and M agree, otherwise 0."""
+    """The one of smaller magnitude where the signs of R and M agree, otherwise 0.
+
+    Examples
+    --------
+    >>> str(sb.joins.minmod())
+    'minmod'
+    """
 
     name = "minmod"
 
@@ -127,7 +206,17 @@ class Minmod(Componentwise):
 
 @dataclass(frozen=True)
 class Leaky(Componentwise):
-    """M where its sign agrees with that of R, otherwise ``leak M``; with leak 0 it is C, with 1 it is M."""
+    """M where its sign agrees with that of R, otherwise ``leak M``; with leak 0 it is C, with 1 it is M.
+
+    Parameters
+    ----------
+    leak : from 0 to 1
+
+    Examples
+    --------
+    >>> str(sb.joins.leaky(0.1))
+    'leaky:leak=0.1'
+    """
 
     name = "leaky"
     leak: float
@@ -144,7 +233,17 @@ class Leaky(Componentwise):
 
 @dataclass(frozen=True)
 class Mean(Gram):
-    """``(R + M) / 2``."""
+    """``(R + M) / 2``.
+
+    Parameters
+    ----------
+    layered : every array of parameters on its own
+
+    Examples
+    --------
+    >>> str(sb.joins.mean())
+    'mean'
+    """
 
     name = "mean"
 
@@ -154,7 +253,17 @@ class Mean(Gram):
 
 @dataclass(frozen=True)
 class Normalized(Gram):
-    """``(R/|R| + M/|M|) / 2``, in which a zero vector stays zero."""
+    """``(R/|R| + M/|M|) / 2``, in which a zero vector stays zero.
+
+    Parameters
+    ----------
+    layered : every array of parameters on its own
+
+    Examples
+    --------
+    >>> str(sb.joins.normalized())
+    'normalized'
+    """
 
     name, degree = "normalized", -1
 
@@ -164,7 +273,18 @@ class Normalized(Gram):
 
 @dataclass(frozen=True)
 class Config(Gram):
-    """ConFIG of two gradients: ``L (R/|R| + M/|M|)``; the length L is a mean of |R| and |M|, or the smaller or larger one."""
+    """ConFIG of two gradients: ``L (R/|R| + M/|M|)``; the length L is a mean of |R| and |M|, or the smaller or larger one.
+
+    Parameters
+    ----------
+    length : "mean", "minimum", "maximum" or "harmonic"
+    layered : every array of parameters on its own
+
+    Examples
+    --------
+    >>> str(sb.joins.config("minimum"))
+    'config:length=minimum'
+    """
 
     name = "config"
     length: str = "mean"
@@ -180,7 +300,17 @@ class Config(Gram):
 
 @dataclass(frozen=True)
 class Imtlg(Gram):
-    """IMTL-G of two gradients: ``|R||M| / (|R| + |M|) (R/|R| + M/|M|)``, with equal projections on R/|R| and M/|M|."""
+    """IMTL-G of two gradients: ``|R||M| / (|R| + |M|) (R/|R| + M/|M|)``, with equal projections on R/|R| and M/|M|.
+
+    Parameters
+    ----------
+    layered : every array of parameters on its own
+
+    Examples
+    --------
+    >>> str(sb.joins.imtlg())
+    'imtlg'
+    """
 
     name = "imtlg"
 
@@ -191,7 +321,17 @@ class Imtlg(Gram):
 
 @dataclass(frozen=True)
 class Pcgrad(Gram):
-    """PCGrad: where R and M conflict, each loses its component along the other; then their sum."""
+    """PCGrad: where R and M conflict, each loses its component along the other; then their sum.
+
+    Parameters
+    ----------
+    layered : every array of parameters on its own
+
+    Examples
+    --------
+    >>> str(sb.joins.pcgrad())
+    'pcgrad'
+    """
 
     name = "pcgrad"
 
@@ -202,7 +342,17 @@ class Pcgrad(Gram):
 
 @dataclass(frozen=True)
 class Mgda(Gram):
-    """MGDA: the shortest vector between R and M."""
+    """MGDA: the shortest vector between R and M.
+
+    Parameters
+    ----------
+    layered : every array of parameters on its own
+
+    Examples
+    --------
+    >>> str(sb.joins.mgda())
+    'mgda'
+    """
 
     name = "mgda"
 
@@ -214,7 +364,17 @@ class Mgda(Gram):
 
 @dataclass(frozen=True)
 class Projected(Gram):
-    """M as far as R allows: M without its component against R."""
+    """M as far as R allows: M without its component against R.
+
+    Parameters
+    ----------
+    layered : every array of parameters on its own
+
+    Examples
+    --------
+    >>> str(sb.joins.projected())
+    'projected'
+    """
 
     name = "projected"
 
@@ -273,7 +433,13 @@ KINDS: dict[str, Any] = {
 
 
 def per_layer(join: Any) -> Gram:
-    """The same join for every array of parameters on its own, as `problem.layers` names them; `join` may be a name."""
+    """The same join for every array of parameters on its own, as `problem.layers` names them; `join` may be a name.
+
+    Examples
+    --------
+    >>> str(sb.joins.per_layer("config"))
+    'config/layer'
+    """
     from stablebptt.tasks import variants
 
     found = variants.read(join)

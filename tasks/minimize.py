@@ -36,6 +36,14 @@ def minimize_fun(problem: Problem, x0: np.ndarray, variant: Any = "R") -> Callab
     ------
     TypeError, ValueError
         If x0 or the variant does not fit the problem; the function raises them if theta does not.
+
+    Examples
+    --------
+    >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
+    >>> fun = sb.minimize_fun(problem, problem.sample(3, seed=0))
+    >>> loss, gradient = fun(problem.init(seed=0).astype(float))
+    >>> gradient.shape == (problem.n_parameters,)
+    True
     """
     double = problem if problem.dtype is np.float64 else in_float64(problem)
     states = arguments.array("x0", x0, ("B", *problem.state_shape), np.float64).copy()

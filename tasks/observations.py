@@ -1,4 +1,4 @@
-"""What a controller sees instead of the bare state: constructors, words and descriptions of observations; docs/observations.md.
+"""What a controller sees instead of the bare state: constructors, words and descriptions of observations; docs/controllers.md.
 
     sb.observations.angles(2, 4)                    sine and cosine of two angles of the state
     sb.observations.join(a, b, ..)                  one after the other
@@ -15,6 +15,8 @@ from stablebptt.kernels.generics import Observation, State
 from stablebptt.tasks import arguments
 from stablebptt.tasks.errors import ArgumentError
 
+__all__ = ["angles", "choose", "join", "noisy", "normalised", "reference", "scale", "state", "time"]
+
 WORDS = "state, choose=0:2, angles=2:4, time, noise=0.01"
 CLASSES: dict[str, type[Observation]] = {
     cls.__name__: cls
@@ -25,17 +27,49 @@ Late = Callable[[int, float], Observation]
 
 
 def state() -> Late:
-    """The state itself."""
+    """The state itself.
+
+    Examples
+    --------
+    >>> def seen(observe):
+    ...     return sb.problem("pendulum", observe=observe).n_seen
+    >>> seen(sb.observations.state())
+    2
+    """
     return lambda n_state, dt: State()
 
 
 def choose(*places: int) -> Late:
-    """Some numbers of the state, by their places in the flat state, counted from 0."""
+    """Some numbers of the state, by their places in the flat state, counted from 0.
+
+    Parameters
+    ----------
+    places : of the flat state, counted from 0
+
+    Examples
+    --------
+    >>> def seen(observe):
+    ...     return sb.problem("pendulum", observe=observe).n_seen
+    >>> seen(sb.observations.choose(0))
+    1
+    """
     return lambda n_state, dt: kinds.Choice(_places("choose", places, n_state))
 
 
 def angles(*places: int) -> Late:
-    """The state with sine and cosine in place of the angles [rad] at these places of the flat state, counted from 0."""
+    """The state with sine and cosine in place of the angles [rad] at these places of the flat state, counted from 0.
+
+    Parameters
+    ----------
+    places : of the flat state, counted from 0
+
+    Examples
+    --------
+    >>> def seen(observe):
+    ...     return sb.problem("pendulum", observe=observe).n_seen
+    >>> seen(sb.observations.angles(0))
+    3
+    """
 
     def made(n_state: int, dt: float) -> Observation:
         turned = np.zeros(n_state, np.int64)
@@ -46,7 +80,19 @@ def angles(*places: int) -> Late:
 
 
 def time(unit: float = 1.0) -> Late:
-    """The time, in units of so many seconds."""
+    """The time, in units of so many seconds.
+
+    Parameters
+    ----------
+    unit : seconds that count as 1
+
+    Examples
+    --------
+    >>> def seen(observe):
+    ...     return sb.problem("pendulum", observe=observe).n_seen
+    >>> seen(sb.observations.time())
+    1
+    """
     unit = arguments.real("unit", unit, above=0)
     return lambda n_state, dt: kinds.Clock(dt / unit)
 
@@ -57,6 +103,14 @@ def reference(values: Any, ahead: int = 0) -> Late:
     Parameters
     ----------
     ahead : how many values after this one are seen
+    values (N, n) : of the signal, one row per time step
+
+    Examples
+    --------
+    >>> def seen(observe):
+    ...     return sb.problem("pendulum", observe=observe).n_seen
+    >>> seen(sb.observations.reference(np.sin(np.arange(50)), ahead=2))
+    3
     """
     rows = np.asarray(values, np.float64)
     rows = arguments.array("values", rows[:, None] if rows.ndim == 1 else rows, ("N", "n"), np.float64)
@@ -65,7 +119,19 @@ def reference(values: Any, ahead: int = 0) -> Late:
 
 
 def join(*parts: Any) -> Late:
-    """What several observations see, one after the other."""
+    """What several observations see, one after the other.
+
+    Parameters
+    ----------
+    parts : observations, or words for them
+
+    Examples
+    --------
+    >>> def seen(observe):
+    ...     return sb.problem("pendulum", observe=observe).n_seen
+    >>> seen(sb.observations.join(sb.observations.angles(0), sb.observations.time()))
+    4
+    """
     if not parts:
         raise ArgumentError("join needs observations, such as join(angles(2), time())")
 
@@ -79,7 +145,20 @@ def join(*parts: Any) -> Late:
 
 
 def scale(inner: Any, shift: Any, factor: Any) -> Late:
-    """``(y - shift) factor`` of what `inner` sees; shift and factor are numbers, or one per number that is seen."""
+    """``(y - shift) factor`` of what `inner` sees; shift and factor are numbers, or one per number that is seen.
+
+    Parameters
+    ----------
+    inner : an observation, or words for it
+    shift, factor : numbers, or arrays (n_seen,)
+
+    Examples
+    --------
+    >>> def seen(observe):
+    ...     return sb.problem("pendulum", observe=observe).n_seen
+    >>> seen(sb.observations.scale("state", 0.0, [0.5, 0.1]))
+    2
+    """
     return lambda n_state, dt: _scaled(of(inner, n_state, dt), n_state, shift, factor)
 
 
@@ -87,6 +166,18 @@ def noisy(inner: Any, deviation: Any) -> Late:
     """What `inner` sees, with normal noise of this standard deviation: a number, or one per number that is seen.
 
     The noise of a sample and a time step follows from the seed.
+
+    Parameters
+    ----------
+    inner : an observation, or words for it
+    deviation : a number, or an array (n_seen,)
+
+    Examples
+    --------
+    >>> def seen(observe):
+    ...     return sb.problem("pendulum", observe=observe).n_seen
+    >>> seen(sb.observations.noisy("state", 0.01))
+    2
     """
 
     def made(n_state: int, dt: float) -> Observation:
@@ -102,6 +193,14 @@ def normalised(problem: Any, inner: Any = None, *, seed: int = 0, count: int = 2
     Parameters
     ----------
     problem : with the state as observation; its initial controller of this seed rolls `count` states out
+    inner : an observation, or words for it; by default the state
+    seed, count : decide the controller and the states
+
+    Examples
+    --------
+    >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
+    >>> sb.problem("pendulum", observe=sb.observations.normalised(problem)).n_seen
+    2
     """
     with np.errstate(all="ignore"):
         states = problem.follow(problem.init(seed), problem.sample(count, seed)).states[:, :-1]

@@ -21,6 +21,28 @@ from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.schedules import Schedule
 from stablebptt.tasks.settings import CLIP_MODES
 
+__all__ = [
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "Chain",
+    "Clipping",
+    "Decay",
+    "Part",
+    "Rmsprop",
+    "Rule",
+    "Sgd",
+    "adadelta",
+    "adagrad",
+    "adam",
+    "chain",
+    "clip",
+    "clipping",
+    "decay",
+    "rmsprop",
+    "sgd",
+]
+
 State = dict[str, np.ndarray]
 UPDATES = "updates"  # of a rule with a schedule: the part of its state that counts
 
@@ -28,6 +50,17 @@ def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarra
     """Clip a gradient (n_parameters,).
 
     mode "none" returns it unchanged, "value" limits each component to [-at, at], "norm" limits the 2-norm to `at`. NaN stays NaN.
+
+    Parameters
+    ----------
+    gradient (n_parameters,) : is not changed
+    mode : "none", "value" or "norm"
+    at : limit, above 0
+
+    Examples
+    --------
+    >>> sb.clip(np.array([3.0, 4.0]), "norm", 1.0).tolist()
+    [0.6000000000000001, 0.8]
     """
     arguments.choice("clip mode", mode, CLIP_MODES)
     if not (at > 0 and math.isfinite(at)):
@@ -46,6 +79,11 @@ class Part:
     """Base of what a chain may hold: an update rule, or a change of the gradient.
 
     A part is a frozen dataclass. It has `step`; or, if it is never followed by another one, `apply`.
+
+    Examples
+    --------
+    >>> isinstance(sb.optimizers.clipping("norm"), Part)
+    True
     """
 
     @property
@@ -54,21 +92,42 @@ class Part:
         return type(self).__name__.lower()
 
     def init(self, theta: np.ndarray) -> State:
-        """The state before the first update of theta (n_parameters,)."""
+        """The state before the first update of theta (n_parameters,).
+
+        Parameters
+        ----------
+        theta (n_parameters,) : parameters
+        """
         return {}
 
     def step(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        """What an update subtracts from theta (n_parameters,), and the new state, from gradient (n_parameters,)."""
+        """What an update subtracts from theta (n_parameters,), and the new state, from gradient (n_parameters,).
+
+        Parameters
+        ----------
+        theta, gradient (n_parameters,), state : as in `apply`
+        """
         raise NotImplementedError
 
     def apply(self, theta: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        """One update: new theta (n_parameters,) and new state, from gradient (n_parameters,)."""
+        """One update: new theta (n_parameters,) and new state, from gradient (n_parameters,).
+
+        Parameters
+        ----------
+        theta, gradient (n_parameters,) : parameters and gradient; they are not changed
+        state : of `init`, or of the last update
+        """
         arguments.unmasked("gradient", gradient)
         step, state = self.step(theta, gradient, state)
         return theta - step, state
 
     def over(self, updates: int) -> Self:
-        """The same for a run of so many updates: schedules without a length get this one."""
+        """The same for a run of so many updates: schedules without a length get this one.
+
+        Parameters
+        ----------
+        updates : of the whole run
+        """
         return self
 
 
@@ -108,6 +167,24 @@ class Rule(Part):
 
     A rule of your own is a frozen dataclass with any fields it needs. The run file stores them, so they are numbers, words, or
     lists and tables of them. Its learning rate may be a schedule: `init` and `apply` find the number of the update in its place.
+
+    Parameters
+    ----------
+    learning_rate : a number, a schedule, or the spelling of one
+
+    Examples
+    --------
+    A rule of your own:
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class SignDescent(Rule):
+    ...     learning_rate: float = 0.01
+    ...     def step(self, theta, gradient, state):
+    ...         return self.learning_rate * np.sign(gradient), state
+    >>> theta, state = SignDescent().apply(np.zeros(2), np.array([3.0, -4.0]), {})
+    >>> theta.tolist()
+    [-0.01, 0.01]
     """
 
     learning_rate: Any  # a number or a schedule; a schedule may be given as its spelling
@@ -134,7 +211,12 @@ class Rule(Part):
         return self._with(self.learning_rate.over(updates))
 
     def at(self, update: int) -> Self:
-        """The rule with the learning rate of the update with this number, counted from 0."""
+        """The rule with the learning rate of the update with this number, counted from 0.
+
+        Parameters
+        ----------
+        update : its number, counted from 0
+        """
         return self._with(schedules.at(self.learning_rate, update))
 
     def _with(self, learning_rate: Any) -> Self:
@@ -146,7 +228,21 @@ class Rule(Part):
 
 @dataclass(frozen=True)
 class Adam(Rule):
-    """Adam as published, with epsilon outside the root and bias correction folded into the step size."""
+    """Adam as published, with epsilon outside the root and bias correction folded into the step size.
+
+    Parameters
+    ----------
+    learning_rate : a number, a schedule, or the spelling of one
+    beta1, beta2 : shares that the running means of gradient and square keep
+    epsilon : added to the root
+
+    Examples
+    --------
+    >>> rule, theta = sb.optimizers.adam(0.001), np.zeros(2)
+    >>> theta, state = rule.apply(theta, np.array([1.0, -2.0]), rule.init(theta))
+    >>> theta.round(6).tolist()
+    [-0.001, 0.001]
+    """
 
     _below: ClassVar[dict[str, float]] = {"beta1": 1.0, "beta2": 1.0, "epsilon": math.inf}
     learning_rate: Any = 0.001
@@ -177,7 +273,20 @@ class Adam(Rule):
 
 @dataclass(frozen=True)
 class Sgd(Rule):
-    """Gradient descent, with momentum (0, or 0.8, 0.9, 0.95 as published): ``v = momentum v - rate g; theta += v``."""
+    """Gradient descent, with momentum (0, or 0.8, 0.9, 0.95 as published): ``v = momentum v - rate g; theta += v``.
+
+    Parameters
+    ----------
+    learning_rate : a number, a schedule, or the spelling of one
+    momentum : share of the velocity that is kept
+
+    Examples
+    --------
+    >>> rule, theta = sb.optimizers.sgd(0.1), np.zeros(2)
+    >>> theta, state = rule.apply(theta, np.array([1.0, -2.0]), rule.init(theta))
+    >>> theta.round(6).tolist()
+    [-0.1, 0.2]
+    """
 
     _below: ClassVar[dict[str, float]] = {"momentum": 1.0}
     learning_rate: Any = 0.01
@@ -195,7 +304,21 @@ class Sgd(Rule):
 
 @dataclass(frozen=True)
 class Adagrad(Rule):
-    """Adagrad as published: ``a += g^2; theta -= rate g / sqrt(a + epsilon)``."""
+    """Adagrad as published: ``a += g^2; theta -= rate g / sqrt(a + epsilon)``.
+
+    Parameters
+    ----------
+    learning_rate : a number, a schedule, or the spelling of one
+    initial : of the sum of squares
+    epsilon : added below the root
+
+    Examples
+    --------
+    >>> rule, theta = sb.optimizers.adagrad(0.1), np.zeros(2)
+    >>> theta, state = rule.apply(theta, np.array([1.0, -2.0]), rule.init(theta))
+    >>> theta.round(6).tolist()
+    [-0.095346, 0.098773]
+    """
 
     _below: ClassVar[dict[str, float]] = {"initial": math.inf, "epsilon": math.inf}
     learning_rate: Any = 0.001
@@ -213,7 +336,21 @@ class Adagrad(Rule):
 
 @dataclass(frozen=True)
 class Adadelta(Rule):
-    """Adadelta as published: steps of the size of past steps over past gradients, both as running root mean squares."""
+    """Adadelta as published: steps of the size of past steps over past gradients, both as running root mean squares.
+
+    Parameters
+    ----------
+    learning_rate : a number, a schedule, or the spelling of one
+    rho : share that the running means keep
+    epsilon : added below both roots
+
+    Examples
+    --------
+    >>> rule, theta = sb.optimizers.adadelta(1.0), np.zeros(2)
+    >>> theta, state = rule.apply(theta, np.array([1.0, -2.0]), rule.init(theta))
+    >>> theta.round(6).tolist()
+    [-0.001414, 0.001414]
+    """
 
     _below: ClassVar[dict[str, float]] = {"rho": 1.0, "epsilon": math.inf}
     learning_rate: Any = 0.001
@@ -232,7 +369,21 @@ class Adadelta(Rule):
 
 @dataclass(frozen=True)
 class Rmsprop(Rule):
-    """RMSprop as published: ``s = rho s + (1 - rho) g^2; theta -= rate g / sqrt(s + epsilon)``."""
+    """RMSprop as published: ``s = rho s + (1 - rho) g^2; theta -= rate g / sqrt(s + epsilon)``.
+
+    Parameters
+    ----------
+    learning_rate : a number, a schedule, or the spelling of one
+    rho : share that the running mean keeps
+    epsilon : added below the root
+
+    Examples
+    --------
+    >>> rule, theta = sb.optimizers.rmsprop(0.1), np.zeros(2)
+    >>> theta, state = rule.apply(theta, np.array([1.0, -2.0]), rule.init(theta))
+    >>> theta.round(6).tolist()
+    [-0.316228, 0.316228]
+    """
 
     _below: ClassVar[dict[str, float]] = {"rho": 1.0, "epsilon": math.inf}
     learning_rate: Any = 0.001
@@ -249,7 +400,18 @@ class Rmsprop(Rule):
 
 @dataclass(frozen=True)
 class Clipping(Part):
-    """A gradient that is clipped, as by `clip`."""
+    """A gradient that is clipped, as by `clip`.
+
+    Parameters
+    ----------
+    mode, at : as in `clip`
+
+    Examples
+    --------
+    >>> rule = sb.optimizers.chain(sb.optimizers.clipping("value", 0.5), sb.optimizers.sgd(1.0))
+    >>> rule.apply(np.zeros(1), np.array([9.0]), rule.init(np.zeros(1)))[0].tolist()
+    [-0.5]
+    """
 
     mode: str = "norm"
     at: float = 1.0
@@ -264,7 +426,18 @@ class Clipping(Part):
 
 @dataclass(frozen=True)
 class Decay(Rule):
-    """Weight decay: adds ``rate weight theta``; decoupled behind a rule, with its rate (AdamW), a penalty in front of it."""
+    """Weight decay: adds ``rate weight theta``; decoupled behind a rule, with its rate (AdamW), a penalty in front of it.
+
+    Parameters
+    ----------
+    learning_rate : a number, a schedule, or the spelling of one
+    weight : share of theta
+
+    Examples
+    --------
+    >>> sb.optimizers.decay(0.01)
+    Decay(learning_rate=1.0, weight=0.01)
+    """
 
     learning_rate: Any = 1.0
     weight: float = 0.01
@@ -279,7 +452,17 @@ class Decay(Rule):
 
 @dataclass(frozen=True)
 class Chain(Part):
-    """Parts in a row; what one would subtract from theta is the gradient of the next, and what the last one has is subtracted."""
+    """Parts in a row; what one would subtract from theta is the gradient of the next, and what the last one has is subtracted.
+
+    Parameters
+    ----------
+    parts : rules, clippings and decays
+
+    Examples
+    --------
+    >>> len(sb.optimizers.chain(sb.optimizers.clipping("norm"), sb.optimizers.adam()).parts)
+    2
+    """
 
     parts: tuple[Part, ...]
 
@@ -331,12 +514,34 @@ class Chain(Part):
 
 
 def chain(*parts: Part) -> Chain:
-    """Rules in a row: ``chain(clipping("norm", 1), adam(0.001), decay(0.01, 0.001))`` clips, and decays weights as AdamW does."""
+    """Rules in a row: ``chain(clipping("norm", 1), adam(0.001), decay(0.01, 0.001))`` clips, and decays weights as AdamW does.
+
+    Parameters
+    ----------
+    parts : rules, clippings and decays
+
+    Examples
+    --------
+    >>> chain(clipping("norm"), adam(0.001)).name
+    'chain'
+    """
     return Chain(parts)
 
 
 def decay(weight: float = 0.01, learning_rate: Any = 1.0) -> Decay:
-    """Weight decay, for a chain: behind a rule it takes ``learning_rate weight theta`` from theta in every update."""
+    """Weight decay, for a chain: behind a rule it takes ``learning_rate weight theta`` from theta in every update.
+
+    Parameters
+    ----------
+    weight : share of theta
+    learning_rate : a number, a schedule, or the spelling of one
+
+    Examples
+    --------
+    >>> rule = chain(sgd(0.1), decay(0.5, 0.1))
+    >>> rule.apply(np.ones(1), np.zeros(1), rule.init(np.ones(1)))[0].tolist()
+    [0.95]
+    """
     return Decay(learning_rate, weight)
 
 

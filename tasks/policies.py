@@ -277,6 +277,13 @@ class Policy:
     stages : what it computes, one after the other
     signals (T, n) : numbers that it sees in every time step behind those of the state; None if it sees the state alone
     dtype : precision of its arrays
+
+    Examples
+    --------
+    >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
+    >>> run = sb.train(problem, epochs=2, train_count=8, test_count=8, out="run.h5")
+    >>> run.policy(problem.sample(4, seed=1)).shape
+    (4, 1)
     """
 
     title: str
@@ -345,7 +352,13 @@ class Policy:
         return f"Policy({self.title}): {shapes}, {len(self.stages)} stages, {self.dtype}"
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write the policy as .npz; an existing file is replaced with `force` only."""
+        """Write the policy as .npz; an existing file is replaced with `force` only.
+
+        Parameters
+        ----------
+        path : of the file
+        force : replace an existing file
+        """
         place = atomic.target(atomic.expanded(path))
         atomic.check_folder(place)
         if place.exists() and not force:
@@ -370,6 +383,10 @@ class Policy:
     @classmethod
     def load(cls, path: str | Path) -> "Policy":
         """The policy in a file.
+
+        Parameters
+        ----------
+        path : of a file of `save`
 
         Raises
         ------

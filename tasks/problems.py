@@ -52,8 +52,10 @@ class Axis:
     --------
     States of shape (2, 2), two masses with a place and a rate each:
 
-    >>> Axis("mass", "the masses on the chain", ("left", "right"))
-    >>> Axis("quantity", "place, then its rate", ("place", "rate"))
+    >>> masses = Axis("mass", "the masses on the chain", ("left", "right"))
+    >>> numbers = Axis("quantity", "place, then its rate", ("place", "rate"))
+    >>> masses.units
+    '1'
     """
 
     name: str
@@ -125,6 +127,15 @@ class Problem:
     tape_bytes : memory for the activations of a gradient; beyond, they are recomputed, chunk by chunk
     backend : the engine, "cpu" or "cuda"
     first : time step at which it begins; windows begin later
+
+    Examples
+    --------
+    >>> problem = sb.problem("cartpole", poles=2, steps=5, hidden=(5,))
+    >>> x0, theta = problem.sample(3, seed=0), problem.init(seed=0)
+    >>> problem.rollout(theta, x0).states.shape
+    (3, 6, 3, 2)
+    >>> problem.gradient(theta, x0, variant="C").value.shape == theta.shape
+    True
     """
 
     task: str
@@ -252,7 +263,13 @@ class Problem:
         return self.dt * np.arange(self.first, self.first + self.steps + 1)
 
     def sample(self, count: int, seed: int = 0, purpose: int = STATES) -> np.ndarray:
-        """Random initial states (count, *state_shape); `purpose` selects one of the streams of a seed."""
+        """Random initial states (count, *state_shape); `purpose` selects one of the streams of a seed.
+
+        Parameters
+        ----------
+        count : how many
+        seed : decides them
+        """
         count = arguments.whole("count", count, 1)
         arguments.memory(f"{count} states", 16.0 * count * self.n_state)
         return arguments.sampled(self.draw(stream(seed, purpose), count), (count, *self.state_shape), self.dtype)
@@ -263,7 +280,14 @@ class Problem:
         return bool(self.noise().active) or type(self.system).value_count(self.system) > 0
 
     def keys(self, count: int, seed: int = 0, purpose: int = STATES, epoch: int = 0) -> np.ndarray:
-        """Keys (count,) of samples, which decide all that is random about them; see `stablebptt.kernels.noise`."""
+        """Keys (count,) of samples, which decide all that is random about them; see `stablebptt.kernels.noise`.
+
+        Parameters
+        ----------
+        count : how many
+        seed, purpose : as in `sample`
+        epoch : training draws others in every epoch
+        """
         return stream(seed, KEYS, purpose, epoch).integers(2**62, size=arguments.whole("count", count, 1))
 
     def init(self, seed: int = 0) -> np.ndarray:
@@ -271,6 +295,10 @@ class Problem:
 
         A kernel is a parameter whose name ends in "kernel". Its last two axes are inputs and outputs (a missing axis counts as
         length 1). Axes before them are the window of a convolution.
+
+        Parameters
+        ----------
+        seed : decides the kernels
         """
         random, layout = stream(seed, WEIGHTS), arguments.layout(self.controller)
         last = next((name for name in reversed(layout) if name.endswith("kernel")), None)
@@ -287,7 +315,12 @@ class Problem:
         return np.concatenate(parts).astype(self.dtype)
 
     def layers(self, theta: np.ndarray) -> dict[str, np.ndarray]:
-        """Named views into theta (n_parameters,), in its order."""
+        """Named views into theta (n_parameters,), in its order.
+
+        Parameters
+        ----------
+        theta (n_parameters,) : parameters
+        """
         arguments.unmasked("theta", theta)
         theta = np.asarray(theta)
         if theta.shape != (self.n_parameters,):
@@ -306,6 +339,8 @@ class Problem:
         ----------
         seed : decides what else is random: noise, pushes and fields of the system that vary. So everywhere.
         threads : of the CPU, at most; by default all. The result does not depend on them. So everywhere.
+        theta (n_parameters,) : parameters
+        x0 (B, *state_shape) : initial states
 
         Raises
         ------
@@ -326,7 +361,12 @@ class Problem:
     def losses(
         self, theta: np.ndarray, x0: np.ndarray, *, seed: int = 0, threads: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Losses of x0 (B, *state_shape) with and without the regulariser, (B,) each in float64; NaN where a rollout diverged."""
+        """Losses of x0 (B, *state_shape) with and without the regulariser, (B,) each in float64; NaN where a rollout diverged.
+
+        Parameters
+        ----------
+        theta, x0, seed, threads : as in `rollout`
+        """
         with arguments.threads(threads), bars.in_session_compiling():
             x0 = self._states(x0)
             keys = self._keys(x0, seed)
@@ -339,6 +379,10 @@ class Problem:
 
     def loss(self, theta: np.ndarray, x0: np.ndarray, *, seed: int = 0, threads: int | None = None) -> Loss:
         """Mean loss of theta (n_parameters,) over x0 (B, *state_shape).
+
+        Parameters
+        ----------
+        theta, x0, seed, threads : as in `rollout`
 
         Raises
         ------
@@ -359,6 +403,7 @@ class Problem:
         Parameters
         ----------
         variant : "R", "M", "S", "N", "C", another join or gates (docs/joins.md), or a pair of gate schedules (a, b)
+        theta, x0, seed, threads : as in `rollout`
 
         Raises
         ------

@@ -68,6 +68,11 @@ def problem(task: str | Task = CUSTOM, *, backend: str = "cpu", tape_bytes: int 
         If an option is wrong; the message says what was given and what is allowed.
     BackendError
         If the backend is not available on this machine.
+
+    Examples
+    --------
+    >>> sb.problem("cartpole", poles=2).state_shape
+    (3, 2)
     """
     if not isinstance(task, Task) and task not in MAKERS:
         raise ArgumentError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
@@ -85,7 +90,18 @@ document(problem, "Options of all tasks", ADDITIONS)
 
 
 def on_backend(made: "Problem", backend: str) -> "Problem":
-    """The problem `made` with another backend."""
+    """The problem `made` with another backend.
+
+    Parameters
+    ----------
+    made : a problem
+    backend : "cpu" or "cuda"
+
+    Examples
+    --------
+    >>> on_backend(sb.problem("pendulum"), "cpu").backend
+    'cpu'
+    """
     from numba.core import config
 
     from stablebptt.tasks import arguments

@@ -12,6 +12,8 @@ from stablebptt.tasks.problems import Axis, Problem
 from stablebptt.tasks.runs import check_same, problem_of
 from stablebptt.tasks.task import Task
 
+__all__ = ["Rollouts", "load_rollouts"]
+
 
 @dataclass(frozen=True)
 class Rollouts:
@@ -23,6 +25,14 @@ class Rollouts:
     phases : names of the controllers
     time (T+1,) [s], states (phases, n, T+1, *state), controls (phases, n, T, *control), loss (phases, n)
     state_axes, control_axes : axes as stored in the file, even if the code of the system is not known
+
+    Examples
+    --------
+    >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
+    >>> run = sb.train(problem, epochs=2, train_count=8, test_count=8, out="run.h5")
+    >>> found = load_rollouts("run.h5")
+    >>> found.phases, found.count
+    (('before training', 'after training'), 4)
     """
 
     problem: Problem
@@ -46,10 +56,22 @@ def load_rollouts(path: str | Path, task: Task | None = None) -> Rollouts:
 
     `task` is the user's `Task` that made the problem. Without it, a custom problem is a description only.
 
+    Parameters
+    ----------
+    path : of a run file, or of a file of `simulate`
+    task : record of your own task, if it is one
+
     Raises
     ------
     FileFormatError
         If the file is damaged or foreign, or its rollouts do not fit its configuration.
+
+    Examples
+    --------
+    >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
+    >>> run = sb.train(problem, epochs=2, train_count=8, test_count=8, out="run.h5")
+    >>> load_rollouts("run.h5").states.shape
+    (2, 4, 6, 1, 2)
     """
     config, phases, arrays, axes = run_file.load_trajectories(path)
     problem = problem_of(config, path)

@@ -19,6 +19,8 @@ from stablebptt.tasks.problems import TESTING, Problem
 from stablebptt.tasks.settings import without_place, without_sources
 from stablebptt.tasks.starts import Start, in_file
 
+__all__ = ["Progress", "Run", "load"]
+
 HISTORY = tuple(run_file.HISTORY)
 # Test states whose rollouts are stored.
 TRAJECTORIES = 4
@@ -38,6 +40,14 @@ class Progress:
     best_loss, best_epoch : the lowest test loss and its epoch
     history : per epoch a row of numbers, in the order of `HISTORY`
     start : what the run began with, where its seed did not decide
+
+    Examples
+    --------
+    >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
+    >>> seen = []
+    >>> run = sb.train(problem, epochs=2, train_count=8, test_count=8, report=lambda progress: seen.append(progress.epoch))
+    >>> seen
+    [1, 2]
     """
 
     epoch: int
@@ -72,6 +82,13 @@ class Run:
     trajectories : dict of arrays: time (T+1,) [s], states (2, n, T+1, *state), controls (2, n, T, *control), loss (2, n) of a few
         test states; phase 0 before, 1 after training
     status : "complete", "stopped: ..." (by a callback), "interrupted" or "diverged: ..."
+
+    Examples
+    --------
+    >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
+    >>> run = sb.train(problem, epochs=2, train_count=8, test_count=8, out="run.h5")
+    >>> run.status, len(run.history["test_loss"])
+    ('complete', 2)
     """
 
     config: dict[str, Any]
@@ -125,12 +142,24 @@ def load(path: str | FilePath, problem: Problem | None = None) -> Run:
     The run of a custom problem needs its `problem` to compute. Without it, the run can only be inspected and plotted. (A file
     never decides which code is imported.)
 
+    Parameters
+    ----------
+    path : of a run file
+    problem : with custom parts, whose code the file does not hold
+
     Raises
     ------
     FileFormatError
         If the file is damaged or not a run file.
     OSError
         If the file cannot be read.
+
+    Examples
+    --------
+    >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
+    >>> run = sb.train(problem, epochs=2, train_count=8, test_count=8, out="run.h5")
+    >>> bool((sb.load("run.h5").theta == run.theta).all())
+    True
     """
     content = run_file.load(path)
     stored = problem_of(content.config, path)

@@ -13,19 +13,51 @@ from typing import Any, Self
 from stablebptt.tasks import arguments
 from stablebptt.tasks.errors import ArgumentError
 
+__all__ = [
+    "Constant",
+    "Cosine",
+    "Exponential",
+    "Linear",
+    "Piecewise",
+    "Schedule",
+    "Warmup",
+    "constant",
+    "cosine",
+    "exponential",
+    "linear",
+    "piecewise",
+    "warmup",
+]
+
 EXAMPLE = "cosine:0.001:1e-5"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Base of the schedules. A call with the number of updates done gives the rate of the next one."""
+    """Base of the schedules. A call with the number of updates done gives the rate of the next one.
+
+    Examples
+    --------
+    >>> isinstance(sb.schedules.cosine(0.001), Schedule)
+    True
+    """
 
     def __call__(self, update: int) -> float:
-        """The rate of the update with this number, counted from 0."""
+        """The rate of the update with this number, counted from 0.
+
+        Parameters
+        ----------
+        update : its number, counted from 0
+        """
         raise NotImplementedError
 
     def over(self, updates: int) -> Self:
-        """The same schedule for a run of so many updates; a length that was given stays."""
+        """The same schedule for a run of so many updates; a length that was given stays.
+
+        Parameters
+        ----------
+        updates : of the whole run
+        """
         return self
 
     def __str__(self) -> str:
@@ -34,7 +66,17 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same rate always."""
+    """The same rate always.
+
+    Parameters
+    ----------
+    rate : above 0
+
+    Examples
+    --------
+    >>> Constant(0.001)(500)
+    0.001
+    """
 
     rate: float
 
@@ -76,7 +118,18 @@ class _Ramp(Schedule):
 
 @dataclass(frozen=True)
 class Linear(_Ramp):
-    """A straight line: ``begin + (end - begin) s`` with s = update / updates."""
+    """A straight line: ``begin + (end - begin) s`` with s = update / updates.
+
+    Parameters
+    ----------
+    begin, end : rates
+    updates : length of the way; by default the whole run
+
+    Examples
+    --------
+    >>> Linear(0.1, 0.0, updates=10)(5)
+    0.05
+    """
 
     def _between(self, share: float) -> float:
         return self.begin + (self.end - self.begin) * share
@@ -84,7 +137,18 @@ class Linear(_Ramp):
 
 @dataclass(frozen=True)
 class Cosine(_Ramp):
-    """Half a cosine: ``end + (begin - end) (1 + cos(pi s)) / 2`` with s = update / updates."""
+    """Half a cosine: ``end + (begin - end) (1 + cos(pi s)) / 2`` with s = update / updates.
+
+    Parameters
+    ----------
+    begin, end : rates
+    updates : length of the way; by default the whole run
+
+    Examples
+    --------
+    >>> round(Cosine(0.1, 0.0, updates=10)(5), 6)
+    0.05
+    """
 
     end: float = 0.0
 
@@ -94,7 +158,18 @@ class Cosine(_Ramp):
 
 @dataclass(frozen=True)
 class Exponential(_Ramp):
-    """The same factor in every update: ``begin (end / begin)^s`` with s = update / updates."""
+    """The same factor in every update: ``begin (end / begin)^s`` with s = update / updates.
+
+    Parameters
+    ----------
+    begin, end : rates
+    updates : length of the way; by default the whole run
+
+    Examples
+    --------
+    >>> round(Exponential(0.1, 0.001, updates=10)(5), 6)
+    0.01
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,7 +182,19 @@ class Exponential(_Ramp):
 
 @dataclass(frozen=True)
 class Piecewise(Schedule):
-    """Rates in turn: ``rates[0]`` at first, and ``rates[k]`` from update ``at[k - 1]`` on."""
+    """Rates in turn: ``rates[0]`` at first, and ``rates[k]`` from update ``at[k - 1]`` on.
+
+    Parameters
+    ----------
+    rates : one more than `at`
+    at : numbers of updates, ascending
+
+    Examples
+    --------
+    >>> rate = Piecewise((0.001, 0.0001), (500,))
+    >>> rate(499), rate(500)
+    (0.001, 0.0001)
+    """
 
     rates: tuple[float, ...]
     at: tuple[int, ...]
@@ -127,7 +214,18 @@ class Piecewise(Schedule):
 
 @dataclass(frozen=True)
 class Warmup(Schedule):
-    """A straight line to the first rate of another schedule, which it reaches in update ``updates - 1``; then that schedule."""
+    """A straight line to the first rate of another schedule, which it reaches in update ``updates - 1``; then that schedule.
+
+    Parameters
+    ----------
+    updates : length of the line
+    then : the schedule that follows, or a rate
+
+    Examples
+    --------
+    >>> Warmup(4, Constant(0.001))(1)
+    0.0005
+    """
 
     updates: int
     then: Schedule

@@ -54,6 +54,13 @@ def train_seeds(
     Returns
     -------
     Run or DivergedError of every seed, in the order of `seeds`. A run that diverges does not end the others.
+
+    Examples
+    --------
+    >>> problem = sb.problem("pendulum", steps=5, hidden=(5,))
+    >>> runs = sb.train_seeds(problem, range(3), epochs=2, train_count=8, test_count=8)
+    >>> [run.config["seed"] for run in runs]
+    [0, 1, 2]
     """
     check_problem(problem)
     begun = starts.make(problem, start, train_states, test_states)

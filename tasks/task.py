@@ -12,6 +12,8 @@ from typing import Any
 from stablebptt.tasks import additions
 from stablebptt.tasks.errors import ArgumentError
 
+__all__ = ["DTYPE", "HIDDEN", "Option", "Task", "duration", "loss", "output_init", "steps"]
+
 CUSTOM = "custom"  # the task of problems with custom parts
 LOSSES = ("final", "continuous")
 DTYPES = ("float32", "float64")
@@ -33,6 +35,12 @@ class Option:
     help : description in a few words
     least, most, above : bounds of a number; by default a size is at least 1, and a whole number at least 0
     choices : allowed words; empty for any word
+
+    Examples
+    --------
+    >>> stiffness = sb.Option("stiffness", "real", 2.0, "Force per length [N/m].", above=0)
+    >>> stiffness.read(3)
+    3.0
     """
 
     name: str
@@ -51,7 +59,12 @@ class Option:
             raise ArgumentError(f"option {self.name} is of kind {self.kind!r}; choose from {', '.join(KINDS)}")
 
     def read(self, value: Any) -> Any:
-        """A checked value, in the form of files: a word, a number or a list; an ArgumentError says what is wrong."""
+        """A checked value, in the form of files: a word, a number or a list; an ArgumentError says what is wrong.
+
+        Parameters
+        ----------
+        value : as it is given in Python, in a file or on the command line
+        """
         from stablebptt.tasks import arguments
 
         if self.kind in ("size", "whole"):
@@ -87,6 +100,14 @@ class Task:
     film : (panels, rollouts, sample) -> functions that move the panels to a time step
     published : options that the published runs vary, with their values; None if nothing is published
     small : options of a small problem, for tests
+
+    Examples
+    --------
+    >>> def make(stiffness):
+    ...     return sb.problem("pendulum", duration=1 / stiffness)
+    >>> task = sb.Task("spring", "Hold a spring.", [sb.Option("stiffness", "real", 2.0, "Force per length [N/m].")], make)
+    >>> task.read({"stiffness": 4})
+    {'stiffness': 4.0}
     """
 
     name: str
@@ -114,7 +135,12 @@ class Task:
         return (*self.options, *(option for option in ADDITIONS if option.name not in own))
 
     def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The task's own options, checked, in the form of files."""
+        """The task's own options, checked, in the form of files.
+
+        Parameters
+        ----------
+        given : values by the name of the option; those that are missing have their defaults
+        """
         from stablebptt.tasks import arguments
 
         arguments.known(self.name, given, [option.name for option in self.all_options])
@@ -157,22 +183,62 @@ def document(function: Callable, title: str, options: Iterable[Option], *, alone
 
 
 def steps(default: int) -> Option:
-    """The option `steps`: the horizon T."""
+    """The option `steps`: the horizon T.
+
+    Parameters
+    ----------
+    default : T, if none is given
+
+    Examples
+    --------
+    >>> steps(100).read(20)
+    20
+    """
     return Option("steps", "whole", default, "Time steps T.", least=1)
 
 
 def duration(default: float, unit: str = "") -> Option:
-    """The option `duration`: the total time, in `unit`."""
+    """The option `duration`: the total time, in `unit`.
+
+    Parameters
+    ----------
+    default : time, if none is given
+
+    Examples
+    --------
+    >>> duration(2.0, " [s]").help
+    'Total time [s].'
+    """
     return Option("duration", "real", default, f"Total time{unit}.", above=0)
 
 
 def loss(default: str) -> Option:
-    """The option `loss`: "final" or "continuous"."""
+    """The option `loss`: "final" or "continuous".
+
+    Parameters
+    ----------
+    default : of the two
+
+    Examples
+    --------
+    >>> loss("final").choices
+    ('final', 'continuous')
+    """
     return Option("loss", "word", default, "Loss of the last state, or of all.", choices=LOSSES)
 
 
 def output_init(default: str) -> Option:
-    """The option `output_init`: "glorot" or "zero"."""
+    """The option `output_init`: "glorot" or "zero".
+
+    Parameters
+    ----------
+    default : of the two
+
+    Examples
+    --------
+    >>> output_init("zero").default
+    'zero'
+    """
     return Option("output_init", "word", default, "Kernel of the last layer at first.", choices=OUTPUT_INITS)
 
 

@@ -79,6 +79,13 @@ def train(
         If another process writes `out`.
     FileExistsError
         If `out` exists and neither `force` nor `resume` is given.
+
+    Examples
+    --------
+    >>> problem = sb.problem("cartpole", poles=1, steps=5, hidden=(5,))
+    >>> run = sb.train(problem, variant="C", epochs=2, seed=0, train_count=8, test_count=8)
+    >>> run.status
+    'complete'
     """
     check_problem(problem)
     begun = starts.make(problem, start, train_states, test_states)

@@ -14,6 +14,8 @@ from stablebptt.tasks.errors import ArgumentError
 from stablebptt.tasks.joins import Join
 from stablebptt.tasks.settings import spelled
 
+__all__ = ["GATES", "NAMES", "Gates", "gates", "truncated"]
+
 # Gates of the physics path and of the network path (through the network's input): open (1) or closed (0).
 GATES = {"R": (1.0, 1.0), "M": (1.0, 0.0), "S": (0.0, 0.0), "N": (0.0, 1.0)}
 NAMES = (*GATES, *joins.KINDS)
@@ -21,7 +23,13 @@ NAMES = (*GATES, *joins.KINDS)
 
 @dataclass(frozen=True, eq=False)
 class Gates:
-    """Gates of m adjoints that run together, physics and network (m, T); `join`: they are R and M, to be joined."""
+    """Gates of m adjoints that run together, physics and network (m, T); `join`: they are R and M, to be joined.
+
+    Examples
+    --------
+    >>> gates("M", 2).joined
+    False
+    """
 
     physics: np.ndarray
     network: np.ndarray
@@ -71,8 +79,16 @@ def gates(
     ----------
     variant : "R", "M", "S", "N", a join ("C", "config", ..), a family of gates ("R:decay=0.4", ..), or a pair (a, b)
         Each part of a pair is a number or an array of length `steps` with values in [0, 1].
+    steps : horizon T
+    dtype : of the gates
     dt : time step [s]
     random : draws the gates of a family that has random ones
+
+    Examples
+    --------
+    >>> found = gates("C", 3)
+    >>> found.physics.tolist(), found.network.tolist()
+    ([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
     """
     inner, outer = read(variant), []
     while isinstance(inner, families.Family):
@@ -112,7 +128,20 @@ def describe(variant: Any) -> Any:
 
 
 def truncated(steps: int, window: int, variant: str = "R") -> tuple[np.ndarray, np.ndarray]:
-    """Schedules (a, b), (T,) each, of truncated backpropagation: the variant's gates, closed at every `window`-th step."""
+    """Schedules (a, b), (T,) each, of truncated backpropagation: the variant's gates, closed at every `window`-th step.
+
+    Parameters
+    ----------
+    steps : horizon T
+    window : time steps between two closed ones
+    variant : "R", "M", "S" or "N"
+
+    Examples
+    --------
+    >>> a, b = truncated(6, 3)
+    >>> a.tolist()
+    [0.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+    """
     if window < 1:
         raise ArgumentError(f"window is {window}; it must be at least 1")
     if variant not in GATES:

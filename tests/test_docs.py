@@ -14,7 +14,7 @@ from stablebptt.tasks import sweeps, variants
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = {".onnx": "onnx", ".pt2": "torch"}  # packages that commands need for files with these endings
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "howto").glob("*.md"))]
 
 
 def blocks(page, language):
@@ -50,6 +50,13 @@ def test_the_page_on_controllers_runs(capsys):
         exec(compile(code, "docs/controllers.md", "exec"), names)
     assert "True True" in capsys.readouterr().out
     assert names["fitted"].x == pytest.approx([9.8, 0.7], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scipy", "numba", "c"])
+def test_how_to_pages_run(name):
+    (code,) = blocks(ROOT / "docs" / "howto" / f"{name}.md", "python")
+    exec(compile(code, f"docs/howto/{name}.md", "exec"), {})
 
 
 def test_the_page_on_joins_runs():
@@ -158,6 +165,7 @@ def reproduction_pictures(monkeypatch):
 def test_every_picture_is_made_by_the_command(monkeypatch, tmp_path):
     made, module = set(), pictures()
     monkeypatch.setattr(module, "main", lambda words: made.add(Path(words[words.index("--out") + 1]).name))
+    monkeypatch.setattr(module, "film", lambda name, folder: made.add(f"{name.replace('_', '-')}.gif"))
     monkeypatch.setattr(module, "regulator", lambda picture: made.add(picture.name))
     monkeypatch.setattr(module, "reproduction", lambda: made.update(reproduction_pictures(monkeypatch)))
     module.draw(tmp_path)
@@ -181,3 +189,7 @@ def test_commands_of_the_pages_exist():
             known = {name for parameter in command.params for name in parameter.opts + parameter.secondary_opts}
             for word in words:
                 assert not word.startswith("--") or word in known, f"{page.name}: {word} in {line}"
+
+
+def test_the_citation_has_the_version():
+    assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)[1] == sb.__version__

@@ -25,7 +25,25 @@ ENTRY: Any = {"nogil": True, "no_cfunc_wrapper": True, **OPTIONS}
 
 
 def kernel(function: Callable) -> Any:
-    """Compile an entry point. Its machine code, with everything it calls, is stored on disk."""
+    """Compile an entry point. Its machine code, with everything it calls, is stored on disk.
+
+    Parameters
+    ----------
+    function : the Python function, which calls functions of this package
+
+    Examples
+    --------
+    The code is compiled at the first call:
+
+    >>> @kernel
+    ... def total(values):
+    ...     result = 0.0
+    ...     for value in values:
+    ...         result += value
+    ...     return result
+    >>> callable(total)
+    True
+    """
     if vars(config)["DISABLE_JIT"]:
         return _uncompiled(function)
     dispatcher = njit(**ENTRY)(function)
@@ -43,12 +61,37 @@ def _uncompiled(function: Callable) -> Callable:
 
 
 def inline(function: Callable) -> Callable:
-    """Let compiled code call a small function, which is compiled into its callers. In Python the function is unchanged."""
+    """Let compiled code call a small function, which is compiled into its callers. In Python the function is unchanged.
+
+    Examples
+    --------
+    >>> @inline
+    ... def squared(number):
+    ...     return number * number
+    >>> squared(3.0)
+    9.0
+    """
     return compiled_as(function, lambda *arguments: function, forceinline=True)
 
 
 def block(function: Callable) -> Callable:
-    """`inline` for larger functions: they are compiled once and called."""
+    """`inline` for larger functions: they are compiled once and called.
+
+    Parameters
+    ----------
+    function : a Python function of numbers, arrays and structs
+
+    Examples
+    --------
+    >>> @block
+    ... def double(values):
+    ...     for k in range(values.size):
+    ...         values[k] *= 2
+    >>> values = np.ones(2)
+    >>> double(values)
+    >>> values.tolist()
+    [2.0, 2.0]
+    """
     return compiled_as(function, lambda *arguments: function, forceinline=False)
 
 
@@ -99,6 +142,19 @@ def generic(declaration: Callable) -> Any:
     """Declare a generic function. The struct type of its first argument selects the method, in compiled code and in Python.
 
     The body of the declaration never runs. `implements` adds the methods, which are compiled into their callers.
+
+    Examples
+    --------
+    >>> @generic
+    ... def energy(system, x):
+    ...     pass
+    >>> class Spring(System):
+    ...     stiffness: float
+    >>> @implements(energy, Spring)
+    ... def _energy(system, x):
+    ...     return 0.5 * system.stiffness * x * x
+    >>> energy(Spring(2.0), 3.0)
+    9.0
     """
     return _generic(declaration, forceinline=True)
 
@@ -144,6 +200,18 @@ def implements(function: Any, cls: type[Struct]) -> Callable[[Callable], Callabl
     """Register the decorated function as the method of a generic function for struct type `cls`.
 
     A generic function may have another form, which methods with another number of parameters belong to; see `has_form`.
+
+    Examples
+    --------
+    >>> class Drift(System):
+    ...     rate: float
+    >>> @implements(step, Drift)
+    ... def _step(system, x, c, x_next):
+    ...     x_next[0] = x[0] + system.rate
+    >>> x_next = np.empty(1)
+    >>> step(Drift(0.5), np.zeros(1), np.zeros(1), x_next)
+    >>> x_next.round(5).tolist()
+    [0.5]
     """
 
     def register(method: Callable) -> Callable:
@@ -178,7 +246,13 @@ def _arguments(function: Callable) -> str:
 
 
 def like(x: Any, value: float) -> Any:
-    """The constant `value` in the precision of `x` (a bare literal would promote float32 to float64)."""
+    """The constant `value` in the precision of `x` (a bare literal would promote float32 to float64).
+
+    Examples
+    --------
+    >>> like(np.zeros(2, np.float32), 0.5)
+    np.float32(0.5)
+    """
     return np.asarray(x).dtype.type(value)
 
 

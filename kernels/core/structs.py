@@ -322,7 +322,16 @@ def _enable_construction(cls: type["Struct"]) -> None:
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 class Struct:
-    """Base of all systems, controllers, losses and work spaces. Subclasses list their fields with annotations."""
+    """Base of all systems, controllers, losses and work spaces. Subclasses list their fields with annotations.
+
+    Examples
+    --------
+    >>> class Spring(Struct):
+    ...     stiffness: float
+    ...     damping: float = 0.1
+    >>> Spring(2.0)
+    Spring(stiffness=2.0, damping=0.1)
+    """
 
     fields: ClassVar[tuple[str, ...]] = ()
     classes: ClassVar[dict[tuple[str, str], type["Struct"]]] = {}

@@ -157,7 +157,13 @@ def _select(typing_context, mask, a, b):
 
 
 def where(condition, a, b):
-    """a where a condition is true, else b; for numbers, and for vectors of samples, where an ``if`` cannot stand."""
+    """a where a condition is true, else b; for numbers, and for vectors of samples, where an ``if`` cannot stand.
+
+    Examples
+    --------
+    >>> where(1.0 > 0.0, 2.0, 3.0)
+    2.0
+    """
     return a if condition else b
 
 

@@ -40,7 +40,23 @@ ATTEMPTS = 5  # of a run whose worker died
 
 @dataclass(frozen=True)
 class SweepProgress:
-    """Where a sweep stands; `ended` is the run that just ended, if one did, `share` that of the running ones that is done."""
+    """Where a sweep stands; `ended` is the run that just ended, if one did, `share` that of the running ones that is done.
+
+    Attributes
+    ----------
+    total : runs of the plan
+    outcomes : of the runs that have ended
+    running : how many are under way
+    seconds_left : estimate; NaN before anything is known
+    ended : the run that just ended, or None
+    share : of the running ones, that is done
+
+    Examples
+    --------
+    >>> progress = SweepProgress(2, (Outcome("a.h5", "complete"),), running=1, seconds_left=30.0)
+    >>> progress.count("complete")
+    1
+    """
 
     total: int
     outcomes: tuple[Outcome, ...]
@@ -50,6 +66,12 @@ class SweepProgress:
     share: float = 0.0
 
     def count(self, *statuses: str) -> int:
+        """How many runs have ended with one of these statuses.
+
+        Parameters
+        ----------
+        statuses : such as "complete", "failed"
+        """
         return sum(outcome.status in statuses for outcome in self.outcomes)
 
 
@@ -75,6 +97,7 @@ def sweep(
     retry_failed : also try runs again that diverged or failed before
     gather : workers keep the files and send them back when they are complete
     report : called with a `SweepProgress` now and then, and whenever a run ends
+    out : folder, created if missing
 
     Returns
     -------
@@ -86,6 +109,14 @@ def sweep(
         If `out` holds runs of this plan and `resume` is not given.
     RuntimeError
         If it is called by a module that is just imported for a sweep: a sweep would start a sweep.
+
+    Examples
+    --------
+    >>> plan = {"task": "pendulum", "options": {"steps": 5, "hidden": [5]},
+    ...         "train": {"variant": ["R", "C"], "epochs": 1, "train_count": 8, "test_count": 8}}
+    >>> outcomes = sb.sweep(sb.tasks.sweeps.make_plan(plan), "folder", jobs=1)
+    >>> [outcome.status for outcome in outcomes]
+    ['complete', 'complete']
     """
     if custom.importing:
         raise RuntimeError(
@@ -116,7 +147,21 @@ def sweep(
 
 
 def run_one(planned: Planned, out: str | Path, *, retry_failed: bool = False) -> Outcome:
-    """Train one run of a plan in this process; what is complete, or has failed before, is left alone."""
+    """Train one run of a plan in this process; what is complete, or has failed before, is left alone.
+
+    Parameters
+    ----------
+    planned : the run
+    out : folder, created if missing
+    retry_failed : also try a run again that diverged or failed before
+
+    Examples
+    --------
+    >>> plan = {"task": "pendulum", "options": {"steps": 5, "hidden": [5]},
+    ...         "train": {"epochs": 1, "train_count": 8, "test_count": 8}}
+    >>> run_one(make_plan(plan)[0], "folder").status
+    'complete'
+    """
     folder = expanded(out)
     _make_folder(folder)
     known = outcome_of(folder / planned.name)
@@ -235,7 +280,18 @@ def _epochs_in(path: Path, stamp: int) -> int:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds that runs would take on one core, by name; and those of compiling their code, or of loading it."""
+    """Seconds that runs would take on one core, by name; and those of compiling their code, or of loading it.
+
+    Attributes
+    ----------
+    runs : seconds by the name of the run
+    compiling : seconds
+
+    Examples
+    --------
+    >>> Estimate({"a.h5": 2.0}, compiling=8.0).runs["a.h5"]
+    2.0
+    """
 
     runs: dict[str, float]
     compiling: float
@@ -247,6 +303,18 @@ def estimate(
     """What a sweep would take, from a few updates of every kind of run, which are compiled first.
 
     With `resume` only what is left to do in the folder `out` counts.
+
+    Parameters
+    ----------
+    runs : of a plan
+    out : folder of runs that are done
+    resume, retry_failed : as in `sweep`
+
+    Examples
+    --------
+    >>> plan = {"task": "pendulum", "options": {"steps": 5, "hidden": [5]}, "train": {"epochs": 1}}
+    >>> len(estimate(make_plan(plan)).runs)
+    1
     """
     measured: dict[str, float] = {}
     found, compiling = {}, 0.0
@@ -317,12 +385,21 @@ def _compile(runs: list[Planned]) -> None:
 def dask_executor(address: str) -> Iterator[Executor]:
     """Executor of a Dask cluster, by the scheduler's address or by its file; the connection ends with the block.
 
+    Parameters
+    ----------
+    address : of the scheduler, or its file
+
     Raises
     ------
     ValueError
         If the package distributed is not installed.
     OSError
         If there is no such cluster.
+
+    Examples
+    --------
+    >>> with dask_executor("tcp://scheduler:8786") as executor:  # doctest: +SKIP
+    ...     sb.sweep("plan.toml", "folder", executor=executor)
     """
     try:
         from distributed import Client

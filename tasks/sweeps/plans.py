@@ -28,7 +28,17 @@ LONGEST_TITLE = 160  # letters of it in a file's name
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a plan: its configuration, as the run file will hold it."""
+    """One run of a plan: its configuration, as the run file will hold it.
+
+    Attributes
+    ----------
+    config : the configuration
+
+    Examples
+    --------
+    >>> paper_plan("cartpole")[0].name[:15]
+    'cartpole-1-pole'
+    """
 
     config: dict[str, Any]
 
@@ -55,10 +65,24 @@ def read_plan(path: str | Path, seeds: Any = None, epochs: int | None = None) ->
     Where a list is given for one value, all its values are run; "0:10" is the list 0 .. 9. `seeds` and `epochs` replace those
     of the plan.
 
+    Parameters
+    ----------
+    path : of the plan
+    seeds : one, or a range such as "0:10"; instead of the plan's
+    epochs : instead of the plan's
+
     Raises
     ------
     ValueError, TypeError
         With what was given and what is allowed.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> text = 'task = "cartpole"\\n[options]\\npoles = [1, 2]\\n[train]\\nvariant = ["R", "C"]'
+    >>> _ = Path("plan.toml").write_text(text)
+    >>> len(read_plan("plan.toml", seeds="0:3"))
+    12
     """
     try:
         content = tomllib.loads(expanded(path).read_text(encoding="utf-8-sig"))
@@ -71,14 +95,38 @@ def read_plan(path: str | Path, seeds: Any = None, epochs: int | None = None) ->
 
 
 def paper_plan(name: str, seeds: Any = None, epochs: int | None = None) -> list[Planned]:
-    """The published runs of one task, or of "all" tasks (132)."""
+    """The published runs of one task, or of "all" tasks (132).
+
+    Parameters
+    ----------
+    name : of a task, or "all"
+    seeds : one, or a range such as "0:10"; instead of the plan's
+    epochs : instead of the plan's
+
+    Examples
+    --------
+    >>> len(paper_plan("all"))
+    132
+    """
     names = list(PAPER) if name == "all" else (arguments.choice("paper", name, (*PAPER, "all")),)
     plans = ({"task": each, "options": PAPER[each], "train": PAPER_TRAINING} for each in names)
     return [planned for plan in plans for planned in make_plan(plan, seeds, epochs)]
 
 
 def make_plan(content: Mapping[str, Any], seeds: Any = None, epochs: int | None = None) -> list[Planned]:
-    """`read_plan` of the file's content."""
+    """`read_plan` of the file's content.
+
+    Parameters
+    ----------
+    content : of a plan
+    seeds : one, or a range such as "0:10"; instead of the plan's
+    epochs : instead of the plan's
+
+    Examples
+    --------
+    >>> len(make_plan({"task": "cartpole", "options": {"poles": [1, 2]}}))
+    2
+    """
     unknown = sorted(set(content) - {"task", "options", "train"})
     if unknown:
         raise ArgumentError(f"unknown entry {unknown[0]!r}; a plan has task, [options] and [train]")

@@ -33,7 +33,21 @@ COMPLETE, DIVERGED, FAILED, INTERRUPTED, BUSY, ABSENT = "complete", "diverged", 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: "complete", "diverged", "failed", "interrupted" or "busy" (another process writes it)."""
+    """How a run ended: "complete", "diverged", "failed", "interrupted" or "busy" (another process writes it).
+
+    Attributes
+    ----------
+    name : of the run file
+    status : one of these words, or "absent" before the run begins
+    epochs, seconds : done, and the time they took
+    test_loss, best_test_loss : of the last epoch, and the lowest
+    message : why it diverged or failed, or was stopped
+
+    Examples
+    --------
+    >>> Outcome("run.h5", "complete", epochs=10).status
+    'complete'
+    """
 
     name: str
     status: str
@@ -45,7 +59,18 @@ class Outcome:
 
 
 def outcome_of(path: Path) -> Outcome:
-    """What the files of a run say of it."""
+    """What the files of a run say of it.
+
+    Parameters
+    ----------
+    path : of the run file, a `Path`
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> outcome_of(Path("none.h5")).status
+    'absent'
+    """
     if not path.exists():
         note = note_of(path)
         return Outcome(path.name, FAILED, message=note.read_text("utf-8")) if note.is_file() else Outcome(path.name, ABSENT)
@@ -251,4 +276,11 @@ def local_workers(count: int) -> Iterator[Callable[[], Executor]]:
 
 
 def cores() -> int:
+    """Cores that this process may use.
+
+    Examples
+    --------
+    >>> cores() >= 1
+    True
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
