@@ -119,7 +119,7 @@ class Diagnosis:
         return f"Diagnosis of {self.title}: {self.advice}"
 
 
-def diagnose(problem: Problem, theta: np.ndarray, x0: np.ndarray, *, seed: int = 0, threads: int | None = None) -> Diagnosis:
+def diagnose(problem: Any, theta: np.ndarray, x0: np.ndarray, *, seed: int = 0, threads: int | None = None) -> Diagnosis:
     """See `Problem.diagnose`; theta (n_parameters,), x0 (B, *state_shape)."""
     problem = replace(problem, backend="cpu")
     gradient, path = problem.gradient(theta, x0, "C", seed=seed, threads=threads), problem.rollout(theta, x0, seed=seed)

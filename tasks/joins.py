@@ -273,7 +273,7 @@ class Normalized(Gram):
 
 @dataclass(frozen=True)
 class Config(Gram):
-    """ConFIG of two gradients: ``L (R/|R| + M/|M|)``; the length L is a mean of |R| and |M|, or the smaller or larger one.
+    """ConFIG of two gradients: ``L (R/|R| + M/|M|)``; the length L is a mean of both lengths, or the smaller or larger one.
 
     Parameters
     ----------
@@ -300,7 +300,7 @@ class Config(Gram):
 
 @dataclass(frozen=True)
 class Imtlg(Gram):
-    """IMTL-G of two gradients: ``|R||M| / (|R| + |M|) (R/|R| + M/|M|)``, with equal projections on R/|R| and M/|M|.
+    """IMTL-G of two gradients: ``|R||M| / (|R| + |M|) (R/|R| + M/|M|)``, with equal projections on both directions.
 
     Parameters
     ----------

@@ -421,6 +421,10 @@ class Problem:
     def diagnose(self, theta: np.ndarray, x0: np.ndarray, *, seed: int = 0, threads: int | None = None) -> "Diagnosis":
         """What R and M are like at theta (n_parameters,), for x0 (B, *state_shape); docs/diagnosis.md explains how to read it.
 
+        Parameters
+        ----------
+        theta, x0, seed, threads : as in `rollout`
+
         Raises
         ------
         DivergedError

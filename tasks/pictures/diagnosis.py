@@ -19,7 +19,7 @@ MEASURES = {
 }
 
 
-def draw(found: Diagnosis) -> Any:
+def draw(found: Any) -> Any:
     """A figure of three panels."""
     figure = new_figure(3 * PANEL, 3.8)
     adjoints, layers, exponents = figure.subplots(1, 3, gridspec_kw={"width_ratios": (1.1, 1.3, 0.8)})
