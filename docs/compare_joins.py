@@ -12,8 +12,8 @@ import lqr
 # All of docs/joins.md; gates with values that leave the regulator enough of its 120 time steps.
 RULES = (
     *("R", "M", "C", "S", "N", "minmod", "leaky:leak=0.1", "leaky:leak=0.5", "mean", "normalized"),
-    *("config", "config:length=minimum", "config:length=maximum", "config:length=harmonic", "imtlg", "pcgrad", "mgda", "projected"),
-    *("R:decay=0.4", "M:decay=0.4", "C:decay=0.4", "R:truncate=20", "C:truncate=20", "R:random=120"),
+    *("config", "config:length=minimum", "config:length=maximum", "config:length=harmonic", "imtlg", "pcgrad", "mgda"),
+    *("projected", "R:decay=0.4", "M:decay=0.4", "C:decay=0.4", "R:truncate=20", "C:truncate=20", "R:random=120"),
 )
 UPDATES = 1500
 
