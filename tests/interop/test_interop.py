@@ -210,10 +210,11 @@ def test_jax_gradients_are_ours(jax, problem, variant):
     assert_gradient(problem, layers, x0, variant, loss, gradients)
 
 
-OTHERS = ["config/layer", "leaky:leak=0.3:decay=0.1", "imtlg:truncate=2", lambda rr, rm, mm: (rr / mm, 1)]
+NAMED = ("config/layer", "leaky:leak=0.3:decay=0.1", "imtlg:truncate=2")
+OTHERS = [*(pytest.param(name, id=name) for name in NAMED), pytest.param(lambda rr, rm, mm: (rr / mm, 1), id="own")]
 
 
-@pytest.mark.parametrize("variant", OTHERS, ids=str)
+@pytest.mark.parametrize("variant", OTHERS)
 def test_jax_joins_are_ours(jax, variant):
     from stablebptt.interop.jax import rollout_loss
 
@@ -398,7 +399,7 @@ def test_torch_gradients_are_ours(torch, problem, variant):
     assert_gradient(problem, layers, x0, variant, loss.detach(), [p.grad / 2 for p in policy.parameters()])
 
 
-@pytest.mark.parametrize("variant", OTHERS, ids=str)
+@pytest.mark.parametrize("variant", OTHERS)
 def test_torch_joins_are_ours(torch, variant):
     """The gradient in x0 is no part of what is joined, nor is a tensor that no pass reaches."""
     from stablebptt.interop.torch import problem_loss, rollout_loss
