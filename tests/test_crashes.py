@@ -133,7 +133,7 @@ def test_a_folder_without_permission(tmp_path):
 @pytest.mark.parametrize(
     "environment",
     [
-        pytest.param({}, id="with HDF5's locks"),
+        pytest.param({}, id="with HDF5's locks", marks=pytest.mark.slow),
         pytest.param({"HDF5_USE_FILE_LOCKING": "FALSE"}, id="without HDF5's locks", marks=pytest.mark.slow),
     ],
 )

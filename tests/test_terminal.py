@@ -440,7 +440,7 @@ LONG = ["cartpole", "train", *SMALL, "--epochs", "1500", "--out", "run.h5"]
 
 
 @POSIX
-@pytest.mark.parametrize("columns", [40, 50, 100])
+@pytest.mark.parametrize("columns", [50, *(pytest.param(wide, marks=pytest.mark.slow) for wide in (40, 100))])
 def test_a_bar_fits_the_terminal(tmp_path, columns):
     drawn = on_terminal(tmp_path, LONG, columns).partition("\nfile: run.h5\n")[0].split("\r")
     assert len(drawn) > 2 and all(len(line) <= columns for line in drawn)

@@ -324,7 +324,8 @@ print(x_next[0], sum(run._cache_hits.values()))
 """
 
 
-@pytest.mark.parametrize("how", ["stdin", pytest.param("file", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["stdin", "file"])
 def test_an_edit_in_another_module_is_seen_by_the_next_process(tmp_path, how):
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "numbers_of_mine.py").write_text("STRENGTH = 10.0\n")

@@ -97,7 +97,7 @@ def branching(dtype):
 
 @pytest.mark.parametrize(
     ("make", "dtype"),
-    [(everything, np.float32), (branching, np.float32), pytest.param(everything, np.float64, marks=pytest.mark.slow)],
+    [(branching, np.float32), *(pytest.param(everything, dtype, marks=pytest.mark.slow) for dtype in (np.float32, np.float64))],
 )
 def test_a_batch_is_its_samples(make, dtype, random):
     for batch in (1, 3, 16, 21):

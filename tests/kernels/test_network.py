@@ -85,7 +85,7 @@ def drawn(name, n, random):
 
 
 # Every activation has its own machine code.
-LONG = {"relu", "silu", "softplus", "sin", "identity"}
+LONG = {"relu", "gelu", "silu", "softplus", "sin", "identity", "linear"}
 CASES = [(n, name) for n in (1, 7, 33) for name in NETWORKS if name not in LONG]
 CASES += [pytest.param(7, name, marks=pytest.mark.slow) for name in sorted(LONG)]
 

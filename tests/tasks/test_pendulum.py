@@ -72,6 +72,7 @@ def test_it_learns():
     assert run.history["test_loss"][-1] < 0.2 * run.history["test_loss"][0]
 
 
+@pytest.mark.slow
 def test_commands_pictures_and_film(run, tmp_path):
     counts = ["--train-count", 8, "--test-count", 8, "--epochs", 1]
     done = run("pendulum", "train", "--steps", 4, "--hidden", 4, *counts, "--out", "p.h5")

@@ -17,7 +17,7 @@ from stablebptt.data.errors import FileFormatError
 from stablebptt.tasks import policies
 
 # Every activation has its own machine code.
-LONG = {"relu", "silu", "softplus", "sin", "identity", "herd"}
+LONG = {"relu", "gelu", "silu", "softplus", "sin", "identity", "herd"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in PROBLEMS])

@@ -453,7 +453,8 @@ print([outcome.status for outcome in outcomes])
 """
 
 
-@pytest.mark.parametrize("source", ["standard input", pytest.param("script", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["standard input", "script"])
 def test_a_script_needs_no_main_guard(tmp_path, source):
     counts = {"train_count": 4, "test_count": 4, "epochs": 1, "seed": "0:2"}
     plan = {"task": "cartpole", "options": {"steps": 4, "hidden": [4]}, "train": counts}

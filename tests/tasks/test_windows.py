@@ -127,6 +127,7 @@ def test_windows_are_parts_of_the_rollout():
     assert total == pytest.approx(whole.loss, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_gradients_in_a_window_are_right():
     """Against differences of its loss, in a window in the middle, whose loss, noise and clock do not begin at 0."""
     problem = windows.part(mass(), 3, 6)
