@@ -96,7 +96,8 @@ class Settings:
     def within(self, steps: int) -> Self:
         """The settings for rollouts of so many time steps: schedules have lengths, which windows must not know before."""
         windows = 1 if self.window is None else -(-steps // self.window)
-        return replace(self, optimizer=self.optimizer.over(self.updates * windows))
+        optimizer = self.optimizer.over(self.updates * windows)
+        return self if optimizer == self.optimizer else replace(self, optimizer=optimizer)
 
     def describe(self) -> dict[str, Any]:
         """The settings as words and numbers, for a file."""

@@ -25,6 +25,7 @@ LONGER = {
         USERS,
     ),
     "adjoint/in_lanes.py": dict.fromkeys(("step_all_vjp", "_step_all_vjp", "_registers", "_step_batch_vjp"), USERS),
+    "adjoint/later.py": {"_running_cost_vjp": USERS},
     "adjoint/linked.py": dict.fromkeys(("step_vjp_entry", "_step_batch_vjp", "cost_vjp_entry", "_cost_batch_vjp"), USERS),
     "adjoint/quadratic.py": {"_cost_batch_vjp": USERS},
     "adjoint/quantum.py": {"_step_sample_vjp": USERS},

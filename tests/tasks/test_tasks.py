@@ -1,5 +1,6 @@
 """Records of tasks: found by their files, checked when they are made, read by everything that lists tasks."""
 
+import ast
 import inspect
 import subprocess
 import sys
@@ -38,11 +39,20 @@ def test_a_record_says_all(name):
     assert sb.problem(name, **task.small, steps=2).n_parameters < 1000
 
 
+def code(path):
+    """A module without its docstrings, whose examples may be about anything."""
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
+
+
 def test_a_task_is_named_in_its_own_files_only():
     """The proof is the smallest one: its kernels, its adjoint and its record."""
     rooms = ("kernels", "adjoint", "tasks", "console", "data", "interop")
     files = [*ROOT.glob("*.py"), *(path for room in rooms for path in (ROOT / room).rglob("*.py"))]
-    naming = {path.relative_to(ROOT).as_posix() for path in files if "endulum" in path.read_text("utf-8")}
+    naming = {path.relative_to(ROOT).as_posix() for path in files if "endulum" in code(path)}
     assert naming == {f"{room}/pendulum.py" for room in ("kernels", "adjoint", "tasks")}
 
 
