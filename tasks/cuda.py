@@ -194,7 +194,7 @@ def _allow_shared(kernel: Any, configured: Any) -> None:
 
     function = kernel._codelibrary.get_cufunc()
     limit = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    driver.cuKernelSetAttribute(limit, shared_capacity(), function.handle, function.device.id)
+    driver.cuKernelSetAttribute(limit, function.device.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, function.handle, function.device.id)
 
 
 def on_device(part: Struct, queue: Queue, name: str) -> Struct:
