@@ -205,7 +205,7 @@ def ring(angles, forces, hidden, loss, **options):
 
 # Multiply-adds of a rollout's network, by which the time of a draw is limited.
 MOST_WORK = {"quick": 400, "slow": 2000} if SIMULATED else {"quick": 10_000, "slow": 300_000}
-QUICK, DRAWS = 1, {"cartpole": 12, "guidance": 12, "quantum": 33, "ring": 12}
+QUICK, DRAWS = 1, {"cartpole": 6, "guidance": 6, "quantum": 33, "ring": 6}
 if SIMULATED:  # the PTX machine has them all
     DRAWS = dict.fromkeys(DRAWS, 2)
 SIZES = [
