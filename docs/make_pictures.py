@@ -71,6 +71,7 @@ def draw(folder: Path) -> None:
         command("landscape", picture, "--force", "--out", IMAGES / f"{picture}.png")
     reproduction()
     regulator(IMAGES / "lqr.png")
+    arena(IMAGES / "arena.png")
     own = [folder / f"dp-{variant}.h5" for variant in "RMC"]
     command("plot", *own, "--smooth", 5, "--force", "--out", IMAGES / "double-pendulum.png")
     for name in SYSTEMS:
@@ -102,6 +103,13 @@ def film(name: str, folder: Path) -> None:
     import system_films
 
     system_films.save(name, folder)
+
+
+def arena(picture: Path) -> None:
+    """The memory of a gradient."""
+    import draw_arenas
+
+    curves.save(draw_arenas.figure, picture)
 
 
 def reproduction() -> None:
