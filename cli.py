@@ -801,7 +801,8 @@ def _explain_failure(error: BaseException) -> tuple[str, int]:
 
 def _notes(error: BaseException) -> list[str]:
     """What is saved, and how to go on."""
-    raised = error.__cause__ if isinstance(error, click.Abort) else error  # click makes an Abort of an interrupt
+    # click makes an Abort of an interrupt; 8.1.0 does not say of which
+    raised = error.__cause__ or error.__context__ if isinstance(error, click.Abort) else error
     return list(getattr(raised, "__notes__", ()))
 
 
