@@ -371,12 +371,13 @@ def _train_seeds(
     problem: Any, callbacks: dict[int, list[Any]], settings: Any, out: Path, how: dict[str, Any], *, quiet: bool, as_json: bool
 ) -> None:
     """Train many seeds together, each with its own callbacks, with the progress of the last of them."""
-    from stablebptt.tasks.callbacks import several
+    from stablebptt.tasks.callbacks import of_history, several
     from stablebptt.tasks.errors import DivergedError
     from stablebptt.tasks.seeds import train_runs
 
     seeds = list(callbacks)
     watching = {seed: several(given) for seed, given in callbacks.items()}
+    ended = {seed: of_history(given) for seed, given in callbacks.items()}
     epochs = dict.fromkeys(seeds, 0)
     with output.progress(settings.epochs, quiet=quiet or as_json, as_json=False) as shown:
 
@@ -389,7 +390,7 @@ def _train_seeds(
             watch = watching[seed]
             return None if watch is None else watch(progress)
 
-        results = train_runs(problem, seeds, settings, out, report=report, **how)
+        results = train_runs(problem, seeds, settings, out, report=report, ended=ended, **how)
     for seed, result in zip(seeds, results):
         if isinstance(result, DivergedError):
             record = {"epochs": epochs[seed], "status": str(result)}

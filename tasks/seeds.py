@@ -1,7 +1,7 @@
 """Many runs that differ only in the seed, advanced together; docs/gpu.md, section 4."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -85,8 +85,12 @@ def train_runs(
     progress: bool | None = None,
     threads: int | None = None,
     start: Start = NOTHING,
+    ended: Mapping[int, Callable[[Progress], Any] | None] | None = None,
 ) -> list[Run | DivergedError]:
-    """`train_seeds` with settings and a start that are built already; only the seed of the settings is replaced."""
+    """`train_seeds` with settings and a start that are built already; only the seed of the settings is replaced.
+
+    ended : by seed, what may stop a resumed run before its next epoch
+    """
     settings = settings.within(problem.steps)
     numbers = [arguments.whole("seed", seed, 0, LARGEST_SEED) for seed in seeds]
     if not numbers or len(set(numbers)) < len(numbers):
@@ -103,7 +107,11 @@ def train_runs(
     with arguments.threads(threads), bars.epochs(several(report), progress, settings.epochs * len(numbers)) as told:
         reports = {seed: None if told is None else partial(told, seed) for seed in numbers}
         how: dict[str, Any] = {"resume": resume, "checkpoint_seconds": pause, "start": start}
-        return advance([ActiveRun(problem, by_seed[seed], paths[seed], report=reports[seed], **how) for seed in numbers])
+        stops = ended or {}
+        active = [
+            ActiveRun(problem, by_seed[seed], paths[seed], report=reports[seed], ended=stops.get(seed), **how) for seed in numbers
+        ]
+        return advance(active)
 
 
 def _paths(out: str | Path | None, seeds: list[int], *, resume: bool, force: bool) -> dict[int, Path | None]:

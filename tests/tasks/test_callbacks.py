@@ -236,6 +236,9 @@ def test_callbacks_on_the_command_line(run, tmp_path):
     seeds = run("cartpole", "train", *WORDS, "--epochs", 4, "--seeds", "0:2", "--stop-at", 1e9, "--log", "c.csv", "--out", "runs")
     assert seeds.code == 0 and seeds.out.count("stopped: test loss") == 2, seeds.err
     assert all((tmp_path / f"c_seed_{seed}.csv").read_text().count("\n") == 2 for seed in (0, 1))
+    again = run("cartpole", "train", *WORDS, "--epochs", 4, "--seeds", "0:2", "--stop-at", 1e9, "--out", "runs", "--resume")
+    assert again.code == 0 and again.out.count("stopped: test loss") == 2, again.err
+    assert all(len(sb.load(tmp_path / "runs" / f"seed_{seed}.h5").history["epoch"]) == 1 for seed in (0, 1))
     wrong = {"--patience 0": "patience is 0", "--hours -1": "hours is -1", "--stop-at nan": "target loss is nan"}
     for option, message in wrong.items():
         result = run("cartpole", "train", *WORDS, *option.split(), "--out", "other.h5")
