@@ -120,3 +120,10 @@ def descend(problem, x0, variant, updates, rate=0.01):
         losses.append(gradient.loss.total)
         theta, state = rule.apply(theta, gradient.value, state)
     return np.array(losses)
+
+
+def above_optimum(variant, updates, count=64):
+    """Losses along `descend`, as distances from that of the best gain, relative to it."""
+    problem, (gain, _) = make_problem(), optimum()
+    x0 = problem.sample(count)
+    return descend(problem, x0, variant, updates) / problem.loss(gain.ravel(), x0).total - 1
