@@ -13,7 +13,7 @@ from numba import types
 from stablebptt.kernels.core.dispatch import block, compiled_as, generic, implements, inline, like
 from stablebptt.kernels.core.simd import clamp, lanes, load, store
 from stablebptt.kernels.core.structs import Struct
-from stablebptt.kernels.core.vector_math import exp_of_sum, fma, where
+from stablebptt.kernels.core.vector_math import exp_of_product, exp_within, fma, where
 from stablebptt.kernels.dense import tanh
 
 
@@ -53,11 +53,10 @@ class Sin(Activation):
     """Sine."""
 
 
-# Constants of `gelu_share`; beyond GELU_FAR it is 0 or 1.
+# Constants of `gelu_share`.
 GELU_A = round(2 * math.sqrt(2 / math.pi) * 2**19) / 2**19
 GELU_A_REST = 2 * math.sqrt(2 / math.pi) - GELU_A
 GELU_B = 0.044715 * 2 * math.sqrt(2 / math.pi)
-GELU_FAR = 100.0
 
 ACTIVATIONS: dict[str, Activation] = {
     "tanh": Tanh(),
@@ -121,9 +120,15 @@ def _tanh_slope(activation, z, h):
     return like(h, 1.0) - h * h
 
 
+@inline
+def above(z, least):
+    """z, or `least` if it is below; NaN stays NaN."""
+    return where(z < like(z, least), like(z, least), z)
+
+
 @implements(activate, Relu)
 def _relu(activation, z):
-    return where(z < like(z, 0.0), like(z, 0.0), z)  # NaN stays
+    return above(z, 0.0)
 
 
 @implements(slope, Relu)
@@ -141,21 +146,36 @@ def _one(activation, z, h):
     return where(h == h, like(h, 1.0), h)
 
 
+def far(z):
+    """The z up to which e^z and e^-z are normal numbers, and that up to which those of `gelu_share` are."""
+    return (87.0, 9.97) if np.asarray(z).dtype == np.float32 else (708.0, 21.0)
+
+
+def _far(z):
+    kind = getattr(z, "dtype", z)
+    most, gelu = (np.float32(87.0), np.float32(9.97)) if kind == types.float32 else (708.0, 21.0)
+    return lambda z: (most, gelu)
+
+
+compiled_as(far, _far, forceinline=True)
+
+
 @inline
-def sigmoid(z, rest):
-    """``1 / (1 + exp(-(z + rest)))`` with a small rest."""
+def sigmoid(z):
+    """``1 / (1 + exp(-z))`` for z within `far`."""
     one = like(z, 1.0)
-    return one / (one + exp_of_sum(-z, -rest))
+    return one / (one + exp_within(-z))
 
 
 @implements(activate, Silu)
 def _silu(activation, z):
-    return z * sigmoid(z, like(z, 0.0))
+    most = far(z)[0]
+    return above(z, -most) * sigmoid(clamp(z, most))
 
 
 @implements(slope, Silu)
 def _silu_slope(activation, z, h):
-    share = sigmoid(z, like(z, 0.0))
+    share = sigmoid(clamp(z, far(z)[0]))
     return share + h * (like(z, 1.0) - share)
 
 
@@ -172,57 +192,63 @@ def gelu_share(z):
     A rounded argument of 80 would make the exponential wrong by 40 ulp, so what is lost by rounding is computed, too. The first
     digits of a have so few bits that ``a - factor`` is exact.
     """
-    a, b = like(z, GELU_A), like(z, GELU_B)
+    a, b, one = like(z, GELU_A), like(z, GELU_B), like(z, 1.0)
     square = z * z
     factor = fma(b, square, a)
     lost = fma(b, square, a - factor)
     lost = lost + (like(z, GELU_A_REST) + rest(z, GELU_B) * square + b * fma(z, z, -square))
-    argument = z * factor
-    return sigmoid(argument, fma(z, factor, -argument) + z * lost)
+    return one / (one + exp_of_product(-z, factor, lost))
 
 
 @implements(activate, Gelu)
 def _gelu(activation, z):
-    return z * gelu_share(clamp(z, like(z, GELU_FAR)))
+    most = far(z)[1]
+    return above(z, -most) * gelu_share(clamp(z, most))
 
 
 @implements(slope, Gelu)
 def _gelu_slope(activation, z, h):
-    near = clamp(z, like(z, GELU_FAR))
+    near = clamp(z, far(z)[1])
     share = gelu_share(near)
     return share + near * share * (like(z, 1.0) - share) * (like(z, GELU_A + GELU_A_REST) + like(z, 3 * GELU_B) * near * near)
 
 
 def log1p_of_share(y):
-    """``log(1 + y)`` for 0 <= y <= 1; in float32 ``2 atanh(y / (2 + y))`` with a polynomial (relative error 2e-8)."""
+    """``log(1 + y)`` for 0 <= y <= 1; in float32 a polynomial (relative error 5e-8), its powers side by side."""
     return math.log1p(y)
 
 
 def _log1p_of_share(y):
     if getattr(y, "dtype", y) != types.float32:
         return lambda y: math.log1p(y)
-    p3, p2, p1, p0 = (np.float32(p) for p in (0.13435107, 0.14116793, 0.20003842, 0.33333320))
-    two = np.float32(2.0)
+    p2, p3, p4, p5 = (np.float32(p) for p in (-0.49999648, 0.33321324, -0.24857163, 0.19153653))
+    p6, p7, p8, p9 = (np.float32(p) for p in (-0.13753799, 0.079204492, -0.030065764, 0.0053648166))
 
-    def rational(y):
-        u = y / (two + y)
-        s = u * u
-        return two * u + two * u * (s * (((p3 * s + p2) * s + p1) * s + p0))
+    def polynomial(y):
+        z = y * y
+        low, high = (p5 * y + p4) * z + (p3 * y + p2), (p9 * y + p8) * z + (p7 * y + p6)
+        return (high * (z * z) + low) * z + y
 
-    return rational
+    return polynomial
 
 
 compiled_as(log1p_of_share, _log1p_of_share, forceinline=True)
 
 
+@inline
+def exp_of_minus(z):
+    """``exp(-|z|)``, for z beyond `far` as there."""
+    return exp_within(clamp(-abs(z), far(z)[0]))
+
+
 @implements(activate, Softplus)
 def _softplus(activation, z):
-    return where(z < like(z, 0.0), like(z, 0.0), z) + log1p_of_share(exp_of_sum(-abs(z), like(z, -0.0)))
+    return above(z, 0.0) + log1p_of_share(exp_of_minus(z))
 
 
 @implements(slope, Softplus)
 def _softplus_slope(activation, z, h):
-    small = exp_of_sum(-abs(z), like(z, -0.0))
+    small = exp_of_minus(z)
     return where(z < like(z, 0.0), small, like(z, 1.0)) / (like(z, 1.0) + small)
 
 

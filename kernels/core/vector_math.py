@@ -21,7 +21,7 @@ from numba.core.imputils import lower_cast
 from numba.extending import intrinsic, models, register_model
 
 from stablebptt.kernels.core.dispatch import also, block, compiled_as, inline, like
-from stablebptt.kernels.core.simd import Vector, clamp, spread
+from stablebptt.kernels.core.simd import Vector, spread
 
 
 class Mask(types.Type):
@@ -286,6 +286,7 @@ LN_2 = tuple(np.float32(part) for part in (0.693145751953125, 1.4286068203094172
 LOG_2 = np.float32(0.693359375), np.float32(-2.12194440e-4)
 FAR = np.float32(1e5)  # for larger angles, the library
 EXP_MOST, EXP_LEAST = np.float32(90.0), np.float32(-110.0)  # beyond, the result is infinite, or zero
+SHIFT = np.float32(1.5 * 2**23 + 127)  # plus n: rounded to a whole number, whose last bits are the exponent of 2^n
 
 
 @intrinsic
@@ -321,6 +322,18 @@ def _power_of_two(typing_context, n):
         return builder.bitcast(exponent, given[0].type)
 
     return n(n), generate
+
+
+@intrinsic
+def _last_bits_as_exponent(typing_context, shifted):
+    """2^n for shifted = n + SHIFT, in float32, with n from -126 to 127."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        whole = ir.VectorType(ir.IntType(32), given[0].type.count)
+        bits = builder.shl(builder.bitcast(given[0], whole), ir.Constant(whole, [23] * whole.count))
+        return builder.bitcast(bits, given[0].type)
+
+    return shifted(shifted), generate
 
 
 @inline
@@ -366,46 +379,67 @@ def _cos(x):
 
 
 @inline
-def _halves_of_e(x):
-    """The n and r of ``e^x = 2^n e^r``, where r is at most half of log 2."""
-    n = nearest((x * np.float32(1 / np.log(2)),))
-    return n, multiply_add((-n, LN_2[1], multiply_add((-n, LN_2[0], x))))
-
-
-@inline
 def _exp_near_0(r):
-    """``e^r`` for such r."""
-    p = (np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)) * r + np.float32(8.3334519073e-3)
-    p = ((p * r + np.float32(4.1665795894e-2)) * r + np.float32(1.6666665459e-1)) * r + np.float32(5.0000001201e-1)
-    return p * r * r + r + np.float32(1.0)
+    """``e^r`` for r of at most half of log 2. Its powers are computed side by side: a register waits for fewer others."""
+    z = r * r
+    low = np.float32(1.6666665459e-1) * r + np.float32(5.0000001201e-1)
+    high = np.float32(8.3334519073e-3) * r + np.float32(4.1665795894e-2)
+    p = ((np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)) * z + high) * z + low
+    return p * z + r + np.float32(1.0)
 
 
 @inline
 def _exp(x):
     x = where(x > EXP_MOST, EXP_MOST, where(x < EXP_LEAST, EXP_LEAST, x))
-    n, r = _halves_of_e(x)
+    n = nearest((x * np.float32(1 / np.log(2)),))
+    r = multiply_add((-n, LN_2[1], multiply_add((-n, LN_2[0], x))))
     half = nearest((n * np.float32(0.5),))
     return _exp_near_0(r) * _power_of_two(half) * _power_of_two(n - half)
 
 
-def exp_of_sum(x, rest):
-    """``e^(x + rest)`` with a small rest. Registers of float32 hold no more than e^87 and no less than e^-87."""
-    one = like(x, 1.0)
-    return math.exp(x) * (one + rest * (one + like(x, 0.5) * rest))
+def exp_within(x):
+    """``e^x`` for x such that e^x and e^-x are normal numbers of its precision."""
+    return math.exp(x)
 
 
-def _exp_of_sum(x, rest):
+def _exp_within(x):
     if not isinstance(x, Vector) or x.dtype != types.float32:
-        return exp_of_sum
+        return exp_within
 
-    def in_single(x, rest):
-        n, r = _halves_of_e(clamp(x, like(x, 87.0)))
-        return _exp_near_0(r + rest) * _power_of_two(n)
+    def in_single(x):
+        shifted = x * np.float32(1 / np.log(2)) + SHIFT
+        n = shifted - SHIFT
+        r = multiply_add((-n, LN_2[1], multiply_add((-n, LN_2[0], x))))
+        return _exp_near_0(r) * _last_bits_as_exponent(shifted)
 
     return in_single
 
 
-compiled_as(exp_of_sum, _exp_of_sum, forceinline=True)
+compiled_as(exp_within, _exp_within, forceinline=True)
+
+
+def exp_of_product(x, y, rest):
+    """``e^(x (y + rest))`` with a small rest, for such a product."""
+    product, one = x * y, like(x, 1.0)
+    lost = fma(x, y, -product) + x * rest
+    return math.exp(product) * (one + lost * (one + like(x, 0.5) * lost))
+
+
+def _exp_of_product(x, y, rest):
+    if not isinstance(x, Vector) or x.dtype != types.float32:
+        return exp_of_product
+
+    def in_single(x, y, rest):
+        shifted = x * y * np.float32(1 / np.log(2)) + SHIFT
+        n = shifted - SHIFT
+        r = multiply_add((x, y, -n * LN_2[0]))  # this product is exact
+        r = multiply_add((-n, LN_2[1], multiply_add((x, rest, r))))
+        return _exp_near_0(r) * _last_bits_as_exponent(shifted)
+
+    return in_single
+
+
+compiled_as(exp_of_product, _exp_of_product, forceinline=True)
 
 
 def _tanh(x):

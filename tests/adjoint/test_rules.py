@@ -173,10 +173,8 @@ NOT_DIFFERENTIATED = {
         "activate": "part of activate_all",
         "slope": "is the derivative; part of activate_all_vjp",
         "keeps_slopes": "a truth value",
-        "rest": "a constant",
-        "sigmoid": "part of activate_all",
-        "log1p_of_share": "part of activate_all",
-        "gelu_share": "part of activate_all",
+        **dict.fromkeys(("far", "rest"), "constants"),
+        **dict.fromkeys(("above", "sigmoid", "gelu_share", "exp_of_minus", "log1p_of_share"), "parts of activate_all"),
     },
     "cartpole": {"pole_terms": "shared by pole and pole_vjp, which are tested"},
     "dispatch": {"like": "a constant"},
@@ -246,7 +244,8 @@ NOT_DIFFERENTIATED = {
         "total": "part of dot",
     },
     "vector_math": dict.fromkeys(
-        ("where", "every", "negative", "square_root", "absolute", "nearest", "multiply_add", "fma", "exp_of_sum"),
+        ("where", "every", "negative", "square_root", "absolute", "nearest", "multiply_add", "fma", "exp_within")
+        + ("exp_of_product",),
         "operations of vectors; their derivatives stand in the formulas that use them",
     ),
 }

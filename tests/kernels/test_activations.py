@@ -82,7 +82,7 @@ def _difference(function, z, size=1e-6):
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_nan_stays_visible_and_far_numbers_saturate(name):
-    z = np.resize(np.array([np.nan, 1e4, -1e4, 0.0, -3.0], np.float32), 64)
+    z = np.resize(np.array([np.nan, 1e4, -1e4, 1e38, -1e38, 0.0, -3.0], np.float32), 64)
     h, slopes = compiled(name)(z)
     with np.errstate(all="ignore"):
         exact = EXACT[name](z.astype(np.float64))
