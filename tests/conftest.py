@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +48,17 @@ def pytest_configure(config: pytest.Config) -> None:
         import ptx_machine
 
         ptx_machine.install()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test that is `thinned`, every k-th case is in the README's run, and the others are slow."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        if (thinned := item.get_closest_marker("thinned")) and seen[name] % thinned.args[0]:
+            item.add_marker(pytest.mark.slow)
+        seen[name] += 1
 
 
 def compile_once(folder: Path) -> None:

@@ -197,6 +197,7 @@ def test_simulate_takes_the_best_weights_if_told_so(run):
             assert np.array_equal(file["trajectories/states"][0], trained.problem.rollout(theta, x0).states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "options", "expected"),
     [
@@ -246,6 +247,7 @@ def test_check_fails_on_a_wrong_rule(run, monkeypatch):
     assert "WRONG" in result.out
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_a_complete_file(tmp_path, number):
@@ -313,6 +315,7 @@ def test_landscape(run, tmp_path):
     assert_error(run("landscape", "fields", "--out", "g.jpg"), 2, ".png, .pdf, .svg")
 
 
+@pytest.mark.slow
 def test_trajectories_in_pictures_films_and_numbers(run, tmp_path):
     train(run)
     run("cartpole", "simulate", "run.h5", "--count", 3, "--out", "paths.h5")

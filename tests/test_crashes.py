@@ -97,6 +97,7 @@ def test_no_room_for_the_file(tmp_path, cold):
     assert {path.name for path in tmp_path.iterdir()} - {"cache"} == {"run.h5"}
 
 
+@pytest.mark.slow
 def test_a_folder_that_vanishes(tmp_path):
     folder = tmp_path / "gone"
     folder.mkdir()
@@ -112,6 +113,7 @@ ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 MORTAL = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if ROOT else []  # root may write anywhere
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(ROOT and shutil.which("setpriv") is None, reason="root may write anywhere, and setpriv is not here")
 def test_a_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)

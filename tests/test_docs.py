@@ -85,6 +85,7 @@ def test_the_snippet_of_the_readme(tmp_path, monkeypatch):
     assert names["x0"].shape == (8, 3, 2) and names["run"].status == "complete"
 
 
+@pytest.mark.slow
 def test_the_page_on_training_runs(tmp_path, monkeypatch, capsys):
     """docs/training.md from top to bottom, its commands among the Python."""
     monkeypatch.chdir(tmp_path)

@@ -149,6 +149,7 @@ COMMANDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [1, 3, 7])
 def test_every_reader_copes(run, problem, tmp_path, done):
     """With a run that was interrupted before, at and after an evaluation: no error, no warning."""

@@ -127,6 +127,7 @@ def call(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 @FEW_OR_MANY
 @pytest.mark.parametrize("task", FUZZED)
 def test_options(task, call, examples):

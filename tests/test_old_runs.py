@@ -33,6 +33,7 @@ def name(request, tmp_path, monkeypatch):
     return request.param
 
 
+@pytest.mark.slow
 def test_it_is_loaded_and_looked_at(name):
     run = sb.load(f"{name}.h5")
     assert run.status == "complete" and run.history["epoch"].tolist() == [1, 2] and np.all(np.isfinite(run.history["test_loss"]))

@@ -88,6 +88,7 @@ def test_films_reports_fields_and_rollouts_tell_how_far_they_are(problem, tmp_pa
         assert np.array_equal(found[name][0], values) and found[name].shape[:2] == (2, 2500)
 
 
+@pytest.mark.slow
 def test_the_bar_of_a_film(run, monkeypatch):
     told = []
     monkeypatch.setattr(output, "_lines", lambda line, at_once: lambda done, total, words: told.append((line, done, total)))
@@ -302,6 +303,7 @@ with workers.local_workers(1) as make:
 """
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize("script, said, code", [(TWICE, "[] True\n", 0), (KILLED, "True\n", -9)])
 def test_no_worker_is_left_behind(script, said, code):

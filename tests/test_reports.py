@@ -46,6 +46,7 @@ def reported(folder, tmp_path_factory):
     return place, reports.write(place)
 
 
+@pytest.mark.slow
 def test_families_and_their_numbers(loaded):
     runs, problems = loaded
     found = reports.families(runs)
@@ -135,6 +136,7 @@ def test_folders_without_runs(tmp_path):
         reports.write(tmp_path / "absent")
 
 
+@pytest.mark.slow
 def test_the_command(reported, capsys, monkeypatch):
     """Once more, beside a table of its own, which is no run."""
     from stablebptt import cli

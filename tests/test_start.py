@@ -83,6 +83,7 @@ def test_a_name_that_is_not_there(package):
         exec(f"from {package} import absent")
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("statement", [
     "from stablebptt import train, Problem, optimizers",
     "import stablebptt.tasks; stablebptt.tasks.problems.Problem; stablebptt.tasks.TASKS['quantum']",

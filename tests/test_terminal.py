@@ -207,6 +207,7 @@ def test_a_run_without_a_finite_test_loss_is_no_success(run, monkeypatch):
     assert run(*words[:-2], "--out", "good.h5").code == 0
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize("streams", ["stdout", "stderr"])
 def test_a_closed_pipe_does_not_end_a_training(tmp_path, streams):
@@ -447,6 +448,7 @@ def test_a_bar_fits_the_terminal(tmp_path, columns):
     assert re.search(r"^100%\|.* 1500/1500 \[\d\d:\d\d\]", drawn[-1]) and (", test loss " in drawn[-1]) == (columns > 49)
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize("more, environment", [
     (["--json"], {}), (["--quiet"], {}), (["--json", "--quiet"], {}), ([], {"TERM": "dumb"}),
@@ -460,6 +462,7 @@ def test_no_bar_where_it_has_no_place(tmp_path, more, environment):
         assert shown.count("epoch ") == (0 if more else 2) + shown.count("best epoch ")
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_bar_of_a_sweep(tmp_path):
     (tmp_path / "plan.toml").write_text(PLAN)
@@ -547,6 +550,7 @@ def test_every_variable_is_in_the_table():
     assert not {name for name in read if not name.startswith("PYTEST") and f"`{name}`" not in table}
 
 
+@pytest.mark.slow
 def test_every_event_is_in_the_table(run, tmp_path):
     (tmp_path / "plan.toml").write_text(PLAN)
     train, sweep = ["cartpole", "train", *SMALL, "--epochs", 1, "--json"], ["sweep", "plan.toml", "--json", "--jobs", 1]

@@ -76,6 +76,7 @@ def schedules(problem, random):
     yield "between", (random.uniform(0, 1, steps), random.uniform(0, 1, steps))
 
 
+@pytest.mark.thinned(4)
 def test_variants_are_gradients_of_surrogate_rollouts(problem, random):
     x0, theta = problem.sample(3, 5), problem.init(1)
     recorded = problem.rollout(theta, x0).states
@@ -88,6 +89,7 @@ def test_variants_are_gradients_of_surrogate_rollouts(problem, random):
         assert abs(value @ direction - expected) < 1e-8 * scale + 1e-13, name
 
 
+@pytest.mark.thinned(4)
 def test_the_regular_gradient_has_taylor_rate_two(problem, random):
     x0, theta = problem.sample(5, 2), problem.init(3)
     result = problem.gradient(theta, x0, "R")
@@ -116,6 +118,7 @@ def test_combined_is_joined_by_sign(problem):
     assert joined.norm2 == pytest.approx(np.sum(joined.value**2), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("batch", [1, 7, 8, 33])
 @pytest.mark.parametrize("variant", ["R", "M", "C"])
@@ -134,6 +137,7 @@ def _kept(problem):
     return all(arena.forward.kept for arena in work.arenas)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("batch", [1, 7])
 @pytest.mark.parametrize("task", ["guidance", "quantum"])
@@ -165,6 +169,7 @@ def test_any_number_of_samples(task):
         np.testing.assert_allclose(result.value, expected, rtol=1e-9, atol=1e-12 * np.abs(expected).max())
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("task", ["guidance", "quantum"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
 def test_a_bad_sample_does_not_touch_its_neighbours(task, bad):

@@ -115,6 +115,7 @@ SCALAR_RULES = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", SCALAR_RULES)
 def test_scalar_rule(name, random):
     make, arguments = SCALAR_RULES[name]
@@ -122,6 +123,7 @@ def test_scalar_rule(name, random):
     assert_rule(make(), {a: random.uniform(0.2, 1.0, shape) for a in arguments}, random)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_step_and_cost(name, random):
     problem = problem_of(name)
@@ -132,6 +134,7 @@ def test_step_and_cost(name, random):
     assert_rule(cost_rule(problem), {"state": flat[0]}, random)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("batch", [1, 7, 8, 33])
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_controller(hidden, batch, random):
@@ -141,6 +144,7 @@ def test_controller(hidden, batch, random):
     assert_rule(control_rule(problem, unit=True), inputs, random)
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("batch", [1, 7, 33])
 @pytest.mark.parametrize("name", ["guidance 2 4 final", "quantum 8 final", "quantum 11 final", "quantum 32 final"])
 def test_other_controllers(name, batch, random):
@@ -244,8 +248,10 @@ NOT_DIFFERENTIATED = {
         "total": "part of dot",
     },
     "vector_math": dict.fromkeys(
-        ("where", "every", "negative", "square_root", "absolute", "nearest", "multiply_add", "fma", "exp_within")
-        + ("exp_of_product",),
+        (
+            *("where", "every", "negative", "square_root", "absolute", "nearest", "multiply_add", "fma"),
+            *("exp_within", "exp_of_product"),
+        ),
         "operations of vectors; their derivatives stand in the formulas that use them",
     ),
 }

@@ -65,6 +65,7 @@ def listed(pattern):
     return set(re.findall(rf"^\| `({pattern}[^`]*)`", PAGE, re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_all_datasets_are_listed(folder):
     found, scales = set(), set()
     for path in files(folder):
@@ -82,6 +83,7 @@ def test_all_datasets_are_listed(folder):
         assert re.search(rf"\b{re.escape(scale.rpartition('/')[2])}\b", words), scale
 
 
+@pytest.mark.slow
 def test_the_axes_are_as_listed(folder):
     told = dict(re.findall(r"^\| `(/[a-z][^`]*)` \| ([^|]*) \|", PAGE, re.MULTILINE))
     for path in folder.glob("*.h5"):

@@ -138,6 +138,7 @@ def stop(*unused, **more):
 # --- controllers of any layout --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_is_saved_loaded_inspected_and_resumed(tmp_path, layout):
     problem = six(layout)
@@ -192,6 +193,7 @@ def test_names_are_kept_in_one_form_of_unicode(monkeypatch):
     assert list(six().layers(np.zeros(6))) == ["\u00e9"]
 
 
+@pytest.mark.slow
 def test_recomputed_activations_of_an_own_controller(monkeypatch):
     """A controller without activations has nothing to keep; here it says that it has."""
     problem = six(steps=40)
@@ -373,6 +375,7 @@ def spoiled(monkeypatch):
     return spoil
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("bad", [(1,), (2,), (3,), (1, 2, 3)])
 def test_all_places_name_the_same_best_epoch(tmp_path, monkeypatch, capsys, spoiled, bad):
     monkeypatch.chdir(tmp_path)
@@ -479,6 +482,7 @@ SCHEDULES = [
 ]  # fmt: skip
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_of_gates_are_kept(tmp_path, schedule):
     problem = pole()
@@ -592,6 +596,7 @@ def test_what_a_sampler_gives_is_copied_in_the_problems_precision():
 # --- the file at epoch 0 ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_file_is_there_before_the_first_epoch_and_all_can_read_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path, differentiate = Path("run.h5"), Engine._gradient
@@ -801,6 +806,7 @@ def test_devices_are_refused_before_anything_is_opened(tmp_path, monkeypatch, mo
             doing()
 
 
+@pytest.mark.thinned(3)
 @posix
 @pytest.mark.parametrize(
     ("name", "dangling"),

@@ -114,6 +114,7 @@ def called(function, policy, states):
     return controls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", COMPILERS)
 def test_c(language, tmp_path):
     paths = files(tmp_path, ".c", IN_C)

@@ -85,6 +85,7 @@ def problem_of(name):
     return replace(sb.problem(task, steps=STEPS, dtype="float64", output_init="glorot", **options), **changes)
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name == "table" else ()) for name in PROBLEMS])
 def test_paths_are_those_of_a_rollout(name):
     """Under the controls of a rollout: the same states, bit for bit, and shares that add up to its losses."""

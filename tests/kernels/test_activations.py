@@ -57,6 +57,7 @@ def compiled(name):
     return call
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_values_are_within_4_ulp_and_slopes_are_derivatives(name, random):
     for low, high in PLACES.get(name, [(-1, 1), (-20, 20)]):

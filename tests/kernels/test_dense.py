@@ -16,6 +16,7 @@ def product(rows, columns, inner, a, a_row, a_col, b, init, init_row, out):
     matmul(rows, columns, inner, pointer(a), a_row, a_col, pointer(b), b.shape[1], pointer(init), init_row, pointer(out), out.shape[1])  # fmt: skip  # noqa: E501
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 33, 100])
 def test_products(rows, dtype, random):

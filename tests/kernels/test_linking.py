@@ -87,6 +87,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_pythons_side_of_a_block_is_found_in_a_second_process(tmp_path):
     """Printing, exceptions with numbers and object mode need pointers that Numba writes into the loaded code."""
     (tmp_path / "program.py").write_text(PROGRAM)

@@ -97,6 +97,7 @@ def test_forward(name, n, random):
     np.testing.assert_allclose(found, in_numpy(around.controller, inputs["parameters"], inputs["state"]), rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.thinned(8)
 @pytest.mark.parametrize("n, name", CASES)
 def test_adjoint(name, n, random):
     around, inputs = drawn(name, n, random)

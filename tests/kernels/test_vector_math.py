@@ -69,6 +69,7 @@ def compiled(name):
     return of_vectors(FUNCTIONS[name][0])
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_are_as_accurate_as_they_say(name, random):
     _, exact, places, most = FUNCTIONS[name]

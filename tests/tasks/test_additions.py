@@ -269,6 +269,7 @@ def test_noise_has_the_deviation_that_was_asked_for():
     assert np.mean(moved) == pytest.approx(0.25, abs=0.03)
 
 
+@pytest.mark.slow
 def test_a_random_run_is_resumed_and_repeated_bit_for_bit(tmp_path):
     problem = sb.problem(
         "cartpole", vary={"pole_mass": (0.05, 0.2)}, disturb=0.01, observe="angles=2,noise=0.01", bound=10, **SMALL
@@ -455,6 +456,7 @@ def test_every_activation_has_a_name_on_the_command_line():
     assert tuple(ACTIVATIONS) == additions.ACTIVATIONS
 
 
+@pytest.mark.slow
 def test_the_published_bits_do_not_depend_on_what_is_possible():
     """A problem with the state as observation computes on the states themselves."""
     problem = sb.problem("cartpole", **SMALL)

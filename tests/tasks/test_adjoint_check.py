@@ -208,6 +208,7 @@ def test_one_sign_in_the_contact_is_wrong(seed):
     assert all(f.error > 0.01 and f.certainty < 1e-6 for f in found if not f.passed)
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
@@ -222,6 +223,7 @@ def test_what_is_wrong_with_a_step_is_found(fault, expected):
     assert wrong(adjoint_check.check_system(Ball(fault))) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "expected", "note"),
     [
@@ -368,6 +370,7 @@ def test_a_step_and_a_tolerance_of_ones_own():
 # --- states of one's own ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_states_decide_what_is_seen(tmp_path):
     """Over the ground the wrong sign has no effect; one state in it is enough."""
     over = np.array([[1.0, 0.0], [0.5, -2.0]])
@@ -618,6 +621,7 @@ def test_our_own_functions_are_not_tried(monkeypatch):
 # --- the command line ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_options_of_the_commands(module, capsys, tmp_path):
     module()
     np.save(tmp_path / "states.npy", np.zeros((3, 2)) + 0.1)
@@ -642,6 +646,7 @@ def test_options_of_the_commands(module, capsys, tmp_path):
     assert "it must be (n, 2, 2)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_wrong(module, capsys):
     module("lam_c[v, 0] +=", "lam_c[v, 0] =")
     assert call("check", "mistakes:Spring", "--quiet") == 1
@@ -687,6 +692,7 @@ def _grow_vjp(s, x, c, lam, lam_x, lam_c):
             lam_c[v, 0] += s.dt * lam[v, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("growth", [1.5, 4.0, 1000.0])
 def test_states_that_grow_hide_nothing(growth):
     for seed in range(2):

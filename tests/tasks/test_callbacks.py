@@ -222,6 +222,7 @@ def test_a_stopped_run_counts_as_complete(tmp_path, run):
     assert run("plot", tmp_path / "a.h5", tmp_path / "b.h5", "--out", tmp_path / "c.png").code == 0
 
 
+@pytest.mark.slow
 def test_callbacks_on_the_command_line(run, tmp_path):
     words = [*WORDS, "--epochs", 50, "--out", "run.h5"]
     result = run("cartpole", "train", *words, "--stop-at", 1e9, "--log", "curves.csv")

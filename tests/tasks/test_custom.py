@@ -238,6 +238,7 @@ def test_runs_of_ones_own_are_kept_and_looked_at(tmp_path):
     assert "_code" not in parts.config and set(parts.config["options"]["code"]) == {"python", "since", "system", "loss"}
 
 
+@pytest.mark.slow
 def test_a_file_imports_nothing(tmp_path):
     """A run file that names a module as its source is only read."""
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')\n")

@@ -168,6 +168,7 @@ def test_a_run_that_diverges_does_not_end_the_others(backend, tmp_path):
     same_run(fine, sb.train(problem, seed=2, **SETTINGS))
 
 
+@pytest.mark.slow
 @long_simulated
 def test_an_interrupt_leaves_every_run_a_file(backend, tmp_path):
     def stop(seed, progress):

@@ -86,6 +86,7 @@ def test_the_step_is_that_of_the_equations(herd, random):
     np.testing.assert_allclose(in_python, x_next, rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("pair", [(0, 1), (0, 2), (2, 3)])
 def test_coinciding_objects(pair, dtype, random):

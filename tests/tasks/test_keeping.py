@@ -173,6 +173,7 @@ def test_columns_of_other_lengths_are_refused(tmp_path):
         kept(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, run):
     for planned in sweeps.make_plan(PLAN):
         sweeps.run_one(planned, tmp_path / "sweep" / str(planned.config["options"]["poles"]))

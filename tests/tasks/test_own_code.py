@@ -298,6 +298,7 @@ def test_mistakes_that_plain_python_sees(write, capsys, old, new, function, word
     assert told.count("spring.py") == 1
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("old", "new", "function", "words"), SEEN_LATER, ids=[words for *_, words in SEEN_LATER])
 def test_mistakes_that_compiled_code_makes(write, old, new, function, words):
     """Whatever the compiled loops say, which name neither file nor line."""

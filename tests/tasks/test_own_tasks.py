@@ -69,6 +69,7 @@ def refused(result, code, *words):
         assert word in result.err, result
 
 
+@pytest.mark.slow
 def test_a_record_is_a_command(run, tmp_path):
     source = "herding:TASK"
     help_text = run(source, "train", "--help").out

@@ -20,6 +20,7 @@ from stablebptt.tasks import policies
 LONG = {"relu", "gelu", "silu", "softplus", "sin", "identity", "herd"}
 
 
+@pytest.mark.thinned(8)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in PROBLEMS])
 def test_a_policy_gives_the_controls_of_the_kernels(name, tmp_path):
     problem = problem_of(name)
@@ -75,6 +76,7 @@ def test_states_that_do_not_fit():
     assert np.isnan(policy(np.full((2, 2), np.nan))).all()
 
 
+@pytest.mark.slow
 def test_scales_of_an_observation():
     """Also nested ones, and beside parts without."""
     see = sb.observations

@@ -109,6 +109,7 @@ def test_a_number_and_the_schedule_that_stays_give_the_same_bits(name):
     assert not np.array_equal(number.theta, train(optimizer=RULES[name]("cosine:0.05")).theta)
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("rate", ["warmup:3:cosine:0.05:0.001", "exponential:0.05:0.001"])
 def test_resuming_with_a_schedule(tmp_path, name, rate):
@@ -214,6 +215,7 @@ weight_decay = [0, 0.1]
 """
 
 
+@pytest.mark.slow
 def test_a_plan_varies_schedules(tmp_path, run):
     (tmp_path / "plan.toml").write_text(PLAN)
     assert [o.status for o in sb.sweep(tmp_path / "plan.toml", tmp_path / "folder", jobs=1)] == ["complete"] * 4
@@ -311,6 +313,7 @@ def test_a_rule_of_ones_own_in_python_and_from_there_on(own, run, tmp_path):
         assert np.array_equal(sb.load(tmp_path / "run.h5").theta, train(2, optimizer=rule).theta)
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_in_a_plan(own, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan = PLAN.replace("weight_decay = [0, 0.1]", 'optimizer = ["my_rules:Signs", "my_rules.py:Signs", "adam"]')

@@ -61,6 +61,7 @@ def test_states_are_those_given(first, tmp_path):
     assert np.array_equal(train(train_states=drawn[0], test_states=drawn[1]).theta, train().theta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [True, False])
 def test_resuming_knows_the_start(first, tmp_path, again):
     """Whether it is given again or not."""

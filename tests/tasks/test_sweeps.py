@@ -189,6 +189,7 @@ def test_a_sweep_gives_what_each_run_gives_alone(tmp_path, alone):
     assert {path.suffix for path in (tmp_path / "sweep").iterdir()} == {".h5"}
 
 
+@pytest.mark.slow
 def test_complete_runs_are_skipped_and_broken_off_ones_resumed(tmp_path, alone):
     runs = make_plan(PLAN)
     folder = tmp_path / "sweep"
@@ -320,6 +321,7 @@ def test_nothing_is_lost_when_a_worker_is_killed(tmp_path, long_alone):
     assert_same(tmp_path, long_alone, make_plan(LONG))
 
 
+@pytest.mark.slow
 @posix
 @procfs
 def test_a_worker_that_is_told_to_end_saves_first(tmp_path, long_alone):
@@ -534,6 +536,7 @@ def test_a_new_pool_waits_until_the_workers_of_a_broken_one_have_left(monkeypatc
 # --- the command --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, run):
     plan = write_plan(tmp_path / "plan.toml", PLAN)
     listed = run("sweep", plan, "--out", "s", "--dry-run")
@@ -560,6 +563,7 @@ def test_the_command(tmp_path, run):
     assert "4 of 4 runs done" in whole.err and whole.out.count("complete") == 4
 
 
+@pytest.mark.slow
 def test_the_command_says_what_diverged(tmp_path, run):
     plan = write_plan(tmp_path / "plan.toml", WILD)
     result = run("sweep", plan, "--out", "s", "--quiet", "--jobs", 1)

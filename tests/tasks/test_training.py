@@ -213,6 +213,7 @@ def stopping_at(epoch):
     return stop
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_an_interrupt_between_evaluations_costs_nothing(tmp_path, stop):
     whole = train(epochs=5, evaluate_every=3, out=tmp_path / "whole.h5")

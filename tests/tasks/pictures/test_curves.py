@@ -121,6 +121,7 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, runs):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 7, 20, 60])
 def test_lines_that_can_be_told_apart(count):
     """Of runs in which more than one number differs: every line is named below the panels and looks like no other."""

@@ -50,6 +50,7 @@ def test_runs_compare_and_hash(run):
     assert run == run and run != other and len({run, other, run}) == 2
 
 
+@pytest.mark.slow
 def test_pictures_and_films(run, tmp_path):
     path = run.problem.rollout(run.theta, run.problem.sample(2))
     for figure in (run.plot(), run.plot(1), run.plot(curves=("test",), smooth=2), path.plot(1)):

@@ -140,6 +140,7 @@ def test_films_move(rollouts, task):
         np.testing.assert_allclose(drawn[1][1:-1, 1], np.sum(last.astype(float) ** 2, axis=-1) / 0.2, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_gif_has_all_pictures(rollouts, tmp_path):
     path = tmp_path / "film.gif"
     pictures = films.save_film(rollouts["guidance"], 0, path, fps=10, every=3, dpi=40)
@@ -225,6 +226,7 @@ def rendered(figure):
     return figure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "axes", "names"),
     [
@@ -258,6 +260,7 @@ def test_a_single_number_is_named_at_its_axis(tmp_path):
     assert films.film(found, 0)[0].axes[0].get_ylabel() == "place [m]"
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(("shape", "count"), [((12,), 12), ((13,), 13), ((65,), 65), ((13, 5), 65)])
 def test_a_picture_of_the_first_numbers_says_so(tmp_path, shape, count):
     found = from_file(tmp_path, own(shape, shape))
