@@ -1,7 +1,6 @@
-"""Train the runs of the comparison of joins and gates, docs/joins.md: ``python docs/comparison/train.py --out FOLDER [SYSTEM ..]``.
+"""Train the runs that docs/joins.md compares: ``python docs/comparison/train.py --out FOLDER [SYSTEM ..]``.
 
-Runs that are complete are skipped and interrupted ones resumed, so it can be stopped at any time. With ``--keep`` their results
-are merged into the files beside it, from which ``make_page.py`` makes the page.
+Runs that are complete are skipped and interrupted ones resumed, so it can be stopped at any time; ``make_tables.py`` keeps them.
 """
 
 import argparse
@@ -11,7 +10,6 @@ import sys
 from pathlib import Path
 
 import stablebptt as sb
-
 
 HERE = Path(__file__).resolve().parent
 # All of docs/joins.md. A gate's number leaves the shortest horizon, of 75 time steps, enough to matter.
