@@ -43,9 +43,9 @@ def _make_strip(rows, most):
     return strips
 
 
-# Accumulators that fit in the registers: 8 x 3 of 32 (AVX-512), 4 x 2 or 2 x 4 of 16.
+# Accumulators that fit in the registers: 8 x 3 of 32 (AVX-512), 4 x 3 or 2 x 4 of 16.
 _eights = _make_strip(8, 3)
-_fours = _make_strip(4, 4 if WIDE else 2)
+_fours = _make_strip(4, 4 if WIDE else 3)
 _twos, _ones = _make_strip(2, 4), _make_strip(1, 4)
 
 

@@ -106,7 +106,15 @@ def gates(
 
 def gates_of(variant: Any, problem: Any, random: np.random.Generator | None = None) -> Gates:
     """`gates` for the time steps and the precision of a problem."""
+    if isinstance(variant, str) and variant in NAMES:
+        return _known(variant, problem.steps, np.dtype(problem.dtype))
     return gates(variant, problem.steps, problem.dtype, dt=problem.dt, random=random)
+
+
+@functools.lru_cache(maxsize=64)
+def _known(variant: str, steps: int, dtype: np.dtype) -> Gates:
+    """Gates of what has a name alone. They take as long to make as a small gradient."""
+    return gates(variant, steps, dtype)
 
 
 def is_random(variant: Any) -> bool:

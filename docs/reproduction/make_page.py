@@ -15,6 +15,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import judgement
+import why
 from judgement import CLIPS, LEVELS, NAMES, SEEDS, VARIANTS, Mean, Results, level_name
 
 from stablebptt.data.storage import write
@@ -238,7 +239,30 @@ def _version(run: judgement.Result) -> str:
     return ", ".join(filter(None, (run.words["version"], run.words["git_commit"][:7])))
 
 
-PARTS: dict[str, Callable[[Results], str]] = {"verdicts": verdicts, "coverage": coverage, "machine": machine}
+def reasons(_: Results) -> str:
+    """For every question of why.py, what one change does to the losses of the variants."""
+    return "\n\n".join(filter(None, map(_question, why.QUESTIONS)))
+
+
+def _question(asked: str) -> str:
+    question, rows = why.QUESTIONS[asked], []
+    for changed in why.CHANGES:
+        if found := why.read(asked, changed):
+            rows.append((changed, *(_ended(found.get(variant, [])) for variant in question.variants)))
+    words = f"**{asked[0].upper()}{asked[1:]}**, {question.epochs} epochs, {len(why.SEEDS)} seeds:"
+    return f"{words}\n\n{table(('', *question.variants), rows)}" if rows else ""
+
+
+def _ended(runs: list[judgement.Result]) -> str:
+    """Median and range of last losses, and how many runs were solved."""
+    if not runs:
+        return "-"
+    last = [judgement.last(run) for run in runs]
+    losses = " .. ".join(number(value) for value in (min(last), max(last)))
+    return f"{number(float(np.median(last)))} ({losses}), {sum(map(judgement.solved, runs))} solved"
+
+
+PARTS: dict[str, Callable[[Results], str]] = {"verdicts": verdicts, "coverage": coverage, "machine": machine, "reasons": reasons}
 PARTS |= {task: partial(section, task=task) for task in LEVELS}
 
 

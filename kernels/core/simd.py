@@ -35,8 +35,8 @@ def _vector_bytes() -> int:
 
 VECTOR_BYTES = _vector_bytes()
 WIDE = VECTOR_BYTES == 64  # AVX-512 has 32 registers, the others 16
-# Matrices that a tile writes have their columns padded to a multiple of this (one cache line of float32).
-PAD = 16
+# Matrices that a tile writes have their columns padded to a multiple of this: a vector of float32.
+PAD = 16 if WIDE else 8
 
 
 # Strides as typed numbers: `matmul` would be compiled once more for bare literals.

@@ -1,0 +1,247 @@
+"""Write the tables of docs/joins.md that compare training, and draw their figure, from the results beside this file.
+
+``python docs/comparison/make_tables.py``, after ``python docs/comparison/make_tables.py --keep FOLDER`` has merged what
+``train.py`` left there. Every part of the page between ``<!-- made: NAME -->`` and ``<!-- end -->`` is written anew.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "reproduction"))
+
+from judgement import mean_of
+from make_page import PART, number, table
+from train import EPOCHS, LEARNING_RATES, RULES, SEEDS
+
+from stablebptt.data.storage import write
+from stablebptt.tasks import collecting, keeping
+from stablebptt.tasks.families import COMPLETE, UNFINISHED, outcome
+from stablebptt.tasks.pictures import curves
+
+HERE = Path(__file__).resolve().parent
+PAGE, IMAGE, RESULTS = HERE.parent / "joins.md", HERE.parent / "images" / "joins.png", HERE / "results"
+NAMES = {
+    **{"guidance": "guidance, rho 0.001", "cartpole": "cart-pole, 4 poles", "quantum": "quantum, target 5"},
+    **{"ball": "ball on stiff ground", "quadrotor": "planar quadrotor", "pendulum_chain": "chain of links on a cart"},
+}
+# The loss below which a system counts as learned: where its task is solved, or about what R reaches.
+THRESHOLDS = {"guidance": 1.0, "cartpole": 0.05, "quantum": 32.0, "ball": 0.02, "quadrotor": 0.1, "pendulum_chain": 0.13}
+LAST = 4  # evaluated epochs, of which the mean is the last loss: a tenth of 200
+EQUAL = LEARNING_RATES[0]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is known of one run: its mean last losses (infinite if it diverged), and the epoch at which it was learned."""
+
+    test: float
+    train: float
+    learned: float
+
+
+Runs = dict[tuple[str, str, float], dict[int, Trained]]  # by system, rule and learning rate; then by seed
+
+
+def keep(folder: Path) -> None:
+    """Merge the runs of a folder that have ended."""
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        found, problems = collecting.load_runs(place)
+        print(place.name, keeping.keep([run for run in found if outcome(run) != UNFINISHED], RESULTS), *problems)
+
+
+def read(folder: Path = RESULTS) -> Runs:
+    """All results of a folder."""
+    runs: Runs = {}
+    for path in sorted(folder.glob("*.h5")):
+        for result in keeping.load(path):
+            config = result.config
+            place = system_of(config), config["variant"], config["optimizer"]["learning_rate"]
+            runs.setdefault(place, {})[config["seed"]] = trained(result, THRESHOLDS[place[0]])
+    return runs
+
+
+def system_of(config: dict[str, Any]) -> str:
+    """Name of the system of a configuration: that of its task, or the one with its title."""
+    if config["task"] in EPOCHS:
+        return config["task"]
+    return next(name for name, title in NAMES.items() if title == config["options"]["title"])
+
+
+def trained(result: keeping.Result, threshold: float) -> Trained:
+    """What is looked at of a result."""
+    ended = outcome(result) == COMPLETE
+    last = [float(np.mean(result.history[name][-LAST:])) if ended else np.inf for name in ("test_loss", "train_loss")]
+    learned = result.history["epoch"][result.history["test_loss"] < threshold]
+    return Trained(*last, float(learned[0]) if learned.size else np.inf)
+
+
+def whole(runs: Runs, system: str, rule: str, rate: float) -> list[Trained]:
+    """The runs of all seeds, in order; none unless all are there."""
+    found = runs.get((system, rule, rate), {})
+    return [found[seed] for seed in SEEDS] if all(seed in found for seed in SEEDS) else []
+
+
+def systems(runs: Runs) -> list[str]:
+    """Systems of which all rules are there with the equal learning rate."""
+    return [system for system in NAMES if all(whole(runs, system, rule, EQUAL) for rule in RULES)]
+
+
+def best_rate(runs: Runs, system: str, rule: str) -> float | None:
+    """The rate with the lowest median of the last *training* losses; None unless all rates are there."""
+    found = {rate: [run.train for run in whole(runs, system, rule, rate)] for rate in LEARNING_RATES}
+    return min(found, key=lambda rate: float(np.median(found[rate]))) if all(found.values()) else None
+
+
+def log_ratios(ours: list[Trained], those: list[Trained]) -> np.ndarray:
+    """Logarithms of the last test losses, relative to others of the same seeds."""
+    with np.errstate(invalid="ignore"):
+        return np.log([a.test for a in ours]) - np.log([b.test for b in those])
+
+
+def equal(runs: Runs, system: str, rule: str) -> np.ndarray:
+    """Log ratios to R, both with the equal learning rate."""
+    return log_ratios(whole(runs, system, rule, EQUAL), whole(runs, system, "R", EQUAL))
+
+
+def best(runs: Runs, system: str, rule: str) -> np.ndarray | None:
+    """Log ratios to R, each with its best learning rate."""
+    rates = best_rate(runs, system, rule), best_rate(runs, system, "R")
+    if rates[0] is None or rates[1] is None:
+        return None
+    return log_ratios(whole(runs, system, rule, rates[0]), whole(runs, system, "R", rates[1]))
+
+
+def ordered(runs: Runs) -> list[str]:
+    """Rules, by the geometric mean of their ratios to R over all systems with the equal learning rate."""
+    return sorted(RULES, key=lambda rule: float(np.mean([equal(runs, system, rule) for system in systems(runs)])))
+
+
+def cell(values: np.ndarray) -> str:
+    """A geometric mean with its interval; without, where a run diverged or the values are R's own."""
+    if not np.all(np.isfinite(values)) or not np.any(values):
+        return number(float(np.exp(np.mean(values))))
+    return interval(values)
+
+
+def interval(values: np.ndarray) -> str:
+    """A geometric mean with its bootstrap interval, whatever the number of values."""
+    found = mean_of(values)
+    return f"{number(np.exp(found.mean))} ({number(np.exp(found.low))} .. {number(np.exp(found.high))})"
+
+
+def ratios(runs: Runs) -> str:
+    """The first table."""
+    shown, rows = systems(runs), []
+    for rule in ordered(runs):
+        values = [equal(runs, system, rule) for system in shown]
+        bests = [found for system in shown if (found := best(runs, system, rule)) is not None]
+        with_best = cell(np.concatenate(bests)) if bests else "-"
+        rows.append((f"`{rule}`", *map(cell, values), cell(np.concatenate(values)), with_best))
+    tuned = [NAMES[system].partition(",")[0] for system in shown if best(runs, system, "R") is not None]
+    last = f"best of three rates ({', '.join(tuned)})"
+    return table(("rule", *(NAMES[system] for system in shown), "all", last), rows)
+
+
+def details(runs: Runs) -> str:
+    """A table for every system: losses, seeds that learned, and when."""
+    return "\n\n".join(f"**{NAMES[system]}**, {EPOCHS[system]} epochs\n\n{_detail(runs, system)}" for system in systems(runs))
+
+
+def _detail(runs: Runs, system: str) -> str:
+    rows = []
+    for rule in sorted(RULES, key=lambda rule: float(np.median([run.test for run in whole(runs, system, rule, EQUAL)]))):
+        found = whole(runs, system, rule, EQUAL)
+        rate = best_rate(runs, system, rule)
+        tuned = "-" if rate is None else f"{spread(whole(runs, system, rule, rate))} at {rate:g}"
+        learned = f"{sum(np.isfinite(run.learned) for run in found)} of {len(found)}"
+        rows.append((f"`{rule}`", spread(found), learned, when(found), tuned))
+    below = f"seeds below {THRESHOLDS[system]:g}"
+    headings = ("rule", "last test loss, median (range)", below, "epoch, median", "best of three rates")
+    return table(headings, rows)
+
+
+def spread(found: Iterable[Trained]) -> str:
+    losses = [run.test for run in found]
+    return f"{number(float(np.median(losses)))} ({number(min(losses))} .. {number(max(losses))})"
+
+
+def when(found: Iterable[Trained]) -> str:
+    """The median epoch at which runs were learned; those that never were count as late."""
+    middle = float(np.median([run.learned for run in found]))
+    return f"{middle:.0f}" if np.isfinite(middle) else "never"
+
+
+def coverage(runs: Runs) -> str:
+    """What is in, by system and learning rate."""
+    planned = len(RULES) * len(SEEDS)
+    rows = []
+    for system, name in NAMES.items():
+        counts = [sum(len(runs.get((system, rule, rate), {})) for rule in RULES) for rate in LEARNING_RATES]
+        rows.append((name, str(EPOCHS[system]), *(f"{count} of {planned}" for count in counts)))
+    return table(("system", "epochs", *(f"rate {rate:g}" for rate in LEARNING_RATES)), rows)
+
+
+PARTS: dict[str, Callable[[Runs], str]] = {"ratios": ratios, "details": details, "coverage": coverage}
+
+
+def filled(page: str, runs: Runs) -> str:
+    """The page with its parts written anew."""
+    return PART.sub(lambda found: f"{found[1]}{PARTS[found[2]](runs)}\n{found[3]}", page)
+
+
+def figure(runs: Runs) -> Any:
+    """A panel for each system: every seed's ratio to R, with the equal and with the best learning rate."""
+    shown, rules = systems(runs), ordered(runs)
+    drawn = curves.new_figure(2.2 + 1.75 * len(shown), 6.4)
+    panels = np.atleast_1d(drawn.subplots(1, len(shown), sharey=True))
+    for axes, system in zip(panels, shown):
+        for place, rule in enumerate(rules):
+            _row(axes, np.exp(equal(runs, system, rule)), place, {"color": "C0", "marker": "o"})
+            if (tuned := best(runs, system, rule)) is not None:
+                _row(axes, np.exp(tuned), place + 0.3, {"color": "C1", "marker": "d"})
+        axes.axvline(1, color="0.45", linewidth=1)
+        axes.set_xscale("log")
+        axes.set_xlim(*_limits(axes))
+        axes.set_title(NAMES[system].replace(", ", "\n").replace(" on ", "\non "), fontsize="small")
+        axes.grid(True, axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(rules)), rules, fontsize="small")
+    panels[0].set_ylim(len(rules) - 0.4, -0.6)
+    panels[len(panels) // 2].set_xlabel("last test loss / that of R with the same seed; lines: geometric means", fontsize="small")
+    looks = [{"color": "C0", "marker": "o"}, {"color": "C1", "marker": "d"}]
+    curves.legend_below(drawn, ["equal learning rate", "best of three"], looks)
+    return drawn
+
+
+def _row(axes: Any, values: np.ndarray, place: float, look: dict[str, str]) -> None:
+    kept = values[np.isfinite(values)]
+    axes.plot(kept, np.full(len(kept), place), linestyle="none", markersize=3, alpha=0.6, **look)
+    if len(kept) == len(values):
+        axes.plot(np.full(2, np.exp(np.mean(np.log(values)))), [place - 0.25, place + 0.25], color=look["color"], linewidth=1.6)
+
+
+def _limits(axes: Any) -> tuple[float, float]:
+    low, high = axes.get_xlim()
+    return min(low, 0.5), max(high, 2.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keep", type=Path, help="folder of train.py")
+    given = parser.parse_args()
+    if given.keep is not None:
+        keep(given.keep)
+    runs = read()
+    write(PAGE, filled(PAGE.read_text("utf-8"), runs).encode())
+    curves.save(lambda: figure(runs), IMAGE)
+
+
+if __name__ == "__main__":
+    main()
