@@ -241,7 +241,7 @@ def _version(run: judgement.Result) -> str:
 
 def reasons(_: Results) -> str:
     """For every question of why.py, what one change does to the losses of the variants."""
-    return "\n\n".join(filter(None, map(_question, why.QUESTIONS)))
+    return "\n\n".join(filter(None, map(_question, why.QUESTIONS))) or "No run yet."
 
 
 def _question(asked: str) -> str:
