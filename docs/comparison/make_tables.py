@@ -5,6 +5,7 @@
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullLocator
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "reproduction"))
@@ -124,16 +126,17 @@ def ordered(runs: Runs) -> list[str]:
 
 
 def cell(values: np.ndarray) -> str:
-    """A geometric mean with its interval; without, where a run diverged or the values are R's own."""
+    """A geometric mean with its bootstrap interval; without, where a run diverged or the values are R's own."""
     if not np.all(np.isfinite(values)) or not np.any(values):
-        return number(float(np.exp(np.mean(values))))
-    return interval(values)
-
-
-def interval(values: np.ndarray) -> str:
-    """A geometric mean with its bootstrap interval, whatever the number of values."""
+        return short(float(np.mean(values)))
     found = mean_of(values)
-    return f"{number(np.exp(found.mean))} ({number(np.exp(found.low))} .. {number(np.exp(found.high))})"
+    return f"{short(found.mean)} ({short(found.low)} .. {short(found.high)})"
+
+
+def short(logarithm: float) -> str:
+    """A ratio with two decimals, if it is no large one."""
+    value = math.exp(logarithm)
+    return number(value) if value >= 10 else f"{value:.2f}"
 
 
 def ratios(runs: Runs) -> str:
@@ -142,11 +145,12 @@ def ratios(runs: Runs) -> str:
     for rule in ordered(runs):
         values = [equal(runs, system, rule) for system in shown]
         bests = [found for system in shown if (found := best(runs, system, rule)) is not None]
-        with_best = cell(np.concatenate(bests)) if bests else "-"
-        rows.append((f"`{rule}`", *map(cell, values), cell(np.concatenate(values)), with_best))
+        together = np.concatenate(values)
+        lower = "-" if rule == "R" else f"{np.sum(together < 0)} of {len(together)}"
+        rows.append((f"`{rule}`", *map(cell, values), cell(together), lower, cell(np.concatenate(bests)) if bests else "-"))
     tuned = [NAMES[system].partition(",")[0] for system in shown if best(runs, system, "R") is not None]
     last = f"best of three rates ({', '.join(tuned)})"
-    return table(("rule", *(NAMES[system] for system in shown), "all", last), rows)
+    return table(("rule", *(NAMES[system] for system in shown), "all", "lower than R", last), rows)
 
 
 def details(runs: Runs) -> str:
@@ -208,7 +212,7 @@ def figure(runs: Runs) -> Any:
                 _row(axes, np.exp(tuned), place + 0.3, {"color": "C1", "marker": "d"})
         axes.axvline(1, color="0.45", linewidth=1)
         axes.set_xscale("log")
-        axes.set_xlim(*_limits(axes))
+        _scale(axes)
         axes.set_title(NAMES[system].replace(", ", "\n").replace(" on ", "\non "), fontsize="small")
         axes.grid(True, axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -227,9 +231,14 @@ def _row(axes: Any, values: np.ndarray, place: float, look: dict[str, str]) -> N
         axes.plot(np.full(2, np.exp(np.mean(np.log(values)))), [place - 0.25, place + 0.25], color=look["color"], linewidth=1.6)
 
 
-def _limits(axes: Any) -> tuple[float, float]:
+def _scale(axes: Any) -> None:
+    """Limits that show at least 0.5 to 2, and ticks at 1, or also at 2 and 5 where there are few decades."""
     low, high = axes.get_xlim()
-    return min(low, 0.5), max(high, 2.0)
+    low, high = min(low, 0.5), max(high, 2.0)
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 50 else (1.0,)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def main() -> None:
