@@ -80,7 +80,7 @@ def measure(name, task, options, repeats):
         training.advance([run])
 
     jobs = [
-        lambda: problem.engine._rolled_out(theta, x0),
+        lambda: next(problem.engine.evaluate([theta], [x0])),
         *(lambda v=v: next(problem.engine.gradients([theta], [x0], opened[v])) for v in "RMC"),
     ]
     (peak, peak_ops), (blas, blas_ops) = inner_kernel(), sgemm()
