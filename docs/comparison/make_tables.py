@@ -35,17 +35,18 @@ NAMES = {
 }
 # The loss below which a system counts as learned: where its task is solved, or about what the better half of the rules reaches.
 THRESHOLDS = {"guidance": 1.0, "cartpole": 0.05, "quantum": 110.0, "ball": 0.02, "quadrotor": 0.1, "pendulum_chain": 0.13}
-LAST = 4  # evaluated epochs, of which the mean is the last loss: a tenth of 200
+LAST = 4  # evaluated epochs, of which the mean is the last loss
 EQUAL = LEARNING_RATES[0]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What is known of one run: its mean last losses (infinite if it diverged), and the epoch at which it was learned."""
+    """What is known of one run: its mean last losses (infinite if it diverged), the epoch at which it was learned, seconds."""
 
     test: float
     train: float
     learned: float
+    seconds: float = 0.0
 
 
 Runs = dict[tuple[str, str, float], dict[int, Trained]]  # by system, rule and learning rate; then by seed
@@ -81,7 +82,7 @@ def trained(result: keeping.Result, threshold: float) -> Trained:
     ended = outcome(result) == COMPLETE
     last = [float(np.mean(result.history[name][-LAST:])) if ended else np.inf for name in ("test_loss", "train_loss")]
     learned = result.history["epoch"][result.history["test_loss"] < threshold]
-    return Trained(*last, float(learned[0]) if learned.size else np.inf)
+    return Trained(*last, float(learned[0]) if learned.size else np.inf, result.numbers["seconds"])
 
 
 def whole(runs: Runs, system: str, rule: str, rate: float, seeds: Sequence[int] = SEEDS) -> list[Trained]:
@@ -206,7 +207,10 @@ def coverage(runs: Runs) -> str:
         seeds = [[runs.get((system, rule, rate), {}) for rule in RULES] for rate in LEARNING_RATES]
         counts = [sum(seed in found for found in by_rule for seed in SEEDS) for by_rule in seeds]
         rows.append((name, str(EPOCHS[system]), *(f"{count} of {planned}" for count in counts)))
-    return table(("system", "epochs", *(f"rate {rate:g}" for rate in LEARNING_RATES)), rows)
+    made = [run for found in runs.values() for run in found.values()]
+    lost, hours = sum(not np.isfinite(run.test) for run in made), sum(run.seconds for run in made) / 3600
+    words = f"{len(made)} runs with the other seeds, {lost} of them diverged; {hours:.1f} hours of one core together."
+    return f"{table(('system', 'epochs', *(f'rate {rate:g}' for rate in LEARNING_RATES)), rows)}\n\n{words}"
 
 
 PARTS: dict[str, Callable[[Runs], str]] = {"ratios": ratios, "fresh": fresh, "details": details, "coverage": coverage}
