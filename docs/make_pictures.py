@@ -1,7 +1,7 @@
 """Make every picture and film of the documentation anew: ``python docs/make_pictures.py [FOLDER]``.
 
 Trains what is missing in FOLDER (default: the folder `runs` beside this file), about 20 minutes on one core; broken off runs are
-resumed. Then all pictures in docs/images are drawn, those of the reproduction from its results.
+resumed. Then all pictures in docs/images are drawn, those of the reproduction and of the joins from their results.
 """
 
 import os
@@ -72,6 +72,7 @@ def draw(folder: Path) -> None:
     reproduction()
     regulator(IMAGES / "lqr.png")
     arena(IMAGES / "arena.png")
+    joins(IMAGES / "joins.png")
     own = [folder / f"dp-{variant}.h5" for variant in "RMC"]
     command("plot", *own, "--smooth", 5, "--force", "--out", IMAGES / "double-pendulum.png")
     for name in SYSTEMS:
@@ -110,6 +111,14 @@ def arena(picture: Path) -> None:
     import draw_arenas
 
     curves.save(draw_arenas.figure, picture)
+
+
+def joins(picture: Path) -> None:
+    """Every rule of the page on joins beside R, from the results of docs/comparison."""
+    sys.path.insert(0, str(DOCS / "comparison"))
+    import make_tables
+
+    curves.save(lambda: make_tables.figure(make_tables.read()), picture)
 
 
 def reproduction() -> None:

@@ -167,7 +167,7 @@ def test_every_picture_is_made_by_the_command(monkeypatch, tmp_path):
     made, module = set(), pictures()
     monkeypatch.setattr(module, "main", lambda words: made.add(Path(words[words.index("--out") + 1]).name))
     monkeypatch.setattr(module, "film", lambda name, folder: made.add(f"{name.replace('_', '-')}.gif"))
-    for drawn in ("regulator", "arena"):
+    for drawn in ("regulator", "arena", "joins"):
         monkeypatch.setattr(module, drawn, lambda picture: made.add(picture.name))
     monkeypatch.setattr(module, "reproduction", lambda: made.update(reproduction_pictures(monkeypatch)))
     module.draw(tmp_path)
