@@ -241,16 +241,17 @@ def _version(run: judgement.Result) -> str:
 
 def reasons(_: Results) -> str:
     """For every question of why.py, what one change does to the losses of the variants."""
-    return "\n\n".join(filter(None, map(_question, why.QUESTIONS))) or "No run yet."
+    found = why.read()
+    asked = [asked for asked in why.QUESTIONS if any(place[0] == asked for place in found)]
+    return "\n\n".join(_question(name, found) for name in asked) or "No run yet."
 
 
-def _question(asked: str) -> str:
+def _question(asked: str, found: dict[tuple[str, str], dict[str, list[judgement.Result]]]) -> str:
     question, rows = why.QUESTIONS[asked], []
     for changed in why.CHANGES:
-        if found := why.read(asked, changed):
-            rows.append((changed, *(_ended(found.get(variant, [])) for variant in question.variants)))
-    words = f"**{asked[0].upper()}{asked[1:]}**, {question.epochs} epochs, {len(why.SEEDS)} seeds:"
-    return f"{words}\n\n{table(('', *question.variants), rows)}" if rows else ""
+        if runs := found.get((asked, changed)):
+            rows.append((changed, *(_ended(runs.get(variant, [])) for variant in question.variants)))
+    return f"**{asked[0].upper()}{asked[1:]}**, {question.epochs} epochs:\n\n{table(('', *question.variants), rows)}"
 
 
 def _ended(runs: list[judgement.Result]) -> str:
@@ -259,7 +260,7 @@ def _ended(runs: list[judgement.Result]) -> str:
         return "-"
     last = [judgement.last(run) for run in runs]
     losses = " .. ".join(number(value) for value in (min(last), max(last)))
-    return f"{number(float(np.median(last)))} ({losses}), {sum(map(judgement.solved, runs))} solved"
+    return f"{number(float(np.median(last)))} ({losses}), {sum(map(judgement.solved, runs))} of {len(runs)} solved"
 
 
 PARTS: dict[str, Callable[[Results], str]] = {"verdicts": verdicts, "coverage": coverage, "machine": machine, "reasons": reasons}

@@ -14,6 +14,7 @@ import stablebptt as sb
 from stablebptt.data.results import Result
 from stablebptt.tasks import collecting, keeping
 from stablebptt.tasks.families import UNFINISHED, outcome
+from stablebptt.tasks.registry import TASKS
 
 RESULTS = Path(__file__).resolve().parent / "why"
 SEEDS = range(3)
@@ -55,6 +56,8 @@ CHANGES = {
     "epsilon 1e-8": Change(epsilon=1e-8),
     "other states and order": Change(data=1000),
 }
+
+
 def train(question: Question, change: Change, variant: str, seed: int, path: Path) -> None:
     """One run; a diverged one keeps its file."""
     problem = sb.problem(question.task, **question.options, **change.options)
@@ -66,13 +69,26 @@ def train(question: Question, change: Change, variant: str, seed: int, path: Pat
         print(f"{path}: {error}", flush=True)
 
 
-def read(asked: str, changed: str) -> dict[str, list[Result]]:
-    """Results of a question with a change, by variant."""
-    found: dict[str, list[Result]] = {}
-    path = RESULTS / f"{asked}, {changed}.h5"
-    for result in keeping.load(path) if path.exists() else []:
-        found.setdefault(result.config["variant"], []).append(result)
+def read(folder: Path = RESULTS) -> dict[tuple[str, str], dict[str, list[Result]]]:
+    """Results by question and change; then by variant."""
+    found: dict[tuple[str, str], dict[str, list[Result]]] = {}
+    for path in sorted(folder.glob("*.h5")):
+        for result in keeping.load(path):
+            found.setdefault(place_of(result.config), {}).setdefault(result.config["variant"], []).append(result)
     return found
+
+
+def place_of(config: dict[str, Any]) -> tuple[str, str]:
+    """The question and the change that make a configuration."""
+    options, optimizer = config["options"], config["optimizer"]
+    defaults = {option.name: option.default for option in TASKS[config["task"]].options}
+    for (asked, question), (changed, change) in itertools.product(QUESTIONS.items(), CHANGES.items()):
+        wanted = {**defaults, **question.options, **change.options}
+        same = all(options.get(name) == wanted[name] for name in (*question.options, "output_init", "dtype"))
+        rates = (optimizer["learning_rate"], optimizer["epsilon"]) == (change.rate, change.epsilon)
+        if config["task"] == question.task and same and rates and config["seed"] - change.data in SEEDS:
+            return asked, changed
+    raise ValueError(f"no question has the configuration {config}")
 
 
 def main() -> None:
@@ -80,17 +96,13 @@ def main() -> None:
     parser.add_argument("questions", nargs="*", default=list(QUESTIONS), help=f"of {', '.join(QUESTIONS)}; default: all")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
     for asked in given.questions:
-        for seed, (changed, change) in itertools.product(SEEDS, CHANGES.items()):
-            place = given.out / asked / changed
-            place.mkdir(parents=True, exist_ok=True)
-            for variant in QUESTIONS[asked].variants:
-                train(QUESTIONS[asked], change, variant, seed, place / f"{variant}-seed{seed}.h5")
-        for changed in CHANGES:
-            runs, _ = collecting.load_runs(given.out / asked / changed)
-            ended = [keeping.result_of(run) for run in runs if outcome(run) != UNFINISHED]
-            print(asked, changed, dict(keeping.merge_into(RESULTS / f"{asked}, {changed}.h5", ended)), flush=True)
+        place, question = given.out / asked, QUESTIONS[asked]
+        place.mkdir(parents=True, exist_ok=True)
+        for seed, (changed, change), variant in itertools.product(SEEDS, CHANGES.items(), question.variants):
+            train(question, change, variant, seed, place / f"{changed}, {variant}, seed {seed}.h5")
+        runs, problems = collecting.load_runs(place)
+        print(place, keeping.keep([run for run in runs if outcome(run) != UNFINISHED], RESULTS), *problems, flush=True)
 
 
 if __name__ == "__main__":
