@@ -57,6 +57,7 @@ class Sin(Activation):
 GELU_A = round(2 * math.sqrt(2 / math.pi) * 2**19) / 2**19
 GELU_A_REST = 2 * math.sqrt(2 / math.pi) - GELU_A
 GELU_B = 0.044715 * 2 * math.sqrt(2 / math.pi)
+FAR = {"float32": (87.0, 9.97), "float64": (708.0, 21.0)}  # see `far`
 
 ACTIVATIONS: dict[str, Activation] = {
     "tanh": Tanh(),
@@ -148,12 +149,12 @@ def _one(activation, z, h):
 
 def far(z):
     """The z up to which e^z and e^-z are normal numbers, and that up to which those of `gelu_share` are."""
-    return (87.0, 9.97) if np.asarray(z).dtype == np.float32 else (708.0, 21.0)
+    return FAR[np.asarray(z).dtype.name]
 
 
 def _far(z):
-    kind = getattr(z, "dtype", z)
-    most, gelu = (np.float32(87.0), np.float32(9.97)) if kind == types.float32 else (708.0, 21.0)
+    name = str(getattr(z, "dtype", z))
+    most, gelu = map(np.dtype(name).type, FAR[name])
     return lambda z: (most, gelu)
 
 
