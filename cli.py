@@ -115,7 +115,7 @@ class Commands(Group):
         return _own_task(name) if ":" in name else super().get_command(ctx, name)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands)
 @click.version_option(__version__, "-V", "--version", prog_name="stablebptt")
 def stablebptt() -> None:
     """Train neural controllers through physics simulators with stabilised backpropagation through time.

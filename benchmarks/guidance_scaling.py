@@ -37,7 +37,7 @@ def main():
         c, x_next = np.zeros((BATCH, 2 * DRIVERS), np.float32), np.empty_like(x)
         lam = np.random.default_rng(0).standard_normal((BATCH, COTANGENTS, x.shape[1])).astype(np.float32)
         lam_x, lam_c = np.zeros_like(lam), np.zeros((BATCH, COTANGENTS, c.shape[1]), np.float32)
-        scratch = np.zeros(scratch_size(problem.system, BATCH, COTANGENTS), np.float32)
+        scratch = np.zeros(scratch_size(problem.system, BATCH, COTANGENTS, x.shape[1], c.shape[1]), np.float32)
         times = max(2, 20_000 // evaders**2)
         system = problem.system
         ahead = seconds(lambda: forward(times, system, x, c, x_next, scratch), 40) / times * 1e6  # noqa: B023

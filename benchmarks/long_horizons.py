@@ -5,6 +5,7 @@ is 16 MiB; beyond, they are computed again, chunk by chunk. Memory is that of al
 process's peak. Times are medians of pairs taken in turn; the bits of both gradients are compared.
 """
 
+import argparse
 import dataclasses
 import resource
 import statistics
@@ -15,7 +16,6 @@ from common import times
 import stablebptt as sb
 from stablebptt.kernels.core.structs import StructArray
 
-HORIZONS = (100, 1_000, 10_000, 100_000)
 LEAN = 16 << 20
 
 
@@ -38,10 +38,13 @@ def peak():
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, nargs="*", default=[100, 1_000, 10_000, 100_000])
+    horizons = parser.parse_args().steps
     print("      T    kept MB   lean MB   peak of the process grew by MB    kept s    lean s   lean / kept   same bits")
     small = sb.problem("cartpole", steps=10)
     small.gradient(small.init(1), small.sample(8), "C")  # loads or compiles the code
-    for steps in HORIZONS:
+    for steps in horizons:
         lean = sb.problem("cartpole", steps=steps, duration=0.01 * steps, tape_bytes=LEAN)
         theta, x0 = 0.1 * lean.init(1), lean.sample(8)
         before = peak()

@@ -6,7 +6,15 @@ import click
 
 SHARED = ("config", "debug", "help")
 
-class Command(click.Command):
+
+class _Helpful(click.Command):
+    """A command with -h and --help, in whatever context it is."""
+
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:
+        return ["-h", "--help"]
+
+
+class Command(_Helpful):
     """A command; {command} in its epilog stands for the words that call it."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -33,7 +41,7 @@ class Command(click.Command):
         return [name for name in self.collect_usage_pieces(ctx) if not name.startswith("[")]
 
 
-class Group(click.Group):
+class Group(_Helpful, click.Group):
     """A group of commands. Without one it shows its help, as wrong usage; a command of another place is shown the way."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

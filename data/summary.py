@@ -17,6 +17,7 @@ from stablebptt.data.columns import cells
 
 WIDTH, INDENT = 79, 14  # of the text, and of what stands behind the names of its entries
 MOST_LISTED = 16  # columns of a table, or entries of a long list
+RANDOM_OR_SEEN = ("vary", "disturb", "observe")  # options with settings of their own
 FROM_RUN = ("seed", "run_file", "weights", "weights_epoch")  # root attributes of a file of rollouts
 
 
@@ -113,6 +114,8 @@ def _settings(config: dict[str, Any], status: Any) -> list[str]:
     settings = {key: value for key, value in config.items() if key not in ("task", "options", "optimizer")}
     lines = _entry("status", str(status))
     lines += _entry("task", f"{config.get('task')}: {_words(plain)}", 3)
+    if more := [f"{name} ({_words(options[name])})" for name in RANDOM_OR_SEEN if options.get(name)]:
+        lines += _entry("with", ", ".join(more))
     rule = {"optimizer" if key == "name" else key: value for key, value in config.get("optimizer", {}).items()}
     return lines + _entry("training", _words({**settings, **rule}), 4)
 

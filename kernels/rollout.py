@@ -195,7 +195,8 @@ def new_work(episode: Any, batch: int, dtype: Any, *, parts: int) -> Work:
 def follow_part(part, episode, theta, x0, arena, work):
     """`follow` for the samples of one part of x0 (B, n_state)."""
     first, end = work.bounds[part.index], work.bounds[part.index + 1]
-    arena.path.keys[:] = work.keys[first:end]
+    for b in range(first, end):
+        arena.path.keys[b - first] = work.keys[b]
     follow(episode, theta, x0[first:end], arena)
     for b in range(first, end):
         work.physics[b], work.effort[b] = arena.path.physics[b - first], arena.path.effort[b - first]
