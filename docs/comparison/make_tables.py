@@ -150,7 +150,7 @@ def ratios(runs: Runs) -> str:
         lower = "-" if rule == "R" else f"{np.sum(together < 0)} of {len(together)}"
         rows.append((f"`{rule}`", *map(cell, values), cell(together), lower, cell(np.concatenate(bests)) if bests else "-"))
     tuned = [NAMES[system].partition(",")[0] for system in shown if best(runs, system, "R") is not None]
-    last = f"best of three rates ({', '.join(tuned)})"
+    last = "all, best of three rates" if tuned and len(tuned) == len(shown) else f"best of three rates ({', '.join(tuned)})"
     return table(("rule", *(NAMES[system] for system in shown), "all", "lower than R", last), rows)
 
 
