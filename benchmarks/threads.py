@@ -16,10 +16,10 @@ from stablebptt.kernels.core import threads
 from stablebptt.tasks import training
 from stablebptt.tasks.variants import gates
 
-IN_A_ROW, EPOCHS = 10, 10
+IN_A_ROW = 10
 
 
-def jobs(problem):
+def jobs(problem, epoch_count):
     """Functions to time, by name."""
     theta, opened = problem.init(), gates("C", problem.steps, problem.dtype)
     states = problem.sample(512)
@@ -29,14 +29,14 @@ def jobs(problem):
         return lambda: next(problem.engine.gradients([theta], [x0], opened))
 
     def epochs():
-        settings = training.Settings(variant="C", epochs=EPOCHS)
+        settings = training.Settings(variant="C", epochs=epoch_count)
         training.advance([training.ActiveRun(problem, settings, None, resume=False, checkpoint_seconds=30.0, report=None)])
 
     return {
         "C, 8 samples": update(8),
         "C, 64 samples": update(64),
         "evaluation": lambda: next(problem.engine.evaluate([theta], [states])),
-        f"{EPOCHS} epochs": epochs,
+        f"{epoch_count} epochs": epochs,
     }
 
 
@@ -55,10 +55,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=10.0, help="per line of the table")
     parser.add_argument("--threads", type=int, nargs="*", default=sorted({1, threads.available()}))
+    parser.add_argument("--epochs", type=int, default=10, help="of the training")
     given = parser.parse_args()
     for name, (task, options) in PROBLEMS.items():
         print(name)
-        for label, job in jobs(sb.problem(task, **options)).items():
+        for label, job in jobs(sb.problem(task, **options), given.epochs).items():
             for count in given.threads:
                 with threads.limit(count):
                     job()

@@ -17,9 +17,9 @@ BRIEF = {
     "long_horizons": ("--steps 20 50", 7),
     "policies": ("--repeats 1", 3),
     "sweeps": ("2 2 1", 1),
-    "threads": ("--seconds 0.1 --threads 1 2", 6),
+    "threads": ("--seconds 0.1 --threads 1 2 --epochs 1", 7),
     "updates": ("--repeats 10", 8),
-    "vectors": ("--seconds 0.1", 3),
+    "vectors": ("--seconds 0.1", 5),
 }
 ELSEWHERE = {"common", "cuda_kernels", "cuda_updates", "peers", "peer_jax", "peer_physics", "peer_torch"}
 
