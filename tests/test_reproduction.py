@@ -134,3 +134,14 @@ def test_other_settings_are_not_judged(made, results):
         assert not made.judgement._published({**config, **change})
     for same in ({"seed": 77}, {"clip": "value"}, {"evaluate_every": 5}, {"options": {**config["options"], "poles": 4}}):
         assert made.judgement._published({**config, **same})
+
+
+def test_every_change_changes_something(made):
+    why, places = made.why, []
+    for question in why.QUESTIONS.values():
+        for change in why.changes(question).values():
+            options = {**why.defaults(question.task), **question.options, **change.options}
+            optimizer = {"learning_rate": change.rate, "epsilon": change.epsilon}
+            places.append(why.place_of({"task": question.task, "options": options, "optimizer": optimizer, "seed": change.data}))
+    assert places == [(asked, name) for asked, question in why.QUESTIONS.items() for name in why.changes(question)]
+    assert ("target 4", "Glorot last kernel") not in places and ("two poles", "Glorot last kernel") in places

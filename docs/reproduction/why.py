@@ -58,6 +58,18 @@ CHANGES = {
 }
 
 
+def defaults(task: str) -> dict[str, Any]:
+    """The published options of a task."""
+    return {option.name: option.default for option in TASKS[task].options}
+
+
+def changes(question: Question) -> dict[str, Change]:
+    """What changes something: the last kernel of quantum control is Glorot's as published."""
+    published = {**defaults(question.task), **question.options}
+    same = {name for name, change in CHANGES.items() if change.options and change.options.items() <= published.items()}
+    return {name: change for name, change in CHANGES.items() if name not in same}
+
+
 def train(question: Question, change: Change, variant: str, seed: int, path: Path) -> None:
     """One run; a diverged one keeps its file."""
     problem = sb.problem(question.task, **question.options, **change.options)
@@ -81,9 +93,8 @@ def read(folder: Path = RESULTS) -> dict[tuple[str, str], dict[str, list[Result]
 def place_of(config: dict[str, Any]) -> tuple[str, str]:
     """The question and the change that make a configuration."""
     options, optimizer = config["options"], config["optimizer"]
-    defaults = {option.name: option.default for option in TASKS[config["task"]].options}
     for (asked, question), (changed, change) in itertools.product(QUESTIONS.items(), CHANGES.items()):
-        wanted = {**defaults, **question.options, **change.options}
+        wanted = {**defaults(question.task), **question.options, **change.options}
         same = all(options.get(name) == wanted[name] for name in (*question.options, "output_init", "dtype"))
         rates = (optimizer["learning_rate"], optimizer["epsilon"]) == (change.rate, change.epsilon)
         if config["task"] == question.task and same and rates and config["seed"] - change.data in SEEDS:
@@ -99,7 +110,7 @@ def main() -> None:
     for asked in given.questions:
         place, question = given.out / asked, QUESTIONS[asked]
         place.mkdir(parents=True, exist_ok=True)
-        for seed, (changed, change), variant in itertools.product(SEEDS, CHANGES.items(), question.variants):
+        for seed, (changed, change), variant in itertools.product(SEEDS, changes(question).items(), question.variants):
             train(question, change, variant, seed, place / f"{changed}, {variant}, seed {seed}.h5")
         runs, problems = collecting.load_runs(place)
         print(place, keeping.keep([run for run in runs if outcome(run) != UNFINISHED], RESULTS), *problems, flush=True)
