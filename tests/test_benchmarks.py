@@ -21,6 +21,7 @@ BRIEF = {
     "updates": ("--repeats 10", 8),
     "vectors": ("--seconds 0.1", 5),
 }
+# Of peers and PTX, with tests beside what they compare; one needs a device.
 ELSEWHERE = {"common", "cuda_kernels", "cuda_updates", "peers", "peer_jax", "peer_physics", "peer_torch"}
 
 
@@ -35,6 +36,5 @@ def test_a_benchmark_runs(name):
     assert len(numbers) == count and all(map(math.isfinite, numbers)), done.stdout
 
 
-def test_every_benchmark_is_run():
-    """Those of devices and peers have tests beside what they compare."""
+def test_no_benchmark_is_forgotten():
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == set(BRIEF) | ELSEWHERE
