@@ -3,9 +3,14 @@
 It prints one table, in milliseconds (medians): an update C with 8 and with 64 samples, the evaluation of 512 states, and ten
 epochs (32 updates each, evaluation, optimizer and all), on one thread and on more, and how many times as fast they are. All
 counts of threads take turns in one process, ten calls each, so drift hits all.
+
+The last column is what the machine can give: as many processes as there were threads, each with the whole job on one thread,
+and how many times as much work they do together. Cores that share a clock, a cache or a pipeline do less than their number.
 """
 
 import argparse
+import contextlib
+import multiprocessing
 import time
 
 import numpy as np
@@ -40,32 +45,78 @@ def jobs(problem, epoch_count):
     }
 
 
-def medians(job, counts, seconds):
-    """Median seconds of a job by the number of threads, over about so many seconds."""
-    record = {count: [] for count in counts}
+class Companions:
+    """Processes that do a job again and again while they are let."""
+
+    def __init__(self, count, *job):
+        context = multiprocessing.get_context("spawn")  # threads do not survive a fork
+        self.going, self.busy = context.Event(), [context.Lock() for _ in range(count)]
+        ready = context.Semaphore(0)
+        given = [(self.going, busy, ready, *job) for busy in self.busy]
+        self.processes = [context.Process(target=accompany, args=arguments, daemon=True) for arguments in given]
+        for process in self.processes:
+            process.start()
+        for _ in self.processes:
+            ready.acquire()
+
+    @contextlib.contextmanager
+    def working(self):
+        self.going.set()
+        yield
+        self.going.clear()
+        for busy in self.busy:  # until the last job ends
+            with busy:
+                pass
+
+    def end(self):
+        for process in self.processes:
+            process.terminate()
+            process.join()
+
+
+def accompany(going, busy, ready, task, options, label, epoch_count):
+    """What a companion does."""
+    job = jobs(sb.problem(task, **options), epoch_count)[label]
+    with threads.limit(1):
+        job()
+        ready.release()
+        while going.wait():
+            with busy:
+                if going.is_set():
+                    job()
+
+
+def medians(job, counts, seconds, companions):
+    """Median seconds of a job by the number of threads, and on one thread beside companions, over about so many seconds."""
+    record, beside = {count: [] for count in counts}, []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or not all(record.values()):
         for count in counts:
             with threads.limit(count):
                 record[count] += times(job, IN_A_ROW)[1:]  # the first call may have to wake threads
-    return {count: float(np.median(found)) for count, found in record.items()}
+        with threads.limit(1), companions.working():
+            beside += times(job, IN_A_ROW)[1:]
+    return {count: float(np.median(found)) for count, found in record.items()}, float(np.median(beside))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=10.0, help="per line of the table")
-    parser.add_argument("--threads", type=int, nargs="*", default=sorted({1, threads.available()}))
+    parser.add_argument("--threads", type=int, nargs="*", default=[threads.available()], help="besides one")
     parser.add_argument("--epochs", type=int, default=10, help="of the training")
     given = parser.parse_args()
+    counts = sorted({1, *given.threads})
     for name, (task, options) in PROBLEMS.items():
         print(name)
         for label, job in jobs(sb.problem(task, **options), given.epochs).items():
-            for count in given.threads:
+            for count in counts:
                 with threads.limit(count):
                     job()
-            found = medians(job, given.threads, given.seconds)
-            first = found[given.threads[0]]
-            told = (f"{count}: {second * 1e3:8.3f} ms ({first / second:.2f})" for count, second in found.items())
+            companions = Companions(counts[-1] - 1, task, options, label, given.epochs)
+            found, beside = medians(job, counts, given.seconds, companions)
+            companions.end()
+            told = [f"{count}: {second * 1e3:8.3f} ms ({found[1] / second:.2f})" for count, second in found.items()]
+            told.append(f"{counts[-1]} processes: ({counts[-1] * found[1] / beside:.2f})")
             print(f"  {label:14}", "  ".join(told), flush=True)
 
 

@@ -17,7 +17,7 @@ BRIEF = {
     "long_horizons": ("--steps 20 50", 7),
     "policies": ("--repeats 1", 3),
     "sweeps": ("2 2 1", 1),
-    "threads": ("--seconds 0.1 --threads 1 2 --epochs 1", 7),
+    "threads": ("--seconds 0.1 --threads 2 --epochs 1", 9),
     "updates": ("--repeats 10", 8),
     "vectors": ("--seconds 0.1", 5),
 }
