@@ -7,7 +7,7 @@ from typing import Any
 
 import judgement
 import numpy as np
-from judgement import EPOCHS, LEVELS, NAMES, VARIANTS, Results, level_name
+from judgement import CLIPS, EPOCHS, LEVELS, NAMES, VARIANTS, Results, level_name
 
 from stablebptt.data.results import Result
 from stablebptt.tasks.pictures import curves
@@ -21,7 +21,9 @@ MEANINGS = ("R: the gradient", "M: stopped at the input", "C: both, joined by si
 def pictures(results: Results) -> dict[str, Any]:
     """Names of the figures that the results allow, and what draws them."""
     tasks = [task for task in LEVELS if results.levels(task)]
-    return {"reproduction.png": summary} | {f"reproduction-{task}.png": partial(task_figure, task=task) for task in tasks}
+    found: dict[str, Any] = {"reproduction.png": summary}
+    found |= {f"reproduction-{task}.png": partial(task_figure, task=task) for task in tasks}
+    return found | {judgement.CLIPPING.format(task): partial(clipping_figure, task=task) for task in results.clipped_tasks()}
 
 
 def draw(results: Results, folder: Path) -> None:
@@ -99,6 +101,25 @@ def task_figure(results: Results, task: str) -> Any:
     drawn = [any(results.ended(task, level, variant) for level in levels) for variant in VARIANTS]
     looks = [{"color": colour} for colour in itertools.compress(COLOURS, drawn)]
     curves.legend_below(figure, list(itertools.compress(MEANINGS, drawn)), looks)
+    return figure
+
+
+def clipping_figure(results: Results, task: str) -> Any:
+    """Test losses of the published runs: a column per level, a row per way of clipping."""
+    levels = LEVELS[task][1]
+    figure = curves.new_figure(max(3.0 * len(levels) + 0.6, 6.4), 6.6)
+    grid = figure.subplots(len(CLIPS), len(levels), squeeze=False, sharex=True, sharey=True)
+    for (clip, row), (number, level) in itertools.product(zip(CLIPS, grid), enumerate(levels)):
+        for variant in VARIANTS:
+            if (run := results.published(task, level, variant, clip)) is not None:
+                _line(row[number], [run], "test_loss", curves.COLOURS[variant])
+        curves.epoch_axis(row[number], EPOCHS)
+        row[number].set_xlabel("epoch" if clip == CLIPS[-1] else "")
+        row[0].set_ylabel(f"test loss, clip {clip}")
+        grid[0, number].set_title(level_name(task, level), fontsize="medium")
+    if curves.log_helps(list(grid.flat)):
+        curves.log_axis(grid[0, 0])
+    curves.legend_below(figure, list(MEANINGS), [{"color": colour} for colour in COLOURS])
     return figure
 
 

@@ -18,6 +18,7 @@ from stablebptt.tasks.settings import Settings
 
 VARIANTS, CLIPS = ("R", "M", "C", "S"), ("norm", "value", "none")
 EPOCHS = 1000
+CLIPPING = "reproduction-{}-clipping.png"  # the figure of a task
 NAMES = {"guidance": "Guidance", "cartpole": "Cart-pole", "quantum": "Quantum"}
 # What makes each task harder, from easy to hard, and how many seeds are planned with clipping by norm.
 LEVELS: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -27,6 +28,7 @@ LEVELS: dict[str, tuple[str, tuple[float, ...]]] = {
 }
 # What may differ among the runs that are judged.
 FREE = ("task", "options", "variant", "clip", "seed", "evaluate_every", "backend")
+PUBLISHED_SEED = 0
 SEEDS = {"guidance": 10, "cartpole": 10, "quantum": 5}
 FLOOR = 1e-6  # of losses in ratios: 1 - cos in float32 has steps of 6e-8, and a loss of 0 no logarithm
 RESAMPLES = 10_000
@@ -52,6 +54,16 @@ class Results:
     def ended(self, task: str, level: float, variant: str) -> list[Result]:
         """Runs that are complete or have diverged, clipped by norm."""
         return [result for result in self.of(task, level, variant).values() if outcome(result) != UNFINISHED]
+
+    def published(self, task: str, level: float, variant: str, clip: str) -> Result | None:
+        """The run of the published grid, which has one seed, if it has ended."""
+        found = self.of(task, level, variant, clip).get(PUBLISHED_SEED)
+        return None if found is None or outcome(found) == UNFINISHED else found
+
+    def clipped_tasks(self) -> list[str]:
+        """Tasks of which a published run is there that is not clipped by norm."""
+        found = {task for (task, _, _, clip), runs in self.runs.items() if clip != "norm" and PUBLISHED_SEED in runs}
+        return [task for task in LEVELS if task in found]
 
     def levels(self, task: str) -> list[float]:
         """Levels of a task, from easy to hard, of which there is a run."""
@@ -194,3 +206,13 @@ def trend(results: Results, task: str, pair: Sequence[str], measure: Measure = l
     steps = np.arange(len(columns)) - (len(columns) - 1) / 2
     slopes = [float(np.dot(steps, [column[seed] for column in columns]) / np.dot(steps, steps)) for seed in seeds]
     return mean_of(slopes) if slopes else None
+
+
+Place = tuple[str, float, str, str]  # task, level, variant, clipping
+
+
+def between(results: Results, pairs: Iterable[tuple[Place, Place]]) -> Mean | None:
+    """The mean logarithm of the ratio of last losses of published runs, one value per pair; None if no pair is there."""
+    both = ([results.published(*place) for place in pair] for pair in pairs)
+    values = [math.log(last(one) / last(other)) for one, other in both if one is not None and other is not None]
+    return mean_of(values) if values else None

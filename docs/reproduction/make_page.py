@@ -4,6 +4,7 @@
 anew. All else is written by hand.
 """
 
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -149,9 +150,9 @@ def coverage(results: Results) -> str:
 
 def _counts(results: Results) -> str:
     runs = results.all()
-    published = [results.of(task, level, variant, clip).get(0) for task, (_, levels) in LEVELS.items() for level in levels
+    published = [results.published(task, level, variant, clip) for task, (_, levels) in LEVELS.items() for level in levels
                  for variant in VARIANTS for clip in CLIPS]  # fmt: skip
-    done = sum(run is not None and outcome(run) == COMPLETE for run in published)
+    done = sum(run is not None for run in published)
     kinds = ", ".join(f"{sum(outcome(run) == kind for run in runs)} {kind}" for kind in (COMPLETE, DIVERGED, UNFINISHED))
     text = f"{len(runs)} runs: {kinds}. Of the {len(published)} published runs (seed 0) {done} are in."
     return text + (f" {results.others} further runs have other settings and are not judged." if results.others else "")
@@ -188,7 +189,6 @@ def times(results: Results, task: str) -> str:
         for variant in VARIANTS:
             if not (runs := results.ended(task, level, variant)):
                 continue
-            size = [float(np.sqrt(np.median(run.history["gradient_norm2"]))) for run in runs]
             until = judgement.comparison(results, task, level, variant + "R", judgement.epochs_until_solved)
             rows.append((
                 level_name(task, level) if variant == "R" else "",
@@ -197,7 +197,7 @@ def times(results: Results, task: str) -> str:
                 *(str(sum(0 < run.numbers["first_epoch_solved"] <= epoch for run in runs)) for epoch in (100, 300)),
                 _epoch(runs),
                 "-" if variant == "R" else ratio(until),
-                number(float(np.median(size))),
+                number(_size(runs)),
             ))  # fmt: skip
     until, sizes = "epochs until solved / those of R (95 %)", "size of the updates, median"
     return table(("", "", "solved", "by epoch 100", "by 300", "epoch, median", until, sizes), rows)
@@ -216,6 +216,52 @@ def section(results: Results, task: str) -> str:
         return "No run yet."
     figure = f"![{NAMES[task]}: losses, seeds solved and the size of the updates over the epochs](images/reproduction-{task}.png)"
     return f"{figure}\n\n{losses(results, task)}\n\n{times(results, task)}"
+
+
+def clipping(results: Results) -> str:
+    """The published runs by their clipping: what it changes on the whole; and every run."""
+    places = [(task, level, variant) for task, (_, levels) in LEVELS.items() for level in levels for variant in VARIANTS]
+    rows = [_clipped(results, *place) for place in places if any(results.published(*place, clip) for clip in CLIPS[1:])]
+    if not rows:
+        return "No run yet."
+    tasks = results.clipped_tasks()
+    figures = (f"![{NAMES[task]}: test losses by clipping](images/{judgement.CLIPPING.format(task)})" for task in tasks)
+    headings = ("", "", *(f"clip {clip}" for clip in CLIPS), f"size of the updates: {', '.join(CLIPS)}")
+    return "\n\n".join((_clippings(results), *figures, table(headings, rows)))
+
+
+def _clippings(results: Results) -> str:
+    """By task and clipping: ratios of last losses to those with clipping by norm, over levels; and of C to R, for every level."""
+    rows = []
+    for task, clip in itertools.product(results.clipped_tasks(), CLIPS):
+        levels = LEVELS[task][1]
+        to_norm = ([((task, level, v, clip), (task, level, v, "norm")) for level in levels] for v in VARIANTS)
+        means = [None if clip == "norm" else judgement.between(results, given) for given in to_norm]
+        of_c = (judgement.between(results, [((task, level, "C", clip), (task, level, "R", clip))]) for level in levels)
+        cells = ("-" if mean is None else f"{ratio(mean)}, {pairs(mean)}" for mean in means)
+        rows.append((NAMES[task] if clip == CLIPS[0] else "", clip, *cells, ", ".join(map(ratio, of_c))))
+    ratios = (f"{variant} / {variant} clipped by norm" for variant in VARIANTS)
+    return table(("", "clip", *ratios, "C / R, from easy to hard"), rows)
+
+
+def _clipped(results: Results, task: str, level: float, variant: str) -> tuple[str, ...]:
+    """By clipping: last loss, epoch of being solved, and size of the updates."""
+    runs = [results.published(task, level, variant, clip) for clip in CLIPS]
+    name = f"{NAMES[task]}, {level_name(task, level)}" if variant == VARIANTS[0] else ""
+    return name, variant, *map(_came_to, runs), ", ".join("-" if run is None else number(_size([run])) for run in runs)
+
+
+def _came_to(run: judgement.Result | None) -> str:
+    """Last loss of a run, and the epoch in which it was solved."""
+    if run is None:
+        return "-"
+    ended = number(judgement.last(run)) if outcome(run) == COMPLETE else f"diverged after epoch {run.numbers['epochs']}"
+    return f"{ended}, solved in {_epoch([run])}" if judgement.solved(run) else ended
+
+
+def _size(runs: list[judgement.Result]) -> float:
+    """Size of the updates: the root of the median of its mean square in an epoch; the median over runs."""
+    return float(np.median([np.sqrt(np.median(run.history["gradient_norm2"])) for run in runs]))
 
 
 def machine(results: Results) -> str:
@@ -263,7 +309,8 @@ def _ended(runs: list[judgement.Result]) -> str:
     return f"{number(float(np.median(last)))} ({losses}), {sum(map(judgement.solved, runs))} of {len(runs)} solved"
 
 
-PARTS: dict[str, Callable[[Results], str]] = {"verdicts": verdicts, "coverage": coverage, "machine": machine, "reasons": reasons}
+PARTS: dict[str, Callable[[Results], str]] = {"verdicts": verdicts, "coverage": coverage, "clipping": clipping}
+PARTS |= {"machine": machine, "reasons": reasons}
 PARTS |= {task: partial(section, task=task) for task in LEVELS}
 
 
