@@ -15,6 +15,7 @@ from stablebptt.tasks.pictures import curves
 COLOURS = [curves.COLOURS[variant] for variant in VARIANTS]
 ROWS = (("test loss", "test_loss"), ("share of seeds solved", ""), ("size of the updates", "gradient_norm2"))
 GREY = "0.45"
+NO_RUN = "no run yet"
 MEANINGS = ("R: the gradient", "M: stopped at the input", "C: both, joined by sign", "S: one step")
 
 
@@ -38,7 +39,7 @@ def summary(results: Results) -> Any:
     places = _places()
     for (task, level), place in places.items():
         if not any(results.ended(task, level, variant) for variant in VARIANTS):
-            ratios.text(1.15, place, "no run yet", color=GREY, va="center", fontsize="small")
+            ratios.text(1.15, place, NO_RUN, color=GREY, va="center", fontsize="small")
         for number, variant in enumerate(VARIANTS):
             _level(ratios, shares, results, (task, level, variant), place + 0.18 * (number - 1.5))
     ratios.axvline(1, color=COLOURS[0], linewidth=1.4)
@@ -113,7 +114,7 @@ def clipping_figure(results: Results, task: str) -> Any:
         for variant in VARIANTS:
             if (run := results.published(task, level, variant, clip)) is not None:
                 _line(row[number], [run], "test_loss", curves.COLOURS[variant])
-        curves.epoch_axis(row[number], EPOCHS)
+        curves.epoch_axis(row[number], EPOCHS, NO_RUN)
         row[number].set_xlabel("epoch" if clip == CLIPS[-1] else "")
         row[0].set_ylabel(f"test loss, clip {clip}")
         grid[0, number].set_title(level_name(task, level), fontsize="medium")
