@@ -104,6 +104,7 @@ def test_clipping(made):
     assert "| Cart-pole, 2 poles | R | 0.1 | - | 0.4 | 1, -, 1 |\n|  | M | - | - | diverged after epoch 1000 | -, -, 1 |" in table
     assert "| C | 0.1 | - | 0.02, solved in 5 | 1, -, 1 |" in table and "1 pole" not in table
     assert made.clipping(given(made, runs[0])) == "No run yet."
+    assert "| Cart-pole, 2 poles | C | - | 0.5 | - |" in made.clipping(given(made, fake(made, "C", 0, 0.5, clip="value")))
 
 
 @pytest.mark.parametrize("values, verdict", [

@@ -226,6 +226,7 @@ def clipping(results: Results) -> str:
         return "No run yet."
     tasks = results.clipped_tasks()
     figures = (f"![{NAMES[task]}: test losses by clipping](images/{judgement.CLIPPING.format(task)})" for task in tasks)
+    rows = [("", *cells[1:]) if k > 0 and cells[0] == rows[k - 1][0] else cells for k, cells in enumerate(rows)]
     headings = ("", "", *(f"clip {clip}" for clip in CLIPS), f"size of the updates: {', '.join(CLIPS)}")
     return "\n\n".join((_clippings(results), *figures, table(headings, rows)))
 
@@ -247,7 +248,7 @@ def _clippings(results: Results) -> str:
 def _clipped(results: Results, task: str, level: float, variant: str) -> tuple[str, ...]:
     """By clipping: last loss, epoch of being solved, and size of the updates."""
     runs = [results.published(task, level, variant, clip) for clip in CLIPS]
-    name = f"{NAMES[task]}, {level_name(task, level)}" if variant == VARIANTS[0] else ""
+    name = f"{NAMES[task]}, {level_name(task, level)}"
     return name, variant, *map(_came_to, runs), ", ".join("-" if run is None else number(_size([run])) for run in runs)
 
 
