@@ -62,8 +62,10 @@ class Companions:
     @contextlib.contextmanager
     def working(self):
         self.going.set()
-        yield
-        self.going.clear()
+        try:
+            yield
+        finally:
+            self.going.clear()
         for busy in self.busy:  # until the last job ends
             with busy:
                 pass
