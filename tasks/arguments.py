@@ -180,9 +180,12 @@ def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any, *, finite: 
         given = np.asarray(value)
         if given.dtype.kind not in "fiu":
             raise TypeError
-        with np.errstate(over="ignore"):  # checked below
-            # A read-only array would be another Numba type, with its own machine code and last bits.
-            result = np.require(given, dtype, ("C", "A", "W"))
+        # A read-only array would be another Numba type, with its own machine code and last bits.
+        if given.dtype == dtype and given.flags.carray:
+            result = given
+        else:
+            with np.errstate(over="ignore"):  # checked below
+                result = np.require(given, dtype, ("C", "A", "W"))
     except (TypeError, ValueError):
         raise ArgumentError(f"{name} must be an array of real numbers of shape {_show(shape)}") from None
     fits = len(given.shape) == len(shape) and all(
@@ -190,7 +193,7 @@ def array(name: str, value: Any, shape: tuple[Any, ...], dtype: Any, *, finite: 
     )
     if not fits:
         raise ArgumentError(f"{name} has shape {given.shape}; it must be {_show(shape)}")
-    if finite and not np.all(np.isfinite(result)):
+    if finite and not np.isfinite(result).all():
         where = np.argwhere(~np.isfinite(result))[0]
         raise ArgumentError(f"{name} has a value that is not finite in {np.dtype(dtype)}, at {tuple(map(int, where))}")
     return result

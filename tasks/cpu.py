@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import typeof
 
 from stablebptt.adjoint import linked as backward_linked
 from stablebptt.adjoint import rollout as backward
@@ -79,8 +78,9 @@ class Engine:
         queue: int = ALONE,
     ) -> Iterator[Gradient]:
         """Gradients (n_parameters,) of S controllers, each for its own states (B, *state_shape); see `engine.Engine`."""
-        typeof(gates.packed)  # compute the type now: in a kernel's call, Numba would mistake an interrupt for a missing type
-        return (self._gradient(theta, x0, own, gates) for theta, x0, own in zip(thetas, x0s, _keys(keys, x0s)))
+        # Compute the type now: in a kernel's call, Numba would mistake an interrupt for a missing type.
+        gates.packed._numba_type_  # noqa: B018
+        return (self._gradient(theta, x0, own, gates, parts) for theta, x0, own in zip(thetas, x0s, _keys(keys, x0s)))
 
     def lend(self, other: "Engine") -> None:
         """Let the engine of a problem of the same sizes use the work spaces of this one."""
@@ -112,21 +112,15 @@ class Engine:
         found.physics[~np.isfinite(last).all(axis=1)] = np.nan  # a loss may ignore some numbers
         return found
 
-    def _gradient(self, theta: np.ndarray, x0: np.ndarray, keys: np.ndarray, gates: Gates) -> Gradient:
-        problem, batch, adjoints, parts = self.problem, len(x0), len(gates.physics), self._parts(len(x0))
-        sizes = {"tape_bytes": problem.tape_bytes, "parts": parts}
-        new = functools.partial(backward.new_work, self.episode, batch, adjoints, problem.dtype, **sizes)
-        kept = _kept(self._works.gradients, (batch, adjoints, parts), new)
-        x = x0.reshape(batch, problem.n_state)
-        kept.struct.keys[:] = keys
-        found = backward.Results(*self._call(kept, backward_linked, backward.gradient, theta, x, gates.packed))
+    def _gradient(self, theta: np.ndarray, x0: np.ndarray, keys: np.ndarray, gates: Gates, parts: bool) -> Gradient:
+        kept = self._gradient_work(len(x0), len(gates.physics))
         work = kept.struct
-        total, physics = problem.total(found.physics, found.effort)
+        work.keys[:] = keys
+        x = x0.reshape(work.x0_bar.shape)
+        found = backward.Results(*self._call(kept, backward_linked, backward.gradient, theta, x, gates.packed))
+        total, physics = self.problem.total(found.physics, found.effort)
         loss = Loss(total, physics) if found.finite else Loss(math.nan, math.nan)  # a loss may ignore some numbers
-        rest: dict[str, Any] = {"x0": work.x0_bar.reshape(x0.shape)}
-        rest["parameters"] = self._parameters(work) if self._parameter_names else {}
-        last = np.concatenate([arena.forward.path.states[-1] for arena in work.arenas])
-        rest["last"] = last.reshape(x0.shape)
+        rest = self._rest(work, x0.shape) if parts else {}
         if gates.join is None:
             return Gradient(work.gradients[0], loss, found.regular2, **rest)
         if not gates.is_combined:
@@ -136,6 +130,19 @@ class Engine:
         norms = math.sqrt(found.regular2) * math.sqrt(found.modified2)
         cosine = found.product / norms if norms > 0 else math.nan
         return Gradient(work.joined, loss, found.joined2, work.gradients[0], work.gradients[1], cosine, **rest)
+
+    def _gradient_work(self, batch: int, adjoints: int) -> Reference:
+        """The work space for a gradient of so many samples and adjoints."""
+        problem, parts = self.problem, self._parts(batch)
+        sizes = {"tape_bytes": problem.tape_bytes, "parts": parts}
+        new = functools.partial(backward.new_work, self.episode, batch, adjoints, problem.dtype, **sizes)
+        return _kept(self._works.gradients, (batch, adjoints, parts), new)
+
+    def _rest(self, work: backward.Work, shape: tuple[int, ...]) -> dict[str, Any]:
+        """What a gradient of states of this shape tells beside R and M."""
+        last = np.concatenate([arena.forward.path.states[-1] for arena in work.arenas])
+        parameters = self._parameters(work) if self._parameter_names else {}
+        return {"x0": work.x0_bar.reshape(shape), "parameters": parameters, "last": last.reshape(shape)}
 
     def _parameters(self, work: backward.Work) -> dict[str, float]:
         """Derivatives by the system's parameters, of the first adjoint: sums over samples, in their order."""

@@ -157,7 +157,7 @@ def _cotangents(problem: Problem, theta: np.ndarray, x0: np.ndarray, keys: np.nd
     """Derivatives (B, n_state) of every sample's loss by its first state, in R and in M."""
     for variant in "RM":
         gates = variants.gates(variant, problem.steps, problem.dtype)
-        found: Gradient = next(problem.engine.gradients([theta], [x0], gates, keys=[keys]))
+        found: Gradient = next(problem.engine.gradients([theta], [x0], gates, keys=[keys], parts=True))
         assert found.x0 is not None
         yield len(x0) * found.x0.reshape(len(x0), problem.n_state).astype(np.float64)
 

@@ -161,4 +161,7 @@ class Engine(Protocol):
         parts: bool = False,
         queue: int = ALONE,
     ) -> Iterator[Gradient]:
-        """Gradients (n_parameters,) of the mean losses of S controllers; `parts` also returns R and M of a join."""
+        """Gradients (n_parameters,) of the mean losses of S controllers.
+
+        parts : also return what an update does not need: R and M of a join, `x0`, `parameters`, `last`
+        """

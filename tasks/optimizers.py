@@ -66,12 +66,22 @@ def clip(gradient: np.ndarray, mode: str = "none", at: float = 1.0) -> np.ndarra
     if not (at > 0 and math.isfinite(at)):
         raise ArgumentError(f"clip at {at}; it must be a positive number")
     arguments.unmasked("gradient", gradient)
+    return clipped(gradient, _norm2(gradient) if mode == "norm" else 0.0, mode, at)[0]
+
+
+def clipped(gradient: np.ndarray, norm2: float, mode: str, at: float) -> tuple[np.ndarray, float]:
+    """What `clip` makes of a gradient (n_parameters,), and its squared norm; norm2 is that of the gradient, if it matters."""
     if mode == "value":
-        return np.clip(gradient, -at, at)
-    if mode == "norm":
-        norm = math.sqrt(np.sum(np.square(gradient, dtype=np.float64)))
-        return gradient * (at / norm) if norm > at else gradient
-    return gradient
+        update = np.clip(gradient, -at, at)
+        return update, _norm2(update)
+    if mode == "norm" and (norm := math.sqrt(norm2)) > at:
+        return gradient * (at / norm), at * at
+    return gradient, norm2
+
+
+def _norm2(vector: np.ndarray) -> float:
+    """The squared norm of a vector (n,), summed in float64."""
+    return float(np.sum(np.square(vector, dtype=np.float64)))
 
 
 @dataclass(frozen=True)

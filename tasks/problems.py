@@ -230,14 +230,14 @@ class Problem:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the engine: a copy makes its own."""
-        return {name: value for name, value in vars(self).items() if name not in ("engine", "is_random")}
+        return {name: value for name, value in vars(self).items() if name not in ("engine", "is_random", "n_parameters")}
 
     def __repr__(self) -> str:
         shapes = f"states {self.state_shape}, controls {self.control_shape}, {self.steps} steps of {self.dt:g}"
         where = "" if self.backend == "cpu" else f", on {self.backend}"
         return f"Problem({self.title}): {shapes}, {self.n_parameters} parameters, {np.dtype(self.dtype).name}{where}"
 
-    @property
+    @functools.cached_property
     def n_parameters(self) -> int:
         """Numbers in theta."""
         return parameter_count(self.controller)
@@ -411,7 +411,9 @@ class Problem:
             If a state, the loss or the gradient is not finite.
         """
         theta, x0 = self._parameters(theta), self._states(x0)
-        gates, keys = variants.gates_of(variant, self, stream(seed, GATES)), self._keys(x0, seed)
+        seed = arguments.whole("seed", seed, 0, LARGEST_SEED)
+        random = stream(seed, GATES) if variants.is_random(variant) else None
+        gates, keys = variants.gates_of(variant, self, random), self._keys(x0, seed)
         with arguments.threads(threads), bars.in_session_compiling():
             own = None if keys is None else [keys]
             found = next(self.engine.gradients([theta], [x0], gates, keys=own, parts=True))

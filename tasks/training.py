@@ -1,6 +1,7 @@
 """Training in plain NumPy: mini-batches, clipping, optimizer, losses after every N-th epoch; docs/method.md, section 4."""
 
 import contextlib
+import functools
 import math
 import sys
 import time
@@ -257,7 +258,7 @@ class ActiveRun:
             else:
                 self._diverge(error, f"batch {self.batches}", self.batches)
             return
-        update = optimizers.clip(result.value, settings.clip, settings.clip_at)
+        update, norm2 = optimizers.clipped(result.value, result.norm2, settings.clip, settings.clip_at)
         with np.errstate(over="ignore", invalid="ignore"):  # checked below
             theta, state = settings.optimizer.apply(self.theta, update, self.optimizer)
             theta = theta.astype(self.theta.dtype, copy=False)  # a custom rule may compute in double precision
@@ -265,7 +266,7 @@ class ActiveRun:
             self.skipped += 1
             return
         self.theta, self.optimizer = theta, state
-        self.norms.append(result.norm2 if settings.clip == "none" else float(np.sum(np.square(update, dtype=np.float64))))
+        self.norms.append(norm2)
         self.losses.append(result.loss.total)
         self.cosines.append(result.cosine)
 
@@ -421,12 +422,13 @@ def _epochs(active: Sequence[ActiveRun], queue: int) -> Iterator[None]:
 
 def _gradients(active: Sequence[ActiveRun], window: Window, queue: int) -> Iterator[Gradient]:
     """The gradients for the next update of some runs, one by one if each run draws its own gates."""
-    compute = window.problem.engine.gradients
+    parts = len(active[0].windows) > 1  # the next window begins with the last states
+    compute = functools.partial(window.problem.engine.gradients, parts=parts, queue=queue)
     if not active[0].draws:
-        thetas, x0s, keys = (list(values) for values in zip(*((run.theta, run.x0, run.own_keys) for run in active)))
-        return compute(thetas, x0s, window.during(active[0].gates), keys=keys, queue=queue)
+        thetas, x0s = [run.theta for run in active], [run.x0 for run in active]
+        return compute(thetas, x0s, window.during(active[0].gates), keys=[run.own_keys for run in active])
     given = ((run, window.during(run.gates)) for run in active)
-    return (next(compute([run.theta], [run.x0], gates, keys=[run.own_keys], queue=queue)) for run, gates in given)
+    return (next(compute([run.theta], [run.x0], gates, keys=[run.own_keys])) for run, gates in given)
 
 
 def _states(problem: Problem, settings: Settings, start: Start) -> dict[str, np.ndarray]:

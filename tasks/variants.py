@@ -119,6 +119,8 @@ def _known(variant: str, steps: int, dtype: np.dtype) -> Gates:
 
 def is_random(variant: Any) -> bool:
     """Whether the gates of a variant are drawn anew in every update."""
+    if isinstance(variant, str) and variant in NAMES:
+        return False
     found = read(variant)
     while isinstance(found, families.Family):
         if isinstance(found, families.Random):

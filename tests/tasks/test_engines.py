@@ -48,6 +48,14 @@ def test_many_runs_are_the_runs_alone(backend, variant):
         assert np.array_equal(found.value, alone.value) and found.loss == alone.loss and found.norm2 == alone.norm2
 
 
+def test_what_an_update_does_not_need_is_made_on_request():
+    problem = make("cpu")
+    theta, x0 = [problem.init(0)], [problem.sample(3)]
+    bare, whole = (next(problem.engine.gradients(theta, x0, gates("C", STEPS), parts=parts)).copy() for parts in (False, True))
+    assert (bare.x0, bare.last, bare.parameters) == (None, None, {})
+    assert np.array_equal(bare.value, whole.value) and whole.x0.shape == whole.last.shape == x0[0].shape
+
+
 @pytest.mark.parametrize("variant", ["config/layer:random=2", "leaky:leak=0.3:decay=0.01"])
 def test_other_joins_and_gates(backend, variant):
     """Against the CPU in float64, whose joins have tests of their own; R and M are those of the gates."""
