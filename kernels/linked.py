@@ -1,18 +1,40 @@
-"""A system, an observation and a loss that are compiled apart from whatever rolls them out.
+"""A system, an observation, a loss and a controller that are compiled apart from whatever rolls them out.
 
 In their place stand structs that know addresses: of their numbers, and of the machine code of their methods. Rollouts are
-compiled once for these, for all systems.
+compiled once for these, for all systems and controllers.
+
+    entries    part -> function -> kernel, types of its arguments        what has to be compiled
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numba import float64, from_dtype, intp, typeof
 
+from stablebptt.kernels import rollout
+from stablebptt.kernels.core.ahead import Entry
 from stablebptt.kernels.core.dispatch import implements, kernel
 from stablebptt.kernels.core.native import address_of, call
-from stablebptt.kernels.core.structs import Reference, loaded
-from stablebptt.kernels.generics import Loss, Observation, State, System, cost_batch, draw, observe_batch, step_batch
+from stablebptt.kernels.core.structs import Reference, ReferenceType, Struct, loaded
+from stablebptt.kernels.core.threads import NOBODY
+from stablebptt.kernels.generics import (
+    Loss,
+    Observation,
+    State,
+    System,
+    control_batch,
+    cost_batch,
+    draw,
+    new_tape,
+    observe_batch,
+    pack,
+    step_batch,
+)
+
+Parts = dict[str, Reference]
+Entries = dict[str, dict[str, Entry]]
 
 
 class LinkedSystem(System):
@@ -41,6 +63,23 @@ class LinkedLoss(Loss):
     cost_vjp: int
 
 
+class LinkedController(Struct):
+    """Addresses of a controller, of `pack` and `control_batch`, and of the functions of its adjoint (0: not needed)."""
+
+    controller: int
+    pack: int
+    control: int
+    clear: int
+    control_vjp: int
+    state_vjp: int
+    parameter_vjp: int
+    unpack: int
+
+
+# What takes longest to compile comes first.
+LINKED = {"controller": LinkedController, "system": LinkedSystem, "loss": LinkedLoss, "observation": LinkedObservation}
+
+
 @kernel
 def step_entry(system, x, c, x_next, scratch):
     """`step_batch` of a reference."""
@@ -65,6 +104,18 @@ def cost_entry(loss, t, weights, states, controls, total):
     cost_batch(loaded(loss), t, weights, states, controls, total)
 
 
+@kernel
+def pack_entry(controller, theta, weights):
+    """`pack` of a reference."""
+    pack(controller, theta, weights)
+
+
+@kernel
+def control_entry(controller, weights, x, c, tape, row):
+    """`control_batch` of a reference."""
+    control_batch(controller, weights, x, c, tape, row)
+
+
 @implements(step_batch, LinkedSystem)
 def _step_batch(system, x, c, x_next, scratch):
     call(system.step, (system.system, x, c, x_next, scratch))
@@ -86,26 +137,57 @@ def _observe_batch(observation, t, x, seen):
     call(observation.observe, (observation.observation, t, x, seen))
 
 
-def linked_system(system: Reference, dtype: Any, *, step_vjp: int = 0, parameters_vjp: int = 0) -> LinkedSystem:
-    """The system behind a reference, which must live as long as the result; its step is compiled if need be."""
+@implements(pack, LinkedController)
+def _pack(controller, theta, weights):
+    call(controller.pack, (controller.controller, theta, weights))
+
+
+@implements(control_batch, LinkedController)
+def _control_batch(controller, weights, x, c, tape, row):
+    call(controller.control, (controller.controller, weights, x, c, tape, row))
+
+
+def entries(parts: Parts, dtype: Any) -> Entries:
+    """What a rollout of these parts needs."""
+    controller, system, loss, observation = (parts[name] for name in LINKED)
     numbers = from_dtype(np.dtype(dtype))
-    rows = numbers[:, ::1]
-    entry, drawn = address_of(step_entry, typeof(system), rows, rows, rows, numbers[::1]), 0
+    line, rows, paths = numbers[::1], numbers[:, ::1], numbers[:, :, ::1]
+    of_system: dict[str, Entry] = {"step": (step_entry, (typeof(system), rows, rows, rows, line))}
     if type(system.struct).value_count(system.struct) > 0:
-        drawn = address_of(draw_entry, typeof(system), intp[::1], numbers[::1])
-    return LinkedSystem(system.address, entry, drawn, step_vjp, parameters_vjp)
+        of_system["draw"] = draw_entry, (typeof(system), intp[::1], line)
+    of_observation: dict[str, Entry] = {"observe": (observe_entry, (typeof(observation), intp, rows, rows))}
+    if type(observation.struct) is State:  # the state itself needs no code
+        of_observation = {}
+    of_loss = {"cost": (cost_entry, (typeof(loss), intp, float64[::1], paths, paths, float64[::1]))}
+    of_controller = {
+        "pack": (pack_entry, (typeof(controller), line, line)),
+        "control": (control_entry, (typeof(controller), line, rows, rows, tape_type(controller, dtype), intp)),
+    }
+    return {"controller": of_controller, "system": of_system, "loss": of_loss, "observation": of_observation}
 
 
-def linked_loss(loss: Reference, dtype: Any, *, cost_vjp: int = 0) -> LinkedLoss:
-    """The loss behind a reference, which must live as long as the result; its cost is compiled if need be."""
-    rows = from_dtype(np.dtype(dtype))[:, :, ::1]
-    return LinkedLoss(loss.address, address_of(cost_entry, typeof(loss), intp, float64[::1], rows, rows, float64[::1]), cost_vjp)
+def tape_type(controller: Reference, dtype: Any) -> ReferenceType:
+    """Numba type of a controller's tape, in native memory."""
+    return ReferenceType(typeof(new_tape(controller.struct, dtype, rows=1, chunk=1, adjoints=1, unit=True)))
 
 
-def linked_observation(observation: Reference, dtype: Any, *, observe_vjp: int = 0) -> Any:
-    """The observation behind a reference, which must live as long as the result; the state itself needs no code."""
-    if type(observation.struct) is State:
-        return observation.struct
-    rows = from_dtype(np.dtype(dtype))[:, ::1]
-    entry = address_of(observe_entry, typeof(observation), intp, rows, rows)
-    return LinkedObservation(observation.address, entry, observe_vjp)
+def entry_point(episode: Any, linked: Reference, dtype: Any) -> Entry:
+    """`evaluate` for an episode, in whose place stands a linked one."""
+    numbers, work = from_dtype(np.dtype(dtype)), Reference(rollout.new_work(episode, 1, dtype, parts=1))
+    return rollout.evaluate, (typeof(linked), numbers[::1], numbers[:, ::1], typeof(work), typeof(NOBODY))
+
+
+def linked(episode: Any, parts: Parts, entries: Entries, find: Callable[..., int] = address_of) -> Reference:
+    """An episode with addresses in place of its parts, which must live as long; what is not compiled yet is compiled.
+
+    find : function (kernel, types) -> address of the machine code
+    """
+    structs: dict[str, Any] = {name: _linked(LINKED[name], part, entries[name], find) for name, part in parts.items()}
+    return Reference(replace(episode, **structs))
+
+
+def _linked(cls: Any, part: Reference, entries: dict[str, Entry], find: Callable[..., int]) -> Struct:
+    struct: Struct = part.struct
+    if type(struct) is not State:
+        struct = cls(part.address, *(find(*entries[name]) if name in entries else 0 for name in cls.fields[1:]))
+    return struct

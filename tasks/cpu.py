@@ -1,6 +1,5 @@
 """The engine "cpu": the kernels of `kernels` and `adjoint` compute rollouts and gradients, run by run."""
 
-import dataclasses
 import functools
 import math
 import threading
@@ -14,7 +13,7 @@ from stablebptt.adjoint import rollout as backward
 from stablebptt.adjoint.generics import parameter_names
 from stablebptt.kernels import linked as forward_linked
 from stablebptt.kernels import rollout as forward
-from stablebptt.kernels.core import threads
+from stablebptt.kernels.core import ahead, threads
 from stablebptt.kernels.core.structs import Reference
 from stablebptt.tasks import joins, plain_python
 from stablebptt.tasks.engine import ALONE, Evaluation, Gradient, Keys, Loss
@@ -48,10 +47,9 @@ class Engine:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.episode = problem.episode()
-        self._system, self._loss = Reference(problem.system), Reference(problem.loss_function)
-        self._observation = Reference(problem.observation)
+        self._structs = {name: Reference(getattr(self.episode, name)) for name in forward_linked.LINKED}
         self._parameter_names = parameter_names(problem.system)
-        self._linked: dict[Any, _Linked] = {}
+        self._linked: dict[bool, _Linked] = {}
         self._works = _Works()
         self._work = problem.steps * (problem.n_parameters + OVERHEAD)  # multiply-adds per sample
 
@@ -106,7 +104,7 @@ class Engine:
         new = functools.partial(forward.new_work, self.episode, batch, self.problem.dtype, parts=parts)
         work = _kept(self._works.rollouts, (batch, parts), new)
         work.struct.keys[:] = keys
-        self._call(work, forward_linked, forward.evaluate, theta, x0.reshape(batch, self.problem.n_state))
+        self._call(work, forward.evaluate, theta, x0.reshape(batch, self.problem.n_state))
         found: forward.Work = work.struct
         last = np.concatenate([arena.path.states[-1] for arena in found.arenas])
         found.physics[~np.isfinite(last).all(axis=1)] = np.nan  # a loss may ignore some numbers
@@ -117,7 +115,7 @@ class Engine:
         work = kept.struct
         work.keys[:] = keys
         x = x0.reshape(work.x0_bar.shape)
-        found = backward.Results(*self._call(kept, backward_linked, backward.gradient, theta, x, gates.packed))
+        found = backward.Results(*self._call(kept, backward.gradient, theta, x, gates.packed))
         total, physics = self.problem.total(found.physics, found.effort)
         loss = Loss(total, physics) if found.finite else Loss(math.nan, math.nan)  # a loss may ignore some numbers
         rest = self._rest(work, x0.shape) if parts else {}
@@ -149,25 +147,33 @@ class Engine:
         parts = np.concatenate([arena.bars.parameters[:, 0] for arena in work.arenas]).astype(np.float64)
         return dict(zip(self._parameter_names, parts.cumsum(axis=0)[-1].tolist()))
 
-    def _episode(self, linked: Any) -> Reference:
-        """The episode, with parts compiled apart by a module `linked`; anew if somebody changed their methods."""
-        kinds = self._system._numba_type_, self._loss._numba_type_, self._observation._numba_type_
-        known = self._linked.get(linked)
+    def _episode(self, *, adjoint: bool) -> Reference:
+        """The episode, with parts compiled apart, also for gradients (`adjoint`); anew if somebody changed their methods."""
+        kinds = tuple(part._numba_type_ for part in self._structs.values())
+        known = self._linked.get(adjoint)
         if known is None or known.kinds != kinds:
-            parts = {"system": linked.linked_system(self._system, self.problem.dtype)}
-            parts["loss"] = linked.linked_loss(self._loss, self.problem.dtype)
-            parts["observation"] = linked.linked_observation(self._observation, self.problem.dtype)
-            known = self._linked[linked] = _Linked(kinds, Reference(dataclasses.replace(self.episode, **parts)))
+            entries = self._compile_ahead(adjoint)
+            known = self._linked[adjoint] = _Linked(kinds, forward_linked.linked(self.episode, self._structs, entries))
         return known.episode
+
+    def _compile_ahead(self, adjoint: bool) -> forward_linked.Entries:
+        """Compile what rollouts, and gradients, need, on all cores; returns what the parts of the episode need."""
+        dtype, both = self.problem.dtype, [backward_linked, forward_linked] if adjoint else [forward_linked]
+        found = [linked.entries(self._structs, dtype) for linked in both]
+        entries = {name: {key: entry for each in found for key, entry in each[name].items()} for name in self._structs}
+        blank = forward_linked.linked(self.episode, self._structs, entries, find=lambda *_: 0)
+        points = [linked.entry_point(self.episode, blank, dtype) for linked in both]
+        ahead.compile_ahead([points, *(list(part.values()) for each in found for part in each.values())])
+        return entries
 
     def _parts(self, batch: int) -> int:
         """Parts of the work on a batch: one per thread, none too small to be worth it."""
         return max(1, min(threads.available(), batch, batch * self._work // PART_WORK))
 
-    def _call(self, work: Reference, linked: Any, kernel: Any, theta: np.ndarray, x0: np.ndarray, *more: Any) -> Any:
+    def _call(self, work: Reference, kernel: Any, theta: np.ndarray, x0: np.ndarray, *more: Any) -> Any:
         """Call an entry point; what is wrong with a user's function is told in the user's terms."""
         with plain_python.explained(self.problem, x0[0]):
-            episode = self._episode(linked)
+            episode = self._episode(adjoint=kernel is backward.gradient)
             return threads.call(len(work.struct.bounds) - 1, kernel, episode, theta, x0, *more, work)
 
 

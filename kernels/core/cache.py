@@ -133,6 +133,13 @@ class KernelCache(_Cache):
         name = f"{self._function.__module__}.{self._function.__qualname__}"
         return folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.bin"
 
+    def lacks(self, dispatcher: Any, signature: Any) -> bool:
+        """Whether a file for this signature could be kept, but is not there, nor is the code in memory."""
+        if signature in dispatcher.overloads:
+            return False
+        path = self._path(signature, dispatcher.targetctx.codegen())
+        return path is not None and not path.exists()
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled function of this signature; None if there is no intact file."""
         target_context.refresh()

@@ -1,6 +1,6 @@
 """Machine code that is called by its address, so that callers need not be compiled with it.
 
-    address = address_of(entry, *types)        in Python: compile the kernel `entry` for arguments of these Numba types
+    address = address_of(entry, types)         in Python: compile the kernel `entry` for arguments of these Numba types
     call(address, arguments)                   in compiled code; an error inside is raised here
 """
 
@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 
-def address_of(entry: Any, *kinds: types.Type) -> int:
+def address_of(entry: Any, kinds: tuple[types.Type, ...]) -> int:
     """Address of the machine code of a kernel that returns nothing. It is valid as long as the kernel exists."""
     getattr(entry, "compile", entry)(kinds)  # without the compiler, the kernel itself says so
     compiled = entry.overloads[kinds]

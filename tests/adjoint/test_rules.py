@@ -216,7 +216,9 @@ NOT_DIFFERENTIATED = {
     },
     "in_lanes": {"step_all": "is step_batch", **dict.fromkeys(("of_sample", "of_samples"), "a system")},
     "lanes": dict.fromkeys(("to_lanes", "from_lanes", "add_from_lanes"), "moves numbers"),
-    "linked": dict.fromkeys(("step_entry", "cost_entry", "observe_entry", "draw_entry"), "an entry point"),
+    "linked": dict.fromkeys(
+        ("pack_entry", "control_entry", "step_entry", "cost_entry", "observe_entry", "draw_entry"), "an entry point"
+    ),
     "native": {"call": "calls a kernel"},
     "network": {"layer_of": "numbers of a table"},
     "structs": dict.fromkeys(("struct_at", "loaded"), "reads a struct"),

@@ -1,0 +1,94 @@
+"""Compilation on all cores: forked processes compile kernels into the cache, where this process finds them.
+
+    queue    0 1 2 ..        numbers of the pieces that nobody has taken yet, in a pipe; this process takes some, too
+
+Whatever a child does not manage is compiled here when it is called, and this process tells what is wrong with it.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from numba.core import config
+
+from stablebptt.kernels.core.cache import usable_folder
+from stablebptt.kernels.core.threads import available
+
+Entry = tuple[Any, tuple[Any, ...]]  # a kernel and the Numba types of its arguments
+PATIENCE = 300.0  # seconds that a child may take longer than this process
+DIE_WITH_PARENT = 1  # of Linux's prctl
+
+
+def compile_ahead(pieces: Sequence[Sequence[Entry]]) -> None:
+    """Compile kernels that the cache does not hold yet, on all cores that computations may use.
+
+    pieces : kernels that have much in common are compiled by one process
+    """
+    if not _may_fork():
+        return
+    missing = [piece for piece in pieces if any(kernel._cache.lacks(kernel, kinds) for kernel, kinds in piece)]
+    count = min(len(missing), available())
+    if count < 2:
+        return
+    queue, entrance = os.pipe()
+    os.write(entrance, bytes(range(len(missing))))
+    os.close(entrance)
+    children: list[int] = []
+    try:
+        with contextlib.suppress(OSError):  # the system refuses more processes
+            for _ in range(count - 1):
+                children.append(_begin_child(queue, missing))
+        _compile(queue, missing)
+        _await(children)
+    finally:
+        os.close(queue)
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def _may_fork() -> bool:
+    """Whether a forked process would work: a thread could hold a lock, which nobody would open in the child."""
+    can_compile = not vars(config)["DISABLE_JIT"] and usable_folder() is not None
+    return sys.platform == "linux" and threading.active_count() == 1 and can_compile
+
+
+def _begin_child(queue: int, pieces: Sequence[Sequence[Entry]]) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's threads sleep, and are prepared for a fork
+        child = os.fork()
+    if child:
+        return child
+    try:
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(nowhere, stream)
+        _compile(queue, pieces)
+    finally:
+        os._exit(0)
+
+
+def _compile(queue: int, pieces: Sequence[Sequence[Entry]]) -> None:
+    while number := os.read(queue, 1):
+        for kernel, kinds in pieces[number[0]]:
+            kernel.compile(kinds)
+
+
+def _await(children: list[int]) -> None:
+    """Wait for the children, but not for ever; those that end leave the list."""
+    end = time.monotonic() + PATIENCE
+    while children and time.monotonic() < end:
+        for child in tuple(children):
+            if os.waitpid(child, os.WNOHANG)[0]:
+                children.remove(child)
+        time.sleep(0.005)

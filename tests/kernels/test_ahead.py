@@ -1,0 +1,147 @@
+"""Compilation on all cores, with stand-ins for kernels; every test runs in a process of its own, because this one has threads."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems compile in one process")
+KERNELS = """
+import os, sys, threading, time, warnings
+from pathlib import Path
+from stablebptt.kernels.core import threads
+from stablebptt.kernels.core.ahead import compile_ahead
+
+PARENT = os.getpid()
+
+
+class Kernel:
+    def __init__(self, name, seconds=0.0, then=lambda: None):
+        self.name, self.seconds, self.then, self._cache = name, seconds, then, self
+
+    def lacks(self, dispatcher, kinds):
+        return not Path(self.name).exists()
+
+    def compile(self, kinds):
+        Path(self.name + ".begun").write_text(str(os.getpid()))
+        time.sleep(self.seconds)
+        self.then()
+        Path(self.name).write_text(str(os.getpid()))
+
+
+def ahead(*kernels, count=2):
+    with threads.limit(count):
+        compile_ahead([[(kernel, ())] for kernel in kernels])
+
+
+def in_child(action):
+    return lambda: action() if os.getpid() != PARENT else None
+
+
+def fail():
+    raise ValueError("it cannot be compiled")
+"""
+COLD = """
+import sys
+import numpy as np
+import stablebptt as sb
+from stablebptt.adjoint import rollout
+
+problem = sb.problem("pendulum", steps=5, hidden=(5,))
+found = problem.gradient(problem.init(), problem.sample(3), "C", threads=int(sys.argv[1]))
+print(found.value.tobytes().hex(), found.loss.total)
+"""
+
+
+def begin(folder, script):
+    environment = {**os.environ, "STABLEBPTT_CACHE_DIR": str(folder / "cache")}
+    command, pipe = [sys.executable, "-c", KERNELS + script], subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def run(folder, script):
+    process = begin(folder, script)
+    printed, told = process.communicate(timeout=60)
+    return process.returncode, printed, told
+
+
+def pids(folder, *names):
+    return [int((folder / name).read_text()) for name in names]
+
+
+def awaited(condition):
+    """Wait until a condition holds, 20 s at most."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def is_gone(pid):
+    """Whether a process has ended; nobody may have asked how."""
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+def test_processes_share_the_pieces(tmp_path):
+    assert run(tmp_path, "ahead(*(Kernel(name, 0.5) for name in 'abcd'), count=2); print(PARENT)")[0] == 0
+    assert len(set(pids(tmp_path, *"abcd"))) == 2
+
+
+def test_what_the_cache_holds_is_not_compiled(tmp_path):
+    (tmp_path / "a").write_text("0")
+    assert run(tmp_path, "ahead(*map(Kernel, 'abc'))")[0] == 0
+    assert not (tmp_path / "a.begun").exists() and (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "ahead(*map(Kernel, 'abc'), count=1)",
+        "ahead(Kernel('a'))",
+        "threading.Thread(target=time.sleep, args=(0.5,)).start(); ahead(*map(Kernel, 'abc'))",
+        "os.environ['STABLEBPTT_CACHE_DIR'] = '/dev/null'; warnings.simplefilter('ignore'); ahead(*map(Kernel, 'abc'))",
+    ],
+)
+def test_nothing_is_compiled_ahead(tmp_path, script):
+    """With one thread, with one piece, beside other threads, without a cache."""
+    assert run(tmp_path, script) == (0, "", "") and not list(tmp_path.glob("*.begun"))
+
+
+def test_a_mistake_is_told_by_this_process_alone(tmp_path):
+    script = "ahead(Kernel('a', 1.0), Kernel('b', 0.2, in_child(fail)), Kernel('c', 0.2)); print('goes on')"
+    assert run(tmp_path, script) == (0, "goes on\n", "")
+    assert (tmp_path / "a").exists()
+    status, _, told = run(tmp_path, "ahead(Kernel('d', 0.1, fail), Kernel('e', 0.1, fail))")
+    assert status == 1 and told.count("it cannot be compiled") == 1
+
+
+def test_a_child_may_be_killed(tmp_path):
+    script = "ahead(*(Kernel(name, 0.3, in_child(lambda: os.kill(os.getpid(), 9))) for name in 'ab')); print('goes on')"
+    assert run(tmp_path, script) == (0, "goes on\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_child_outlives_its_parent(tmp_path, number):
+    process = begin(tmp_path, "ahead(Kernel('a', 60), Kernel('b', 60))")
+    awaited(lambda: all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in ("a.begun", "b.begun")))
+    process.send_signal(number)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode != 0 and ("KeyboardInterrupt" in told) == (number == signal.SIGINT)
+    awaited(lambda: all(map(is_gone, pids(tmp_path, "a.begun", "b.begun"))))
+
+
+@pytest.mark.slow
+def test_a_first_gradient_is_the_same_on_one_core_and_on_two(tmp_path):
+    found = []
+    for count in (1, 2):
+        environment = {**os.environ, "STABLEBPTT_CACHE_DIR": str(tmp_path / str(count))}
+        command = [sys.executable, "-c", COLD, str(count)]
+        found.append(subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True).stdout)
+    assert found[0] == found[1]
+    alone, shared = (sorted(path.name for path in tmp_path.glob(f"{count}/*/*.bin")) for count in (1, 2))
+    assert alone and set(alone) <= set(shared)
