@@ -58,6 +58,11 @@ class Engine:
         """Bounds (layers + 1,) of the arrays of parameters."""
         return joins.layers_of(self.problem)
 
+    def prepare(self, x0: np.ndarray) -> None:
+        """Compile rollouts and gradients; see `engine.Engine`."""
+        with plain_python.explained(self.problem, x0[0].ravel()):
+            self._episode(adjoint=True)
+
     def evaluate(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, keys: Keys = None, paths: bool = False, queue: int = ALONE
     ) -> Iterator[Evaluation]:

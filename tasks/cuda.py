@@ -227,6 +227,9 @@ class Engine:
         """Bounds (layers + 1,) of the arrays of parameters."""
         return joins.layers_of(self.problem)
 
+    def prepare(self, x0: np.ndarray) -> None:
+        """Nothing; see `engine.Engine`."""
+
     def evaluate(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, keys: Keys = None, paths: bool = False, queue: int = ALONE
     ) -> Iterator[Evaluation]:

@@ -143,6 +143,12 @@ class Engine(Protocol):
     the last call with the same `queue`. With two queues, the device works for one half of the runs and the host for the other.
     """
 
+    def prepare(self, x0: np.ndarray) -> None:
+        """Compile what a training needs all at once, if that takes less time than one by one.
+
+        x0 (B, *state_shape) : states to try a user's functions at, if they do not compile
+        """
+
     def evaluate(
         self, thetas: list[np.ndarray], x0s: list[np.ndarray], *, keys: Keys = None, paths: bool = False, queue: int = ALONE
     ) -> Iterator[Evaluation]:

@@ -190,6 +190,7 @@ class ActiveRun:
                 name: self.problem.keys(len(states), self.settings.seed, purposes[name]) for name, states in self.states.items()
             }
             if self.goes_on:
+                self.windows[0].problem.engine.prepare(self.states["test"])
                 self._save("running", rehearsal=self.replaces)
             self.saved = time.monotonic()
             self.lock = stack.pop_all()

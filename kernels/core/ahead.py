@@ -18,8 +18,8 @@ from typing import Any
 
 from numba.core import config
 
+from stablebptt.kernels.core import threads
 from stablebptt.kernels.core.cache import usable_folder
-from stablebptt.kernels.core.threads import available
 
 Entry = tuple[Any, tuple[Any, ...]]  # a kernel and the Numba types of its arguments
 PATIENCE = 300.0  # seconds that a child may take longer than this process
@@ -34,7 +34,7 @@ def compile_ahead(pieces: Sequence[Sequence[Entry]]) -> None:
     if not _may_fork():
         return
     missing = [piece for piece in pieces if any(kernel._cache.lacks(kernel, kinds) for kernel, kinds in piece)]
-    count = min(len(missing), available())
+    count = min(len(missing), threads.available())
     if count < 2:
         return
     queue, entrance = os.pipe()
@@ -55,9 +55,10 @@ def compile_ahead(pieces: Sequence[Sequence[Entry]]) -> None:
 
 
 def _may_fork() -> bool:
-    """Whether a forked process would work: a thread could hold a lock, which nobody would open in the child."""
+    """Whether a forked process would work: another thread could hold a lock, which nobody would open in the child."""
+    others = set(threading.enumerate()) - {threading.current_thread(), *threads.crew.threads}
     can_compile = not vars(config)["DISABLE_JIT"] and usable_folder() is not None
-    return sys.platform == "linux" and threading.active_count() == 1 and can_compile
+    return sys.platform == "linux" and not others and can_compile
 
 
 def _begin_child(queue: int, pieces: Sequence[Sequence[Entry]]) -> int:

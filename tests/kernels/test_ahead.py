@@ -87,8 +87,10 @@ def is_gone(pid):
     return not status.exists() or status.read_text().rpartition(")")[2].split()[0] in "ZX"
 
 
-def test_processes_share_the_pieces(tmp_path):
-    assert run(tmp_path, "ahead(*(Kernel(name, 0.5) for name in 'abcd'), count=2); print(PARENT)")[0] == 0
+@pytest.mark.parametrize("before", ["", "threads.crew._wake(1); "])
+def test_processes_share_the_pieces(tmp_path, before):
+    """Threads that compute do no harm."""
+    assert run(tmp_path, before + "ahead(*(Kernel(name, 0.5) for name in 'abcd'), count=2)")[0] == 0
     assert len(set(pids(tmp_path, *"abcd"))) == 2
 
 
