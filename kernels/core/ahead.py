@@ -57,8 +57,9 @@ def compile_ahead(pieces: Sequence[Sequence[Entry]]) -> None:
 def _may_fork() -> bool:
     """Whether a forked process would work: another thread could hold a lock, which nobody would open in the child."""
     others = set(threading.enumerate()) - {threading.current_thread(), *threads.crew.threads}
-    can_compile = not vars(config)["DISABLE_JIT"] and usable_folder() is not None
-    return sys.platform == "linux" and not others and can_compile
+    if sys.platform != "linux" or others or "jax" in sys.modules:  # JAX warns of every fork
+        return False
+    return not vars(config)["DISABLE_JIT"] and usable_folder() is not None
 
 
 def _begin_child(queue: int, pieces: Sequence[Sequence[Entry]]) -> int:
