@@ -1,4 +1,4 @@
-"""Adjoint of what is compiled apart: system, observation, loss, controller; mirror image of `stablebptt.kernels.linked`."""
+"""Adjoint of what is compiled apart: system, controller, loss, observation; mirror image of `stablebptt.kernels.linked`."""
 
 from typing import Any
 
@@ -139,7 +139,7 @@ def _unpack(controller, sums, gradients, part):
 
 def entries(parts: Parts, dtype: Any) -> Entries:
     """What a gradient of these parts needs beside their rollout; see `stablebptt.kernels.linked`."""
-    controller, system, loss, observation = (parts[name] for name in LINKED)
+    controller, system, loss, observation, _ = (parts[name] for name in LINKED)
     numbers, tape = from_dtype(np.dtype(dtype)), tape_type(controller, dtype)
     line, rows, paths = numbers[::1], numbers[:, ::1], numbers[:, :, ::1]
     of_system: dict[str, Entry] = {"step_vjp": (step_vjp_entry, (typeof(system), rows, rows, rows, paths, paths, paths, line))}
@@ -157,7 +157,8 @@ def entries(parts: Parts, dtype: Any) -> Entries:
         "unpack": (unpack_entry, (typeof(controller), ReferenceType(of_tape["sums"]), rows, typeof(WHOLE))),
         "clear": (clear_entry, (typeof(controller), tape)),
     }
-    return {"controller": of_controller, "system": of_system, "loss": of_loss, "observation": of_observation}
+    of_noise: dict[str, Entry] = {}
+    return dict(zip(LINKED, (of_controller, of_system, of_loss, of_observation, of_noise)))
 
 
 def entry_point(episode: Any, linked: Reference, dtype: Any) -> Entry:

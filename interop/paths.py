@@ -4,25 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from stablebptt.kernels.core.dispatch import kernel
 from stablebptt.kernels.core.structs import Reference
 from stablebptt.kernels.generics import State, is_of_states
-from stablebptt.kernels.linked import cost_entry, draw_entry, observe_entry, step_entry
-from stablebptt.kernels.noise import add_noise, disturb
+from stablebptt.kernels.linked import add_noise_entry, cost_entry, disturb_entry, draw_entry, observe_entry, step_entry
 from stablebptt.kernels.rollout import new_arena
 from stablebptt.tasks import arguments, plain_python
 from stablebptt.tasks.errors import ArgumentError, DivergedError
 from stablebptt.tasks.problems import Problem
-
-
-@kernel
-def add_noise_entry(noise, keys, t, seen):
-    add_noise(noise, keys, t, seen)
-
-
-@kernel
-def disturb_entry(noise, keys, t, x):
-    disturb(noise, keys, t, x)
 
 
 class Paths:
@@ -47,8 +35,8 @@ class Paths:
         """Make what kernels refer to by address."""
         problem = self.problem
         self._arena = new_arena(problem.episode(), self.count, problem.dtype)
-        self._noise = problem.noise()
         self._system, self._loss, self._observation = map(Reference, (problem.system, problem.loss_function, problem.observation))
+        self._noise = Reference(problem.noise())
 
     def _numbers(self) -> tuple[np.ndarray, ...]:
         """All numbers that decide how the paths go on."""
@@ -99,7 +87,7 @@ class Paths:
         seen = np.empty((self.count, problem.n_seen), problem.dtype)
         with plain_python.explained(problem, path.states[0, 0]):
             observe_entry(self._observation, min(t, problem.steps - 1), path.states[t], seen)
-        if self._noise.active:
+        if self._noise.struct.active:
             add_noise_entry(self._noise, path.keys, t, seen)
         return seen
 
@@ -121,7 +109,7 @@ class Paths:
         path.controls[t] = np.clip(controls.reshape(self.count, problem.n_control), *limits)
         with plain_python.explained(problem, path.states[0, 0]):
             step_entry(self._system, path.states[t], path.controls[t], path.states[t + 1], self._arena.scratch)
-        if self._noise.active:
+        if self._noise.struct.active:
             disturb_entry(self._noise, path.keys, t, path.states[t + 1])
         self.t = t + 1
         if not np.isfinite(path.states[t + 1]).all():

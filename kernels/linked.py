@@ -1,4 +1,4 @@
-"""A system, an observation, a loss and a controller that are compiled apart from whatever rolls them out.
+"""A system, a controller, a loss, an observation and noise that are compiled apart from whatever rolls them out.
 
 In their place stand structs that know addresses: of their numbers, and of the machine code of their methods. Rollouts are
 compiled once for these, for all systems and controllers.
@@ -32,6 +32,7 @@ from stablebptt.kernels.generics import (
     pack,
     step_batch,
 )
+from stablebptt.kernels.noise import add_noise, disturb
 
 Parts = dict[str, Reference]
 Entries = dict[str, dict[str, Entry]]
@@ -76,8 +77,22 @@ class LinkedController(Struct):
     unpack: int
 
 
+class LinkedNoise(Struct):
+    """Addresses of noise, of `add_noise` and of `disturb` (0: there is none)."""
+
+    noise: int
+    add: int
+    disturb: int
+
+
 # What takes longest to compile comes first.
-LINKED = {"controller": LinkedController, "system": LinkedSystem, "loss": LinkedLoss, "observation": LinkedObservation}
+LINKED: dict[str, type[Struct]] = {
+    "controller": LinkedController,
+    "system": LinkedSystem,
+    "loss": LinkedLoss,
+    "observation": LinkedObservation,
+    "noise": LinkedNoise,
+}
 
 
 @kernel
@@ -102,6 +117,18 @@ def observe_entry(observation, t, x, seen):
 def cost_entry(loss, t, weights, states, controls, total):
     """`cost_batch` of a reference."""
     cost_batch(loaded(loss), t, weights, states, controls, total)
+
+
+@kernel
+def add_noise_entry(noise, keys, t, seen):
+    """`add_noise` of a reference."""
+    add_noise(noise, keys, t, seen)
+
+
+@kernel
+def disturb_entry(noise, keys, t, x):
+    """`disturb` of a reference."""
+    disturb(noise, keys, t, x)
 
 
 @kernel
@@ -137,6 +164,18 @@ def _observe_batch(observation, t, x, seen):
     call(observation.observe, (observation.observation, t, x, seen))
 
 
+@implements(add_noise, LinkedNoise)
+def _add_noise(noise, keys, t, seen):
+    if noise.add != 0:
+        call(noise.add, (noise.noise, keys, t, seen))
+
+
+@implements(disturb, LinkedNoise)
+def _disturb(noise, keys, t, x):
+    if noise.disturb != 0:
+        call(noise.disturb, (noise.noise, keys, t, x))
+
+
 @implements(pack, LinkedController)
 def _pack(controller, theta, weights):
     call(controller.pack, (controller.controller, theta, weights))
@@ -149,7 +188,7 @@ def _control_batch(controller, weights, x, c, tape, row):
 
 def entries(parts: Parts, dtype: Any) -> Entries:
     """What a rollout of these parts needs."""
-    controller, system, loss, observation = (parts[name] for name in LINKED)
+    controller, system, loss, observation, noise = (parts[name] for name in LINKED)
     numbers = from_dtype(np.dtype(dtype))
     line, rows, paths = numbers[::1], numbers[:, ::1], numbers[:, :, ::1]
     of_system: dict[str, Entry] = {"step": (step_entry, (typeof(system), rows, rows, rows, line))}
@@ -158,12 +197,16 @@ def entries(parts: Parts, dtype: Any) -> Entries:
     of_observation: dict[str, Entry] = {"observe": (observe_entry, (typeof(observation), intp, rows, rows))}
     if type(observation.struct) is State:  # the state itself needs no code
         of_observation = {}
+    of_noise: dict[str, Entry] = {}
+    if noise.struct.active:
+        kinds = typeof(noise), intp[::1], intp, rows
+        of_noise = {"add": (add_noise_entry, kinds), "disturb": (disturb_entry, kinds)}
     of_loss = {"cost": (cost_entry, (typeof(loss), intp, float64[::1], paths, paths, float64[::1]))}
     of_controller = {
         "pack": (pack_entry, (typeof(controller), line, line)),
         "control": (control_entry, (typeof(controller), line, rows, rows, tape_type(controller, dtype), intp)),
     }
-    return {"controller": of_controller, "system": of_system, "loss": of_loss, "observation": of_observation}
+    return dict(zip(LINKED, (of_controller, of_system, of_loss, of_observation, of_noise)))
 
 
 def tape_type(controller: Reference, dtype: Any) -> ReferenceType:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from stablebptt.kernels.core.dispatch import block, inline
+from stablebptt.kernels.core.dispatch import block, generic, implements, inline
 from stablebptt.kernels.core.structs import Struct
 
 # The constants of SplitMix64 (Steele, Lea and Flood 2014).
@@ -65,17 +65,25 @@ def _add(deviations, key, t, place, x):
             x[k] += deviations[k] * x.dtype.type(normal(key, t, place + 2 * k))
 
 
-@block
+@generic
 def add_noise(noise, keys, t, seen):
     """Add noise to what is seen at time step t, seen (B, n_seen); keys (B,)."""
+
+
+@generic
+def disturb(noise, keys, t, x):
+    """Disturb the states x (B, n_state) after time step t; keys (B,)."""
+
+
+@implements(add_noise, Noise)
+def _add_noise(noise, keys, t, seen):
     if noise.active:
         for b in range(seen.shape[0]):
             _add(noise.seen, keys[b], t, 0, seen[b])
 
 
-@block
-def disturb(noise, keys, t, x):
-    """Disturb the states x (B, n_state) after time step t; keys (B,)."""
+@implements(disturb, Noise)
+def _disturb(noise, keys, t, x):
     if noise.active:
         for b in range(x.shape[0]):
             _add(noise.state, keys[b], t, _OF_STATES, x[b])

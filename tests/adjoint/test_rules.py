@@ -217,7 +217,11 @@ NOT_DIFFERENTIATED = {
     "in_lanes": {"step_all": "is step_batch", **dict.fromkeys(("of_sample", "of_samples"), "a system")},
     "lanes": dict.fromkeys(("to_lanes", "from_lanes", "add_from_lanes"), "moves numbers"),
     "linked": dict.fromkeys(
-        ("pack_entry", "control_entry", "step_entry", "cost_entry", "observe_entry", "draw_entry"), "an entry point"
+        (
+            *("pack_entry", "control_entry", "step_entry", "cost_entry", "observe_entry", "draw_entry"),
+            *("add_noise_entry", "disturb_entry"),
+        ),
+        "an entry point",
     ),
     "native": {"call": "calls a kernel"},
     "network": {"layer_of": "numbers of a table"},
