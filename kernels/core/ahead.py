@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from numba.core import config
 
@@ -24,6 +24,7 @@ from stablebptt.kernels.core.cache import usable_folder
 Entry = tuple[Any, tuple[Any, ...]]  # a kernel and the Numba types of its arguments
 PATIENCE = 300.0  # seconds that a child may take longer than this process
 DIE_WITH_PARENT = 1  # of Linux's prctl
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def compile_ahead(pieces: Sequence[Sequence[Entry]]) -> None:
@@ -44,14 +45,15 @@ def compile_ahead(pieces: Sequence[Sequence[Entry]]) -> None:
     try:
         with contextlib.suppress(OSError):  # the system refuses more processes
             for _ in range(count - 1):
-                children.append(_begin_child(queue, missing))
+                _begin_child(children, queue, missing)
         _compile(queue, missing)
         _await(children)
     finally:
         os.close(queue)
         for child in children:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
 
 
 def _may_fork() -> bool:
@@ -62,16 +64,26 @@ def _may_fork() -> bool:
     return not vars(config)["DISABLE_JIT"] and usable_folder() is not None
 
 
-def _begin_child(queue: int, pieces: Sequence[Sequence[Entry]]) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's threads sleep, and are prepared for a fork
-        child = os.fork()
-    if child:
-        return child
+def _begin_child(children: list[int], queue: int, pieces: Sequence[Sequence[Entry]]) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # so that a child is known, or handles them itself
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's threads sleep, and are prepared for a fork
+            child = os.fork()
+        if child == 0:
+            _be_child(queue, pieces)
+        children.append(child)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _be_child(queue: int, pieces: Sequence[Sequence[Entry]]) -> NoReturn:
+    """Compile silently; a stop, or the parent's end, ends it at once."""
     try:
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPS:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(nowhere, stream)
@@ -90,7 +102,12 @@ def _await(children: list[int]) -> None:
     """Wait for the children, but not for ever; those that end leave the list."""
     end = time.monotonic() + PATIENCE
     while children and time.monotonic() < end:
-        for child in tuple(children):
-            if os.waitpid(child, os.WNOHANG)[0]:
-                children.remove(child)
+        children[:] = [child for child in children if not _has_ended(child)]
         time.sleep(0.005)
+
+
+def _has_ended(child: int) -> bool:
+    try:
+        return os.waitpid(child, os.WNOHANG)[0] != 0
+    except ChildProcessError:  # somebody else has waited for it
+        return True

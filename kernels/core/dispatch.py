@@ -14,6 +14,7 @@ from numba.core.targetconfig import ConfigStack
 from numba.core.typing.templates import builtin_registry
 from numba.extending import overload
 
+from stablebptt.kernels.core import quick_start  # noqa: F401  (before the first kernel)
 from stablebptt.kernels.core.cache import KernelCache
 from stablebptt.kernels.core.linking import NO_WRAPPERS, optimise_once
 from stablebptt.kernels.core.structs import ReferenceType, Struct, StructType

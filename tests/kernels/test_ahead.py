@@ -13,7 +13,7 @@ import stablebptt as sb
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems compile in one process")
 KERNELS = """
-import os, sys, threading, time, warnings
+import os, signal, sys, threading, time, warnings
 from pathlib import Path
 from stablebptt.kernels.core import threads
 from stablebptt.kernels.core.ahead import compile_ahead
@@ -89,9 +89,9 @@ def is_gone(pid):
     return not status.exists() or status.read_text().rpartition(")")[2].split()[0] in "ZX"
 
 
-@pytest.mark.parametrize("before", ["", "threads.crew._wake(1); "])
+@pytest.mark.parametrize("before", ["", "threads.crew._wake(1); ", "signal.signal(signal.SIGCHLD, signal.SIG_IGN); "])
 def test_processes_share_the_pieces(tmp_path, before):
-    """Threads that compute do no harm."""
+    """Threads that compute do no harm, nor does a process that does not want to hear of its children."""
     assert run(tmp_path, before + "ahead(*(Kernel(name, 0.5) for name in 'abcd'), count=2)")[0] == 0
     assert len(set(pids(tmp_path, *"abcd"))) == 2
 

@@ -189,3 +189,27 @@ for edited in (None, "kernels/quantum.py", "kernels/core/simd.py", "adjoint/quan
 """
     names = run(script, PYTHONPATH=str(tmp_path)).stdout.split()
     assert len(set(names)) == 4 and all(name.startswith(f"{cache.__version__}-") for name in names), names
+
+
+def test_linear_algebra_is_imported_by_those_who_use_it():
+    """A process that only loads kernels begins without it; a function of one's own may use it."""
+    script = """
+import sys
+import numpy as np
+from numba import njit
+from stablebptt.kernels.core.dispatch import kernel
+
+@kernel
+def double(x):
+    x *= 2
+
+@njit
+def squared(a):
+    return np.dot(a, a)
+
+a = np.ones((2, 2))
+double(a)
+print("scipy.linalg" in sys.modules, squared(a).tolist(), "scipy.linalg" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False [[8.0, 8.0], [8.0, 8.0]] True\n", done.stderr
