@@ -5,12 +5,12 @@
 Whatever a child does not manage is compiled here when it is called, and this process tells what is wrong with it.
 """
 
+import _thread
 import contextlib
 import ctypes
 import os
 import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def compile_ahead(pieces: Sequence[Sequence[Entry]]) -> None:
 
 def _may_fork() -> bool:
     """Whether a forked process would work: another thread could hold a lock, which nobody would open in the child."""
-    others = set(threading.enumerate()) - {threading.current_thread(), *threads.crew.threads}
+    others = _thread._count() - sum(thread.is_alive() for thread in threads.crew.threads)
     if sys.platform != "linux" or others or "jax" in sys.modules:  # JAX warns of every fork
         return False
     return not vars(config)["DISABLE_JIT"] and usable_folder() is not None

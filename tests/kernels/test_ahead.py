@@ -13,7 +13,7 @@ import stablebptt as sb
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems compile in one process")
 KERNELS = """
-import os, signal, sys, threading, time, warnings
+import _thread, os, signal, sys, threading, time, warnings
 from pathlib import Path
 from stablebptt.kernels.core import threads
 from stablebptt.kernels.core.ahead import compile_ahead
@@ -108,6 +108,7 @@ def test_what_the_cache_holds_is_not_compiled(tmp_path):
         "ahead(*map(Kernel, 'abc'), count=1)",
         "ahead(Kernel('a'))",
         "threading.Thread(target=time.sleep, args=(0.5,)).start(); ahead(*map(Kernel, 'abc'))",
+        "_thread.start_new_thread(time.sleep, (1.0,)); time.sleep(0.2); ahead(*map(Kernel, 'abc'))",
         "sys.modules['jax'] = sys; ahead(*map(Kernel, 'abc'))",
         "os.environ['STABLEBPTT_CACHE_DIR'] = '/dev/null'; warnings.simplefilter('ignore'); ahead(*map(Kernel, 'abc'))",
     ],
