@@ -22,7 +22,7 @@ from stablebptt.kernels.core import threads
 from stablebptt.kernels.core.cache import usable_folder
 
 Entry = tuple[Any, tuple[Any, ...]]  # a kernel and the Numba types of its arguments
-PATIENCE = 300.0  # seconds that a child may take longer than this process
+PATIENCE = 120.0  # seconds that a child may take longer than this process
 DIE_WITH_PARENT = 1  # of Linux's prctl
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
@@ -57,9 +57,11 @@ def compile_ahead(pieces: Sequence[Sequence[Entry]]) -> None:
 
 
 def _may_fork() -> bool:
-    """Whether a forked process would work: another thread could hold a lock, which nobody would open in the child."""
-    others = _thread._count() - sum(thread.is_alive() for thread in threads.crew.threads)
-    if sys.platform != "linux" or others or "jax" in sys.modules:  # JAX warns of every fork
+    """Whether a forked process would work: another thread could hold a lock, which nobody would open in the child.
+
+    Our own threads are no exception: they may be compiling what they serve.
+    """
+    if sys.platform != "linux" or _thread._count() > 0 or "jax" in sys.modules:  # JAX warns of every fork
         return False
     return not vars(config)["DISABLE_JIT"] and usable_folder() is not None
 
