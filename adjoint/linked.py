@@ -26,7 +26,6 @@ from stablebptt.kernels.core.structs import Reference, ReferenceType, loaded
 from stablebptt.kernels.core.threads import NOBODY, WHOLE
 from stablebptt.kernels.generics import State
 from stablebptt.kernels.linked import (
-    LINKED,
     Entries,
     LinkedController,
     LinkedLoss,
@@ -139,7 +138,7 @@ def _unpack(controller, sums, gradients, part):
 
 def entries(parts: Parts, dtype: Any) -> Entries:
     """What a gradient of these parts needs beside their rollout; see `stablebptt.kernels.linked`."""
-    controller, system, loss, observation, _ = (parts[name] for name in LINKED)
+    controller, system, loss, observation = (parts[name] for name in ("controller", "system", "loss", "observation"))
     numbers, tape = from_dtype(np.dtype(dtype)), tape_type(controller, dtype)
     line, rows, paths = numbers[::1], numbers[:, ::1], numbers[:, :, ::1]
     of_system: dict[str, Entry] = {"step_vjp": (step_vjp_entry, (typeof(system), rows, rows, rows, paths, paths, paths, line))}
@@ -157,8 +156,7 @@ def entries(parts: Parts, dtype: Any) -> Entries:
         "unpack": (unpack_entry, (typeof(controller), ReferenceType(of_tape["sums"]), rows, typeof(WHOLE))),
         "clear": (clear_entry, (typeof(controller), tape)),
     }
-    of_noise: dict[str, Entry] = {}
-    return dict(zip(LINKED, (of_controller, of_system, of_loss, of_observation, of_noise)))
+    return {"controller": of_controller, "system": of_system, "loss": of_loss, "observation": of_observation}
 
 
 def entry_point(episode: Any, linked: Reference, dtype: Any) -> Entry:

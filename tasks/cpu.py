@@ -165,7 +165,7 @@ class Engine:
         """Compile what rollouts, and gradients, need, on all cores; returns what the parts of the episode need."""
         dtype, both = self.problem.dtype, [backward_linked, forward_linked] if adjoint else [forward_linked]
         found = [linked.entries(self._structs, dtype) for linked in both]
-        entries = {name: {key: entry for each in found for key, entry in each[name].items()} for name in self._structs}
+        entries = {name: {key: entry for each in found for key, entry in each.get(name, {}).items()} for name in self._structs}
         blank = forward_linked.linked(self.episode, self._structs, entries, find=lambda *_: 0)
         points = [linked.entry_point(self.episode, blank, dtype) for linked in both]
         ahead.compile_ahead([points, *(list(part.values()) for each in found for part in each.values())])
