@@ -12,7 +12,7 @@ import pytest
 
 # Compile a gradient, and write the LLVM text of all its entry points.
 COMPILE = """
-import sys
+import os, sys
 import stablebptt as sb
 from stablebptt.kernels.core.linking import LinkedLibrary
 
@@ -21,7 +21,7 @@ finalize, count = LinkedLibrary._finalize_final_module, 0
 def noted(library):
     global count
     if library._is_entry:
-        with open(f"{sys.argv[1]}/{count}.ll", "w") as file:
+        with open(f"{sys.argv[1]}/{os.getpid()}-{count}.ll", "w") as file:  # several processes compile
             file.write(str(library._final_module))
         count += 1
     finalize(library)
