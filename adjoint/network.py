@@ -5,10 +5,10 @@ import numpy as np
 from stablebptt.adjoint.activations import activate_all_vjp
 from stablebptt.adjoint.generics import clear, control_batch_vjp, parameter_vjp, state_vjp, unpack
 from stablebptt.kernels.core.dispatch import block, implements, inline, like
-from stablebptt.kernels.core.simd import NONE, ONE, PAD, lanes, load, offset, pointer, store
+from stablebptt.kernels.core.simd import NONE, ONE, PAD, offset, pointer
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.core.threads import cut
-from stablebptt.kernels.dense import add, copy, matmul, scale
+from stablebptt.kernels.dense import add, add_rows, copy, matmul, matmul_runs, scale
 from stablebptt.kernels.network import Network, layer_of
 
 
@@ -114,19 +114,16 @@ def _parameter_vjp(network, weights, tape, rows, c_bar):
                     kernel_vjp(network, i, p, tape, rows, runs)
 
 
-@block
-def together(runs, count, source, length, scratch):
-    """Address of `count` numbers of each row of a group, `length` apart: where they are, or, row by row, in scratch space."""
-    if runs.count == 1:
-        return offset(source, runs.first * length)
-    target = scratch
-    for t in range(runs.count):
-        row = offset(source, (runs.first + t * runs.apart) * length)
-        for _ in range(runs.length):
-            for k in range(0, count, lanes(source)):
-                store(target, k, load(row, k))
-            row, target = offset(row, length), offset(target, length)
-    return scratch
+@inline
+def outer(runs, m, columns, a, a_length, a_apart, b, b_length, b_apart, out, out_length):
+    """Add ``a^T b`` to out (m, columns), summed over the rows of a group: a (.., a_length) and b (.., b_length).
+
+    a_apart, b_apart : rows from one run to the next: `runs.apart` on the tape, `runs.length` where only the group's rows are
+    """
+    matmul_runs(
+        m, columns, runs.rows, runs.length, a, ONE, a_length, a_apart * a_length,
+        b, b_length, b_apart * b_length, out, out_length, out, out_length,
+    )  # fmt: skip
 
 
 @block
@@ -140,11 +137,9 @@ def output_vjp(layer, below, tape, rows, runs):
     for v in range(adjoints):
         bar = offset(pointer(c_bar), v * length * n_control)
         for p in range(layer.taps):
-            out, seen = offset(pointer(output), v * n_control * line + p * span), offset(h, p * tape.rows * span)
-            for t in range(runs.count):
-                first = runs.first + t * runs.apart
-                bars, values = offset(bar, first * n_control), offset(seen, first * span)
-                matmul(n_control, span, runs.length, bars, ONE, n_control, values, span, out, line, out, line)
+            out, seen = offset(pointer(output), v * n_control * line + p * span), offset(h, (p * tape.rows + runs.first) * span)
+            bars = offset(bar, runs.first * n_control)
+            outer(runs, n_control, span, bars, n_control, runs.apart, seen, span, runs.apart, out, line)
         for t in range(runs.count):
             first = runs.first + t * runs.apart
             for r in range(first, first + runs.length):
@@ -156,53 +151,51 @@ def output_vjp(layer, below, tape, rows, runs):
 def kernel_vjp(network, i, p, tape, rows, runs):
     """Add position p's share of the m gradients of layer i: its inputs times its scaled cotangents, all m side by side."""
     x, c_bar, unit = rows.x, runs.c_bar, tape.unit
-    layer, n, adjoints = layer_of(network, i), runs.rows, c_bar.shape[0]
-    length, outputs, scratch = tape.scaled.shape[1], layer.outputs, pointer(tape.gathered)
+    layer, adjoints = layer_of(network, i), c_bar.shape[0]
+    length, outputs = tape.scaled.shape[1], layer.outputs
     columns = (adjoints * outputs + PAD - 1) // PAD * PAD
     scaled, one = pointer(tape.scaled), like(x, 1.0)
     g = offset(pointer(tape.sums.gradient[runs.group]), layer.gradient * length)
-    bias_bar, line = offset(g, layer.taps * layer.inputs * length), scaled
+    line, slot = scaled, 0 if unit else tape.chunk * network.width
     for t in range(runs.count):
         first = runs.first + t * runs.apart
+        bar = deltas(network, layer, tape, 0, p, first)
         for r in range(first, first + runs.length):
             for v in range(adjoints):
-                factor = c_bar[v, r, 0] if unit else one
-                scale(outputs, factor, deltas(network, layer, tape, 0 if unit else v, p, r), offset(line, v * outputs))
-            add(columns, line, bias_bar)
-            line = offset(line, length)
+                scale(outputs, c_bar[v, r, 0] if unit else one, offset(bar, v * slot), offset(line, v * outputs))
+            bar, line = offset(bar, layer.span), offset(line, length)
+    add_rows(runs.rows, columns, scaled, length, offset(g, layer.taps * layer.inputs * length))
     if i == 0:
         wide, inner = x.shape[1], layer.taps * layer.inputs
-        window = together(runs, inner, offset(pointer(x), p * layer.stride * layer.inputs), wide, scratch)
-        matmul(inner, columns, n, window, ONE, wide, scaled, length, g, length, g, length)
+        window = offset(pointer(x), runs.first * wide + p * layer.stride * layer.inputs)
+        outer(runs, inner, columns, window, wide, runs.apart, scaled, length, runs.length, g, length)
     else:
         below = layer_of(network, i - 1)
         for tap in range(layer.taps):
-            elements = below.place * tape.rows + ((p * layer.stride + tap) * tape.rows + rows.row) * below.span
-            seen = together(runs, layer.inputs, offset(pointer(tape.hidden), elements), below.span, scratch)
-            out = offset(g, tap * layer.inputs * length)
-            matmul(layer.inputs, columns, n, seen, ONE, below.span, scaled, length, out, length, out, length)
+            elements = below.place * tape.rows + ((p * layer.stride + tap) * tape.rows + rows.row + runs.first) * below.span
+            seen, out = offset(pointer(tape.hidden), elements), offset(g, tap * layer.inputs * length)
+            outer(runs, layer.inputs, columns, seen, below.span, runs.apart, scaled, length, runs.length, out, length)
 
 
 @block
 def windows_vjp(network, layer, p, tape, rows, runs):
     """Add position p's share of the gradients of the first layer: its scaled window (1 for the bias) times its cotangents."""
     x, c_bar, unit, gradient = rows.x, runs.c_bar, tape.unit, tape.sums.gradient[runs.group]
-    n, wide, length = runs.rows, tape.windows.shape[1], gradient.shape[1]
-    windows, inner = tape.windows, layer.taps * layer.inputs
+    inner, span, wide, length = layer.taps * layer.inputs, layer.span, tape.windows.shape[1], gradient.shape[1]
     for v in range(c_bar.shape[0]):
-        row = 0
+        window = pointer(tape.windows)
         for t in range(runs.count):
             first = runs.first + t * runs.apart
             for r in range(first, first + runs.length):
                 factor = c_bar[v, r, 0] if unit else like(x, 1.0)
+                seen = offset(pointer(x), r * x.shape[1] + p * layer.stride * layer.inputs)
                 for k in range(inner):
-                    windows[row, k] = factor * x[r, p * layer.stride * layer.inputs + k]
-                windows[row, inner] = factor
-                row += 1
-        source = deltas(network, layer, tape, 0 if unit else v, p, 0)
-        source = together(runs, layer.span, source, layer.span, pointer(tape.gathered))
+                    window[k] = factor * seen[k]
+                window[inner] = factor
+                window = offset(window, wide)
+        source = deltas(network, layer, tape, 0 if unit else v, p, runs.first)
         out = offset(pointer(gradient), layer.gradient * length + v * layer.apart)
-        matmul(layer.rows, layer.span, n, pointer(windows), ONE, wide, source, layer.span, out, length, out, length)
+        outer(runs, layer.rows, span, pointer(tape.windows), wide, runs.length, source, span, runs.apart, out, length)
 
 
 @inline

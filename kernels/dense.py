@@ -6,50 +6,50 @@ import numpy as np
 from numba import types
 
 from stablebptt.kernels.core.dispatch import block, compiled_as, inline, like
-from stablebptt.kernels.core.simd import WIDE, clamp, fill, lanes, load, make_tile, offset, store, total
+from stablebptt.kernels.core.simd import NONE, WIDE, clamp, fill, lanes, load, make_tile, offset, store, total
 
 
-def _make_strip(rows, most):
-    """Product of a strip of the matrix: a multiple of `rows` rows by 1 .. `most` vectors of columns."""
+def _make_strips(rows, most):
+    """Product of a strip of rows first .. end, a multiple of `rows`, in strips of 1 .. `most` vectors of columns."""
     one, two, three = make_tile(rows, 1), make_tile(rows, 2), make_tile(rows, 3)
     four = make_tile(rows, 4) if most == 4 else three
 
     @inline
-    def strip(n, vectors, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):
-        for i in range(0, n, rows):
+    def strip(first, end, vectors, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row):
+        for i in range(first, end, rows):
             x, y, z = offset(a, i * a_row), offset(init, i * init_row), offset(out, i * out_row)
             if vectors == 4:
-                four(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
+                four(inner, run, x, a_row, a_col, a_apart, b, b_row, b_apart, y, init_row, z, out_row)
             elif vectors == 3:
-                three(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
+                three(inner, run, x, a_row, a_col, a_apart, b, b_row, b_apart, y, init_row, z, out_row)
             elif vectors == 2:
-                two(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
+                two(inner, run, x, a_row, a_col, a_apart, b, b_row, b_apart, y, init_row, z, out_row)
             else:
-                one(inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
+                one(inner, run, x, a_row, a_col, a_apart, b, b_row, b_apart, y, init_row, z, out_row)
 
     @inline
-    def strips(n, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):
+    def strips(first, end, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row):
         # Columns outermost: a few columns of b stay in the first-level cache for all rows.
         width = lanes(b)
         left, j = columns // width, 0
-        while left > 0:
-            parts = (left + most - 1) // most
-            vectors = (left + parts - 1) // parts
-            y, z = offset(init, j), offset(out, j)
-            strip(n, vectors, inner, a, a_row, a_col, offset(b, j), b_row, y, init_row, z, out_row)
+        while left > 0:  # evenly at the end: a single vector has too few sums to hide the time of one
+            vectors = most if left >= 2 * most else left if left <= most else (left + 1) >> 1
+            x, y, z = offset(b, j), offset(init, j), offset(out, j)
+            strip(first, end, vectors, inner, run, a, a_row, a_col, a_apart, x, b_row, b_apart, y, init_row, z, out_row)
             left -= vectors
             j += vectors * width
 
     return strips
 
 
-# Accumulators that fit in the registers: 8 x 3 of 32 (AVX-512), 4 x 3 or 2 x 4 of 16.
-_eights = _make_strip(8, 3)
-_fours = _make_strip(4, 4 if WIDE else 3)
-_twos, _ones = _make_strip(2, 4), _make_strip(1, 4)
+# Sums that fit in the registers: 8 x 3 of 32 (AVX-512), 4 x 3 or 2 x 4 of 16; of a single vector of columns, more rows.
+TALL = 16 if WIDE else 8
+_tall, _eights = make_tile(TALL, 1), _make_strips(8, 3)
+_fours = _make_strips(4, 4 if WIDE else 3)
+_twos, _ones = _make_strips(2, 4), _make_strips(1, 4)
 
 
-@block
+@inline
 def matmul(rows, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):
     """Compute ``out = init + a @ b`` on raw addresses, for a padded number of `columns`.
 
@@ -61,22 +61,36 @@ def matmul(rows, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out,
     b, b_row, init, init_row, out, out_row : addresses and row strides; columns are contiguous.
         ``init`` may be ``out`` (accumulate) or one row (``init_row`` 0: a bias).
     """
-    done = 0
-    if WIDE and rows >= 8:
-        done = rows & ~7
-        _eights(done, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row)
+    matmul_runs(rows, columns, inner, inner, a, a_row, a_col, NONE, b, b_row, NONE, init, init_row, out, out_row)
+
+
+@block
+def matmul_runs(rows, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row):
+    """`matmul` with the inner index in runs of `run`, a divisor of `inner`.
+
+    a_apart, b_apart : elements from one run of a's columns, and of b's rows, to the next
+    """
+    done, end = 0, 0
+    if columns == lanes(b):
+        end = rows // TALL * TALL
+        for i in range(0, end, TALL):
+            x, y, z = offset(a, i * a_row), offset(init, i * init_row), offset(out, i * out_row)
+            _tall(inner, run, x, a_row, a_col, a_apart, b, b_row, b_apart, y, init_row, z, out_row)
+        done = end
+    if WIDE and rows - done >= 8:
+        end = done + ((rows - done) & ~7)
+        _eights(done, end, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row)
+        done = end
     if rows - done >= 4:
-        n = (rows - done) & ~3
-        x, y, z = offset(a, done * a_row), offset(init, done * init_row), offset(out, done * out_row)
-        _fours(n, columns, inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
-        done += n
+        end = done + ((rows - done) & ~3)
+        _fours(done, end, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row)
+        done = end
     if rows - done >= 2:
-        x, y, z = offset(a, done * a_row), offset(init, done * init_row), offset(out, done * out_row)
-        _twos(2, columns, inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
-        done += 2
+        end = done + 2
+        _twos(done, end, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row)
+        done = end
     if rows > done:
-        x, y, z = offset(a, done * a_row), offset(init, done * init_row), offset(out, done * out_row)
-        _ones(1, columns, inner, x, a_row, a_col, b, b_row, y, init_row, z, out_row)
+        _ones(done, rows, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row)
 
 
 def aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
@@ -108,6 +122,32 @@ def scale(n, factor, a, out):
     """Set ``out = factor * a`` for n elements at addresses a and out. It may write up to one vector more."""
     for j in range(0, n, lanes(a)):
         store(out, j, factor * load(a, j))
+
+
+@inline
+def add_rows(rows, n, a, a_row, out):
+    """Add all rows of a (rows, n), in their order, to out, for a padded n."""
+    width, j = lanes(a), 0
+    while j < n:
+        line = offset(a, j)
+        if n - j >= 4 * width:  # several sums at a time hide the time of one
+            one, two, three, four = load(out, j), load(out, j + width), load(out, j + 2 * width), load(out, j + 3 * width)
+            for _ in range(rows):
+                one, two = one + load(line, 0), two + load(line, width)
+                three, four = three + load(line, 2 * width), four + load(line, 3 * width)
+                line = offset(line, a_row)
+            store(out, j, one)
+            store(out, j + width, two)
+            store(out, j + 2 * width, three)
+            store(out, j + 3 * width, four)
+            j += 4 * width
+        else:
+            one = load(out, j)
+            for _ in range(rows):
+                one = one + load(line, 0)
+                line = offset(line, a_row)
+            store(out, j, one)
+            j += width
 
 
 @inline

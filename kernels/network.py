@@ -22,7 +22,7 @@ from stablebptt.kernels.activations import Activation, Identity, Tanh, activate_
 from stablebptt.kernels.core.dispatch import implements, inline
 from stablebptt.kernels.core.simd import NONE, ONE, offset, padded, pointer
 from stablebptt.kernels.core.structs import Struct, row_reference
-from stablebptt.kernels.dense import aligned, copy, dot, matmul
+from stablebptt.kernels.dense import aligned, copy, dot, matmul, matmul_runs
 from stablebptt.kernels.generics import control_batch, pack
 
 # Rows of a matrix product that fill the largest tile.
@@ -155,7 +155,6 @@ class Network(Struct):
             scaled=aligned((chunk + 1, widest), dtype),  # `scale` may write beyond the last row
             windows=aligned((chunk, max(layer.rows for layer in hidden)), dtype),
             seen=aligned((chunk, seen), dtype),
-            gathered=aligned((chunk + 1, max(self.n_state, *(layer.span for layer in hidden))), dtype),  # see `together`
             zeros=aligned((max(widest, seen),), dtype),
             groups=groups,
             sums=sums,
@@ -182,7 +181,6 @@ class Tape(Struct):
     hidden (rows * width,), slopes (the same, or 1) : activations, and their slopes, if they are kept
     deltas (1 or m, chunk * width) : cotangents of the activations, in the same layout
     scaled (chunk + 1, widest), windows (chunk, rows), seen (chunk, below) : scratch: scaled numbers, cotangents of windows
-    gathered (chunk + 1, widest span) : scratch: rows of one group of samples
     zeros (max(widest, below),) : initial value of matrix products
     groups (groups + 1,), sums : bounds of the groups of samples of one time step, and the sums of their gradients
     """
@@ -196,7 +194,6 @@ class Tape(Struct):
     scaled: np.ndarray
     windows: np.ndarray
     seen: np.ndarray
-    gathered: np.ndarray
     zeros: np.ndarray
     groups: np.ndarray
     sums: Sums
@@ -312,13 +309,9 @@ def _control_batch(network, weights, x, c, tape, row):
                 window = offset(pointer(x), p * layer.stride * layer.inputs)
                 matmul(n, span, layer.taps * layer.inputs, window, n_state, ONE, kernel, span, bias, NONE, z, span)
             else:
-                for tap in range(layer.taps):
-                    seen = offset(h, below.place * rows + ((p * layer.stride + tap) * rows + row) * below.span)
-                    weight = offset(kernel, tap * layer.inputs * span)
-                    if tap == 0:
-                        matmul(n, span, layer.inputs, seen, below.span, ONE, weight, span, bias, NONE, z, span)
-                    else:
-                        matmul(n, span, layer.inputs, seen, below.span, ONE, weight, span, z, span, z, span)
+                seen = offset(h, below.place * rows + (p * layer.stride * rows + row) * below.span)
+                inner, run, tap = layer.taps * layer.inputs, layer.inputs, rows * below.span  # a run of the product: one tap
+                matmul_runs(n, span, inner, run, seen, below.span, ONE, tap, kernel, span, run * span, bias, NONE, z, span)
             activate_all(network.activation, n * span, z, offset(slopes, place))
         below = layer
     if network.table.shape[0] == last:

@@ -17,11 +17,15 @@ from numba.extending import intrinsic, models, overload, register_model
 from numba.np.arrayobj import make_array
 
 WIDTHS = (64, 32, 16)
+# Processors that compute with 64 bytes in two halves: narrower vectors are as fast, and columns need less padding.
+HALVES = ("znver4",)
 
 
 def _native_vector_bytes() -> int:
     features = llvm.get_host_cpu_features()
-    return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
+    if features.get("avx512f") and llvm.get_host_cpu_name() not in HALVES:
+        return 64
+    return 32 if features.get("avx2") else 16
 
 
 def _vector_bytes() -> int:
@@ -188,22 +192,30 @@ def _clamp(x, limit):
     return clamp
 
 
+def _keep_rolled(branch: Any) -> None:
+    """Tell LLVM not to unroll the loop that this branch repeats: it does so on some processors, where runs are short."""
+    module = branch.module
+    loop = module.add_metadata([module.add_metadata(["llvm.loop.unroll.disable"])])
+    loop.operands = (loop, *loop.operands)  # a loop's first operand is itself
+    branch.set_metadata("llvm.loop", loop)
+
+
 def make_tile(rows: int, vectors: int) -> Any:
     """Emit ``out = init + a @ b`` for `rows` rows and `vectors` vectors of columns, with all sums in registers.
 
     Every element is summed over the inner index in order, for every shape of tile. Results therefore do not depend on how a
-    matrix is divided into tiles.
+    matrix is divided into tiles. The inner index is made of runs: after each, the addresses in a and b jump.
     """
 
     @intrinsic
-    def tile(typing_context, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):
+    def tile(typing_context, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row):
         index = types.intp
-        signature = types.void(index, a, index, index, b, index, init, index, out, index)
+        signature = types.void(index, index, a, index, index, index, b, index, index, init, index, out, index)
         width = VECTOR_BYTES * 8 // a.dtype.bitwidth
         align = a.dtype.bitwidth // 8
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            inner, a_ptr, a_row, a_col, b_ptr, b_row, init_ptr, init_row, out_ptr, out_row = arguments
+            inner, run, a_ptr, a_row, a_col, a_apart, b_ptr, b_row, b_apart, init_ptr, init_row, out_ptr, out_row = arguments
             i32, i64 = ir.IntType(32), ir.IntType(64)
             vector = ir.VectorType(context.get_value_type(a.dtype), width)
             undefined = ir.Constant(vector, ir.Undefined)
@@ -211,43 +223,66 @@ def make_tile(rows: int, vectors: int) -> Any:
             name = f"llvm.fma.v{width}f{a.dtype.bitwidth}"
             fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
 
-            def address(base: Any, row: Any, stride: Any, column: int) -> Any:
-                element = builder.add(builder.mul(row, stride), ir.Constant(i64, column * width))
-                return builder.bitcast(builder.gep(base, [element]), vector.as_pointer())
-
             def constant(value: int) -> Any:
                 return ir.Constant(i64, value)
 
+            def address(base: Any, column: int) -> Any:
+                return builder.bitcast(builder.gep(base, [constant(column * width)]), vector.as_pointer())
+
+            def rows_of(base: Any, stride: Any) -> list[Any]:
+                found = [base]
+                for _ in range(1, rows):
+                    found.append(builder.gep(found[-1], [stride]))
+                return found
+
             cells = [(r, v) for r in range(rows) for v in range(vectors)]
-            first = {
-                (r, v): builder.load(address(init_ptr, constant(r), init_row, v), align=align) for r, v in cells
-            }
-            a_rows = [builder.gep(a_ptr, [builder.mul(constant(r), a_row)]) for r in range(rows)]
+            init_rows = rows_of(init_ptr, init_row)
+            first = {(r, v): builder.load(address(init_rows[r], v), align=align) for r, v in cells}
+            a_rows = rows_of(a_ptr, a_row)
             start = builder.block
-            head, body, done = (builder.append_basic_block(label) for label in ("head", "body", "done"))
+            names = ("runs", "run", "head", "body", "next", "done")
+            runs, one, head, body, over, done = (builder.append_basic_block(name) for name in names)
+            builder.branch(runs)
+            builder.position_at_end(runs)
+            passed, a_place, b_place = (builder.phi(i64) for _ in range(3))
+            held = {number: builder.phi(vector) for number in cells}
+            for phi in (passed, a_place, b_place):
+                phi.add_incoming(constant(0), start)
+            for number in cells:
+                held[number].add_incoming(first[number], start)
+            builder.cbranch(builder.icmp_signed("<", passed, inner), one, done)
+            builder.position_at_end(one)
+            a_runs = [builder.gep(row, [a_place]) for row in a_rows]
+            b_run = builder.gep(b_ptr, [b_place])
             builder.branch(head)
             builder.position_at_end(head)
-            k = builder.phi(i64)
-            k.add_incoming(constant(0), start)
-            sums = {cell: builder.phi(vector) for cell in cells}
-            for cell in cells:
-                sums[cell].add_incoming(first[cell], start)
-            builder.cbranch(builder.icmp_signed("<", k, inner), body, done)
+            k, sums = builder.phi(i64), {number: builder.phi(vector) for number in cells}
+            k.add_incoming(constant(0), one)
+            for number in cells:
+                sums[number].add_incoming(held[number], one)
+                held[number].add_incoming(sums[number], over)
+            builder.cbranch(builder.icmp_signed("<", k, run), body, over)
             builder.position_at_end(body)
-            columns = [builder.load(address(b_ptr, k, b_row, v), align=align) for v in range(vectors)]
+            line = builder.gep(b_run, [builder.mul(k, b_row)])
+            columns = [builder.load(address(line, v), align=align) for v in range(vectors)]
             step = builder.mul(k, a_col)
             for r in range(rows):
-                scalar = builder.load(builder.gep(a_rows[r], [step]))
-                scalar = builder.insert_element(undefined, scalar, ir.Constant(i32, 0))
+                scalar = builder.load(builder.gep(a_runs[r], [step]))
+                scalar = builder.insert_element(undefined, scalar, constant(0))
                 scalar = builder.shuffle_vector(scalar, undefined, spread)
                 for v in range(vectors):
-                    total = builder.call(fma, [scalar, columns[v], sums[r, v]])
-                    sums[r, v].add_incoming(total, body)
+                    sums[r, v].add_incoming(builder.call(fma, [scalar, columns[v], sums[r, v]]), body)
             k.add_incoming(builder.add(k, constant(1)), body)
-            builder.branch(head)
+            _keep_rolled(builder.branch(head))
+            builder.position_at_end(over)
+            passed.add_incoming(builder.add(passed, run), over)
+            a_place.add_incoming(builder.add(a_place, a_apart), over)
+            b_place.add_incoming(builder.add(b_place, b_apart), over)
+            builder.branch(runs)
             builder.position_at_end(done)
+            out_rows = rows_of(out_ptr, out_row)
             for r, v in cells:
-                builder.store(sums[r, v], address(out_ptr, constant(r), out_row, v), align=align)
+                builder.store(held[r, v], address(out_rows[r], v), align=align)
             return context.get_dummy_value()
 
         return signature, generate

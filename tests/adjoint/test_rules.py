@@ -194,7 +194,10 @@ NOT_DIFFERENTIATED = {
         ("load_weights", "hidden_layer", "output_layer", "run_network", "start", "follow", "work_size", "place_work"), ON_A_DEVICE
     ),
     "dense": {
-        "matmul": "on addresses; its transposes in control_batch_vjp and parameter_vjp are tested through control",
+        **dict.fromkeys(
+            ("matmul", "matmul_runs"), "on addresses; transposes in control_batch_vjp and parameter_vjp are tested through control"
+        ),
+        "add_rows": "used backwards only; tested through control",
         "dot": "on addresses; tested through control",
         "copy": "moves numbers",
         "scale": "used backwards only; tested through control",

@@ -13,7 +13,7 @@ ADDRESSES = "matrices as addresses and distances between rows and columns, as BL
 USERS = "what users implement"
 # Functions that take more by position, and why.
 LONGER = {
-    "kernels/dense.py": dict.fromkeys(("matmul", "strip", "strips"), ADDRESSES),
+    "kernels/dense.py": dict.fromkeys(("matmul", "matmul_runs", "strip", "strips"), ADDRESSES),
     "kernels/core/simd.py": {"tile": ADDRESSES},
     "adjoint/cartpole.py": {"pole_vjp": "a scalar vjp takes the inputs and the cotangents of the outputs, numbers all of them"},
     "adjoint/c_interface.py": {"function": "called from C, whose arrays do not know their sizes"},
@@ -27,6 +27,7 @@ LONGER = {
     "adjoint/in_lanes.py": dict.fromkeys(("step_all_vjp", "_step_all_vjp", "_registers", "_step_batch_vjp"), USERS),
     "adjoint/later.py": {"_running_cost_vjp": USERS},
     "adjoint/linked.py": dict.fromkeys(("step_vjp_entry", "_step_batch_vjp", "cost_vjp_entry", "_cost_batch_vjp"), USERS),
+    "adjoint/network.py": {"outer": ADDRESSES},
     "adjoint/quadratic.py": {"_cost_batch_vjp": USERS},
     "adjoint/quantum.py": {"_step_sample_vjp": USERS},
     "adjoint/varied.py": dict.fromkeys(("_step_batch_vjp", "_step_sample_vjp"), USERS),

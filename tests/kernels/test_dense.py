@@ -8,7 +8,7 @@ from numba import njit
 
 from stablebptt.kernels.core.simd import PAD, VECTOR_BYTES, clamp, lanes, load, pointer, store
 from stablebptt.kernels.core.vector_math import where
-from stablebptt.kernels.dense import dot, matmul, tanh
+from stablebptt.kernels.dense import add_rows, dot, matmul, matmul_runs, tanh
 
 
 @njit
@@ -47,6 +47,47 @@ def test_elements_do_not_depend_on_the_number_of_rows(random):
         part = np.zeros((rows, 112), np.float32)
         product(rows, 112, 50, a, 50, 1, b, zero, 0, part)
         assert np.array_equal(part, whole[:rows])
+
+
+@njit
+def product_of_runs(rows, columns, inner, run, a, a_apart, b, b_apart, out):
+    """Of a (rows of inner numbers, transposed) and b, runs of whose rows lie a_apart and b_apart rows apart."""
+    length, line = a.shape[1], b.shape[1]
+    zero = np.zeros(columns, out.dtype)
+    matmul_runs(
+        rows, columns, inner, run, pointer(a), 1, length, a_apart * length, pointer(b), line, b_apart * line,
+        pointer(zero), 0, pointer(out), out.shape[1],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [1, 3, 8, 21, 40])
+def test_runs_are_summed_in_their_order(rows, dtype, random):
+    for columns in (PAD, 2 * PAD, 7 * PAD):
+        for count, run, a_apart, b_apart in ((5, 4, 9, 4), (3, 1, 2, 5), (1, 6, 6, 6), (4, 3, 3, 7), (6, 5, -5, 5)):
+            last = (count - 1) * abs(a_apart) + run
+            a = random.standard_normal((last, rows + 2)).astype(dtype)
+            b = random.standard_normal(((count - 1) * b_apart + run, columns)).astype(dtype)
+            first = 0 if a_apart > 0 else last - run
+            out, same = (np.zeros((rows, columns), dtype) for _ in range(2))
+            product_of_runs(rows, columns, count * run, run, a[first:], a_apart, b, b_apart, out)
+            picked = [first + k * a_apart + j for k in range(count) for j in range(run)]
+            others = [k * b_apart + j for k in range(count) for j in range(run)]
+            gathered, lines = np.ascontiguousarray(a[picked].T[:rows]), np.ascontiguousarray(b[others])
+            product(rows, columns, count * run, gathered, count * run, 1, lines, np.zeros((1, columns), dtype), 0, same)
+            assert np.array_equal(out, same)
+            assert np.allclose(out, gathered.astype(float) @ lines, atol=1e3 * float(np.finfo(dtype).eps))
+
+
+def test_rows_are_added_in_their_order(random):
+    run = njit(lambda a, out: add_rows(a.shape[0], out.size, pointer(a), a.shape[1], pointer(out)))
+    for columns in (PAD, 3 * PAD, 4 * PAD, 13 * PAD):
+        a, out = random.standard_normal((17, columns + PAD)).astype(np.float32), np.ones(columns + PAD, np.float32)
+        expected = out.copy()
+        for line in a:
+            expected[:columns] += line[:columns]
+        run(a, out[:columns])
+        assert np.array_equal(out, expected)
 
 
 def test_dot(random):
