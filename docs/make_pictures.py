@@ -41,11 +41,6 @@ def trainings() -> dict[str, list[object]]:
             runs[f"g-{variant}-{seed}"] = ["guidance", *options]
     runs["cp4-C"] = ["cartpole", "--poles", 4, "--variant", "C", "--epochs", 60]
     runs["q3-C"] = ["quantum", "--target", 3, "--variant", "C", "--epochs", 200]
-    for target in (4, 5):
-        for variant in "RC":
-            for seed in SEEDS:
-                options = ["--target", target, "--variant", variant, "--epochs", 200, "--seed", seed]
-                runs[f"q{target}-{variant}-{seed}"] = ["quantum", *options]
     return runs
 
 
@@ -79,7 +74,7 @@ def draw(folder: Path) -> None:
         draw_system(name, folder)
     for task, run in (("cartpole", "cp4-C"), ("guidance", "g-C-0")):
         command(task, "diagnose", folder / f"{run}.h5", "--count", 64, "--force", "--out", IMAGES / f"diagnosis-{task}.png")
-    curves = {"cartpole": "cp-", "guidance": "g-", "quantum4": "q4-", "quantum5": "q5-"}
+    curves = {"cartpole": "cp-", "guidance": "g-"}
     for name, pattern in curves.items():
         command("plot", *runs(pattern), "--smooth", 5, "--force", "--out", IMAGES / f"{name}.png")
     for name, (run, sample, every) in FILMS.items():
