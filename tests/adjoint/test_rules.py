@@ -195,7 +195,7 @@ NOT_DIFFERENTIATED = {
     ),
     "dense": {
         **dict.fromkeys(
-            ("matmul", "matmul_runs"), "on addresses; transposes in control_batch_vjp and parameter_vjp are tested through control"
+            ("matmul", "matmul_runs"), "on addresses; transposes in both vjps of a controller are tested through control"
         ),
         "add_rows": "used backwards only; tested through control",
         "dot": "on addresses; tested through control",
