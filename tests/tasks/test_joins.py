@@ -122,7 +122,9 @@ def test_joins_are_those_of_the_papers(name, dtype, random):
 def test_c_is_one_of_them_to_the_bit(dtype, random):
     for r, m in vectors(random, dtype):
         expected = np.where(np.sign(r) == np.sign(m), m, dtype(0))
-        assert joined("C", r, m)[0].tobytes() == (expected + dtype(0)).tobytes()
+        found = joined("C", r, m)[0]
+        # + 0: compiled code has the flag nsz, so the sign of a zero hangs on the processor
+        assert (found + dtype(0)).tobytes() == (expected + dtype(0)).tobytes()
         assert np.array_equal(joined("leaky:leak=0", r, m)[0], expected)
         assert np.array_equal(joined("leaky:leak=1", r, m)[0], m)
 
