@@ -19,34 +19,34 @@ def _control_batch_vjp(network, weights, tape, rows, c_bar):
     w, zeros, length, chunk, start = pointer(weights), pointer(tape.zeros), tape.rows, tape.chunk, rows.start
     h, slopes, d = pointer(tape.hidden), pointer(tape.slopes), offset(pointer(tape.deltas), rows.slot * chunk * network.width)
     if network.table.shape[0] == last:
-        span = layer_of(network, 0).span
+        line = layer_of(network, 0).line
         for r in range(n):
-            copy(n_control, offset(pointer(c_bar), r * n_control), offset(d, (start + r) * span))
+            copy(n_control, offset(pointer(c_bar), r * n_control), offset(d, (start + r) * line))
         return
     above = layer_of(network, last)
     for i in range(last - 1, -1, -1):
         layer = layer_of(network, i)
-        span, bars = layer.span, offset(d, above.place * chunk + start * above.span)
+        span, line, bars = layer.span, layer.line, offset(d, above.place * chunk + start * above.line)
         for q in range(layer.positions):
-            z_bar = offset(d, layer.place * chunk + (q * chunk + start) * span)
+            z_bar = offset(d, layer.place * chunk + (q * chunk + start) * line)
             init, init_row = zeros, NONE
             if i == last - 1:  # c = sum_q h_q . kernel_q
-                kernel = offset(w, above.kernel + q * span)
-                matmul(n, span, n_control, pointer(c_bar), n_control, ONE, kernel, above.taps * span, init, init_row, z_bar, span)
-                init_row = span
+                kernel, row = offset(w, above.kernel + q * above.below), above.taps * above.below
+                matmul(n, span, n_control, pointer(c_bar), n_control, ONE, kernel, row, init, init_row, z_bar, line)
+                init_row = line
             else:  # sum over the windows above that see position q
                 for tap in range(above.taps):
                     p = (q - tap) // above.stride
                     if q >= tap and p * above.stride == q - tap and p < above.positions:
-                        back = offset(w, above.back + tap * above.outputs * span)
-                        bar = offset(bars, p * chunk * above.span)
-                        matmul(n, span, above.outputs, bar, above.span, ONE, back, span, init, init_row, z_bar, span)
-                        init, init_row = z_bar, span
+                        back = offset(w, above.back + tap * above.outputs * above.below)
+                        bar = offset(bars, p * chunk * above.line)
+                        matmul(n, span, above.outputs, bar, above.line, ONE, back, above.below, init, init_row, z_bar, line)
+                        init, init_row = z_bar, line
             if init_row == 0:  # no window sees it
-                for k in range(n * span):
+                for k in range(n * line):
                     z_bar[k] = like(weights, 0.0)
-            place = layer.place * length + (q * length + rows.row) * span
-            activate_all_vjp(network.activation, n * span, offset(h, place), offset(slopes, place), z_bar)
+            place = layer.place * length + (q * length + rows.row) * line
+            activate_all_vjp(network.activation, (n, span, line), offset(h, place), offset(slopes, place), z_bar)
         above = layer
 
 
@@ -57,11 +57,11 @@ def _state_vjp(network, weights, tape, rows, c_bar, x_bar):
     back, seen = offset(pointer(weights), layer.back), pointer(tape.seen)
     if layer.positions == 1:
         bars = deltas(network, layer, tape, rows.slot, 0, rows.start)
-        matmul(n, below, layer.outputs, bars, layer.span, ONE, back, below, out, length, out, length)
+        matmul(n, below, layer.outputs, bars, layer.line, ONE, back, below, out, length, out, length)
         return
     for q in range(layer.positions):  # window by window
         bars = deltas(network, layer, tape, rows.slot, q, rows.start)
-        matmul(n, below, layer.outputs, bars, layer.span, ONE, back, below, pointer(tape.zeros), NONE, seen, below)
+        matmul(n, below, layer.outputs, bars, layer.line, ONE, back, below, pointer(tape.zeros), NONE, seen, below)
         for r in range(n):
             line, line_bar = offset(seen, r * below), offset(out, r * length + q * layer.stride * layer.inputs)
             for k in range(layer.taps * layer.inputs):
@@ -132,14 +132,13 @@ def output_vjp(layer, below, tape, rows, runs):
     c_bar = runs.c_bar
     adjoints, length, n_control = c_bar.shape
     output, output_bias = tape.sums.output[runs.group], tape.sums.output_bias[runs.group]
-    span, h = below.span, offset(pointer(tape.hidden), below.place * tape.rows + rows.row * below.span)
-    line = layer.taps * span
+    h, line = offset(pointer(tape.hidden), below.place * tape.rows + rows.row * below.line), layer.taps * layer.below
     for v in range(adjoints):
         bar = offset(pointer(c_bar), v * length * n_control)
         for p in range(layer.taps):
-            out, seen = offset(pointer(output), v * n_control * line + p * span), offset(h, (p * tape.rows + runs.first) * span)
-            bars = offset(bar, runs.first * n_control)
-            outer(runs, n_control, span, bars, n_control, runs.apart, seen, span, runs.apart, out, line)
+            out, bars = offset(pointer(output), v * n_control * line + p * layer.below), offset(bar, runs.first * n_control)
+            seen = offset(h, (p * tape.rows + runs.first) * below.line)
+            outer(runs, n_control, below.span, bars, n_control, runs.apart, seen, below.line, runs.apart, out, line)
         for t in range(runs.count):
             first = runs.first + t * runs.apart
             for r in range(first, first + runs.length):
@@ -163,7 +162,7 @@ def kernel_vjp(network, i, p, tape, rows, runs):
         for r in range(first, first + runs.length):
             for v in range(adjoints):
                 scale(outputs, c_bar[v, r, 0] if unit else one, offset(bar, v * slot), offset(line, v * outputs))
-            bar, line = offset(bar, layer.span), offset(line, length)
+            bar, line = offset(bar, layer.line), offset(line, length)
     add_rows(runs.rows, columns, scaled, length, offset(g, layer.taps * layer.inputs * length))
     if i == 0:
         wide, inner = x.shape[1], layer.taps * layer.inputs
@@ -172,16 +171,16 @@ def kernel_vjp(network, i, p, tape, rows, runs):
     else:
         below = layer_of(network, i - 1)
         for tap in range(layer.taps):
-            elements = below.place * tape.rows + ((p * layer.stride + tap) * tape.rows + rows.row + runs.first) * below.span
+            elements = below.place * tape.rows + ((p * layer.stride + tap) * tape.rows + rows.row + runs.first) * below.line
             seen, out = offset(pointer(tape.hidden), elements), offset(g, tap * layer.inputs * length)
-            outer(runs, layer.inputs, columns, seen, below.span, runs.apart, scaled, length, runs.length, out, length)
+            outer(runs, layer.inputs, columns, seen, below.line, runs.apart, scaled, length, runs.length, out, length)
 
 
 @block
 def windows_vjp(network, layer, p, tape, rows, runs):
     """Add position p's share of the gradients of the first layer: its scaled window (1 for the bias) times its cotangents."""
     x, c_bar, unit, gradient = rows.x, runs.c_bar, tape.unit, tape.sums.gradient[runs.group]
-    inner, span, wide, length = layer.taps * layer.inputs, layer.span, tape.windows.shape[1], gradient.shape[1]
+    inner, wide, length = layer.taps * layer.inputs, tape.windows.shape[1], gradient.shape[1]
     for v in range(c_bar.shape[0]):
         window = pointer(tape.windows)
         for t in range(runs.count):
@@ -195,13 +194,13 @@ def windows_vjp(network, layer, p, tape, rows, runs):
                 window = offset(window, wide)
         source = deltas(network, layer, tape, 0 if unit else v, p, runs.first)
         out = offset(pointer(gradient), layer.gradient * length + v * layer.apart)
-        outer(runs, layer.rows, span, pointer(tape.windows), wide, runs.length, source, span, runs.apart, out, length)
+        outer(runs, layer.rows, layer.span, pointer(tape.windows), wide, runs.length, source, layer.line, runs.apart, out, length)
 
 
 @inline
 def deltas(network, layer, tape, slot, p, r):
     """Address of the cotangents (span,) of position p and row r in a layer."""
-    elements = slot * tape.chunk * network.width + layer.place * tape.chunk + (p * tape.chunk + r) * layer.span
+    elements = slot * tape.chunk * network.width + layer.place * tape.chunk + (p * tape.chunk + r) * layer.line
     return offset(pointer(tape.deltas), elements)
 
 
@@ -209,7 +208,7 @@ def deltas(network, layer, tape, slot, p, r):
 def _unpack(network, sums, gradients, part):
     last = network.hidden
     groups, height, length = sums.gradient.shape
-    g, below = pointer(sums.gradient), layer_of(network, last - 1).span
+    g = pointer(sums.gradient)
     for i in range(last):
         layer = layer_of(network, i)
         first, end = cut(layer.taps * layer.inputs + 1, part)  # the bias is the last row
@@ -222,7 +221,7 @@ def _unpack(network, sums, gradients, part):
                 copy(layer.outputs, offset(line, v * layer.apart), target)
     if part.index == 0 and network.table.shape[0] > last:
         layer = layer_of(network, last)
-        outputs, window, taps = layer.outputs, layer.taps * layer.inputs, layer.taps
+        outputs, window, taps, below = layer.outputs, layer.taps * layer.inputs, layer.taps, layer.below
         for part_of_layer in (sums.output, sums.output_bias):
             size = part_of_layer.size // groups
             for group in range(1, groups):

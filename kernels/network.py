@@ -3,12 +3,12 @@
 One loop serves every kind. A dense layer has one window, which sees everything. A convolution has many, a few positions wide.
 Source: docs/cartpole.md (multilayer perceptron), docs/quantum.md (convolutions).
 
-The arenas (n rows: samples, or samples x time steps; P positions, J outputs per position, padded to a span):
+The arenas (n rows: samples, or samples x time steps; P positions, J outputs per position, padded to a span, in lines):
 
-    hidden    layer 0 | layer 1 | ..          a layer: P matrices (rows, span); number j of position p of row r lies at
-    slopes    the same, or nothing            place * rows + (p * rows + r) * span + j
-    weights   kernel (taps * inputs, span), bias (span), back (taps, J, span below): the transposed kernel, for the adjoint
-              first layer: back (J, padded window); output layer: kernel (J, taps, span below), bias, no back
+    hidden    layer 0 | layer 1 | ..          a layer: P matrices (rows, line); number j of position p of row r lies at
+    slopes    the same, or nothing            place * rows + (p * rows + r) * line + j
+    weights   kernel (taps * inputs, line), bias (span), back (taps, J, line below): the transposed kernel, for the adjoint
+              first layer: back (J, padded window); output layer: kernel (J, taps, line below), bias, no back
 
 Padding holds zeros. A linear controller has one layer, the first, and no output layer: its numbers are the controls.
 """
@@ -20,7 +20,7 @@ import numpy as np
 
 from stablebptt.kernels.activations import Activation, Identity, Tanh, activate_all, keeps_slopes, slope_count
 from stablebptt.kernels.core.dispatch import implements, inline
-from stablebptt.kernels.core.simd import NONE, ONE, offset, padded, pointer
+from stablebptt.kernels.core.simd import NONE, ONE, offset, padded, pointer, spaced
 from stablebptt.kernels.core.structs import Struct, row_reference
 from stablebptt.kernels.dense import aligned, copy, dot, matmul, matmul_runs
 from stablebptt.kernels.generics import control_batch, pack
@@ -52,7 +52,8 @@ class Layer(Struct):
     taps, stride : positions below per window, and from window to window
     inputs : numbers per position below
     positions, outputs : windows, and numbers per window
-    span, below : padded numbers of outputs, and of one product of the adjoint
+    span, line : padded outputs; numbers from one row of them to the next
+    below : the same for a row of `back`
     kernel, bias, back : offsets in the arena of the weights
     place : numbers of the hidden layers before this one, per row of the tape
     theta : offset in theta
@@ -67,6 +68,7 @@ class Layer(Struct):
     positions: int
     outputs: int
     span: int
+    line: int
     below: int
     kernel: int
     bias: int
@@ -137,7 +139,7 @@ class Network(Struct):
 
     def widest(self, adjoints: int) -> int:
         """Columns that hold m = `adjoints` gradients of any hidden layer side by side."""
-        return max(padded(adjoints * max(layer.apart, layer.outputs)) for layer in self.layers()[: self.hidden])
+        return spaced(max(padded(adjoints * max(layer.apart, layer.outputs)) for layer in self.layers()[: self.hidden]))
 
     def tape(
         self, dtype: type, *, rows: int, chunk: int, adjoints: int, unit: bool, groups: np.ndarray, sums: "Sums"
@@ -165,7 +167,7 @@ class Sums(Struct):
     """Gradients, summed over groups of samples.
 
     gradient (groups, rows, widest) : per hidden layer its kernel, then its bias; the m gradients side by side
-    output (groups, m * n_control, taps * span), output_bias (groups, m, padded n_control) : gradients of the output layer
+    output (groups, m * n_control, taps * line below), output_bias (groups, m, padded n_control) : gradients of the output layer
     """
 
     gradient: np.ndarray
@@ -230,20 +232,20 @@ def network(shape: tuple[int, int], layers: Sequence[Dense | Convolution], activ
         last = number == hidden
         taps, stride, outputs = _window(given, positions, number)
         window, windows, span = taps * inputs, (positions - taps) // stride + 1, padded(outputs)
-        below = padded(window if number == 0 else inputs)
+        line, below = spaced(span), padded(window) if number == 0 else spaced(padded(inputs))
         by_window = number == 0 and windows > 1 and window + 2 <= outputs
         rows = -(-(window + 1) // TILE_ROWS) * TILE_ROWS if by_window else window + 1
-        bias = weights + (taps * below * outputs if last else window * span)
+        bias = weights + (taps * below * outputs if last else window * line)
         back, products = bias + span, 1 if number == 0 else taps
         layer = Layer(
-            taps, stride, inputs, windows, outputs, span, below, weights, bias, back, place, theta, gradient, rows,
+            taps, stride, inputs, windows, outputs, span, line, below, weights, bias, back, place, theta, gradient, rows,
             span if by_window else outputs, int(by_window), int(isinstance(given, Convolution)),
         )  # fmt: skip
         table.append([getattr(layer, name) for name in Layer.fields])
         weights = back if last else back + products * outputs * below
         theta += (window + 1) * outputs
         if not last:
-            place += windows * span
+            place += windows * line
             gradient += rows
         positions, inputs = windows, outputs
     used = activation if len(layers) > 1 else Identity()
@@ -284,7 +286,7 @@ def _pack(network, theta, weights):
             line = offset(source, k * outputs)
             tap, j = k // inputs, k % inputs
             if i < last:
-                copy(outputs, line, offset(kernel, k * layer.span))
+                copy(outputs, line, offset(kernel, k * layer.line))
                 for q in range(outputs):
                     back[(tap * outputs + q) * below + j] = line[q]
             else:
@@ -301,29 +303,29 @@ def _control_batch(network, weights, x, c, tape, row):
     below = layer_of(network, 0)
     for i in range(last):
         layer = layer_of(network, i)
-        span, kernel, bias = layer.span, offset(w, layer.kernel), offset(w, layer.bias)
+        span, line, kernel, bias = layer.span, layer.line, offset(w, layer.kernel), offset(w, layer.bias)
         for p in range(layer.positions):
-            place = layer.place * rows + (p * rows + row) * span
+            place = layer.place * rows + (p * rows + row) * line
             z = offset(h, place)
             if i == 0:
                 window = offset(pointer(x), p * layer.stride * layer.inputs)
-                matmul(n, span, layer.taps * layer.inputs, window, n_state, ONE, kernel, span, bias, NONE, z, span)
+                matmul(n, span, layer.taps * layer.inputs, window, n_state, ONE, kernel, line, bias, NONE, z, line)
             else:
-                seen = offset(h, below.place * rows + (p * layer.stride * rows + row) * below.span)
-                inner, run, tap = layer.taps * layer.inputs, layer.inputs, rows * below.span  # a run of the product: one tap
-                matmul_runs(n, span, inner, run, seen, below.span, ONE, tap, kernel, span, run * span, bias, NONE, z, span)
-            activate_all(network.activation, n * span, z, offset(slopes, place))
+                seen = offset(h, below.place * rows + (p * layer.stride * rows + row) * below.line)
+                inner, run, tap = layer.taps * layer.inputs, layer.inputs, rows * below.line  # a run of the product: one tap
+                matmul_runs(n, span, inner, run, seen, below.line, ONE, tap, kernel, line, run * line, bias, NONE, z, line)
+            activate_all(network.activation, (n, span, line), z, offset(slopes, place))
         below = layer
     if network.table.shape[0] == last:
         for r in range(n):
-            copy(below.outputs, offset(h, (row + r) * below.span), offset(pointer(c), r * below.outputs))
+            copy(below.outputs, offset(h, (row + r) * below.line), offset(pointer(c), r * below.outputs))
         return
     layer = layer_of(network, last)
-    kernel, span = offset(w, layer.kernel), below.span
+    kernel = offset(w, layer.kernel)
     for r in range(n):
         for q in range(layer.outputs):
             total = weights[layer.bias + q]
             for tap in range(layer.taps):
-                seen = offset(h, below.place * rows + (tap * rows + row + r) * span)
-                total += dot(span, seen, offset(kernel, (q * layer.taps + tap) * span))
+                seen = offset(h, below.place * rows + (tap * rows + row + r) * below.line)
+                total += dot(below.span, seen, offset(kernel, (q * layer.taps + tap) * layer.below))
             c[r, q] = total

@@ -52,6 +52,14 @@ def padded(columns: int) -> int:
     return -(-columns // PAD) * PAD
 
 
+def spaced(columns: int) -> int:
+    """Numbers from one row to the next, for so many padded columns: never a multiple of 128.
+
+    A product reads a few columns of many rows. Rows a multiple of 512 bytes apart would share few places of the cache.
+    """
+    return columns + PAD if columns % 128 == 0 else columns
+
+
 @intrinsic
 def pointer(typing_context, array):
     """Address of the first element of an array."""

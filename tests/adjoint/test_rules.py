@@ -91,8 +91,10 @@ def pole_rule():
 
 def activation_rule(name):
     activation = ACTIVATIONS[name]
-    run = njit(lambda z, slopes: activate_all(activation, z.size, pointer(z), pointer(slopes)))
-    run_vjp = njit(lambda h, slopes, bar: activate_all_vjp(activation, h.size, pointer(h), pointer(slopes), pointer(bar)))
+    run = njit(lambda z, slopes: activate_all(activation, (1, z.size, z.size), pointer(z), pointer(slopes)))
+    run_vjp = njit(
+        lambda h, slopes, bar: activate_all_vjp(activation, (1, h.size, h.size), pointer(h), pointer(slopes), pointer(bar))
+    )
 
     def value(inputs):
         z, slopes = inputs["z"].copy(), np.zeros_like(inputs["z"])

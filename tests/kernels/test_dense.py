@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from stablebptt.kernels.core.simd import PAD, VECTOR_BYTES, clamp, lanes, load, pointer, store
+from stablebptt.kernels.core.simd import PAD, VECTOR_BYTES, clamp, lanes, load, pointer, spaced, store
 from stablebptt.kernels.core.vector_math import where
 from stablebptt.kernels.dense import add_rows, dot, matmul, matmul_runs, tanh
 
@@ -77,6 +77,13 @@ def test_runs_are_summed_in_their_order(rows, dtype, random):
             product(rows, columns, count * run, gathered, count * run, 1, lines, np.zeros((1, columns), dtype), 0, same)
             assert np.array_equal(out, same)
             assert np.allclose(out, gathered.astype(float) @ lines, atol=1e3 * float(np.finfo(dtype).eps))
+
+
+def test_rows_share_no_places_of_the_cache():
+    for columns in range(PAD, 600, PAD):
+        assert 0 <= spaced(columns) - columns <= PAD
+        assert spaced(columns) % PAD == 0
+        assert len({row * spaced(columns) % 1024 for row in range(16)}) == 16  # 1024 numbers: all places of 4 KiB
 
 
 def test_rows_are_added_in_their_order(random):

@@ -30,6 +30,8 @@ NETWORKS = {
     "several controls": convolutional((12, 3), Convolution(17, stride=1), Convolution(4, taps=4), Dense(3)),
     "positions left out": convolutional((16, 2), Convolution(9, taps=2, stride=3), Convolution(6, taps=1), Dense(2)),
     "all at once": convolutional((14, 1), Convolution(70, 7, 2), Convolution(5, 2, 1), Dense(18), Dense(4), Dense(2)),
+    "rows further apart than their columns": dense(5, 128, 9, 256, 1),
+    "the same in convolutions": convolutional((11, 2), Convolution(128), Convolution(7), Convolution(128, 2, 1), Dense(2)),
     "linear": dense(6, 1),
     "linear, three controls": dense(5, 3),
     "relu": dense(5, 20, 7, 2, activation="relu"),
