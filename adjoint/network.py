@@ -9,7 +9,7 @@ from stablebptt.kernels.core.simd import NONE, ONE, PAD, offset, pointer
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.core.threads import cut
 from stablebptt.kernels.dense import add, add_rows, copy, matmul, matmul_runs, scale
-from stablebptt.kernels.network import Network, layer_of
+from stablebptt.kernels.network import Network, layer_of, stretches
 
 
 @implements(control_batch_vjp, Network)
@@ -46,7 +46,10 @@ def _control_batch_vjp(network, weights, tape, rows, c_bar):
                 for k in range(n * line):
                     z_bar[k] = like(weights, 0.0)
             place = layer.place * length + (q * length + rows.row) * line
-            activate_all_vjp(network.activation, (n, span, line), offset(h, place), offset(slopes, place), z_bar)
+            count, size = stretches(n, layer)
+            for r in range(count):
+                at = place + r * line
+                activate_all_vjp(network.activation, size, offset(h, at), offset(slopes, at), offset(z_bar, r * line))
         above = layer
 
 

@@ -45,7 +45,8 @@ from stablebptt.kernels.generics import State, control_batch, new_sums, new_tape
 from stablebptt.kernels.rollout import effort_weight
 
 # Rows of a group of samples per chunk: enough to make reading and writing the group's sums cheap, few enough for the cache.
-GROUP_ROWS = 64
+# If the sums of all groups do not stay in the cache, more rows. (Bytes of one gradient's sums; there may be two, R and M.)
+GROUP_ROWS, MORE_ROWS, CACHED_SUMS = 64, 256, 4 << 20
 
 
 class Gates(Struct):
@@ -130,9 +131,11 @@ class Results(NamedTuple):
     finite: bool
 
 
-def chunk_steps(batch: int) -> int:
-    """Time steps per chunk. They depend on the batch alone, so sums always have the same parts and the same bits."""
-    return max(1, GROUP_ROWS * group_count(batch) // batch)
+def chunk_steps(batch: int, gradient_bytes: int) -> int:
+    """Time steps per chunk. They depend on batch and parameters alone, so sums always have the same parts and the same bits."""
+    groups = group_count(batch)
+    rows = GROUP_ROWS if groups * gradient_bytes <= CACHED_SUMS else MORE_ROWS
+    return max(1, rows * groups // batch)
 
 
 def group_count(batch: int) -> int:
@@ -153,7 +156,9 @@ def new_arena(episode: Any, adjoints: int, dtype: Any, *, batch: int, groups: np
     kept : the tape holds all time steps
     """
     n_state, n_control, controller, count = episode.n_state, episode.n_control, episode.controller, int(groups[-1])
-    all_rows, rows, unit = (len(episode.time_weights) - 1) * count, chunk_steps(batch) * count, n_control == 1
+    gradient_bytes = parameter_count(controller) * np.dtype(dtype).itemsize
+    all_rows, rows = (len(episode.time_weights) - 1) * count, chunk_steps(batch, gradient_bytes) * count
+    unit = n_control == 1
     sizes = {"rows": all_rows if kept else rows, "chunk": rows, "adjoints": adjoints}
     tape = new_tape(controller, dtype, **sizes, unit=unit, groups=groups, sums=sums)
     ahead = forward.new_arena(episode, count, dtype, tape=tape, kept=kept, adjoints=adjoints)

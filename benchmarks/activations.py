@@ -27,7 +27,7 @@ def _activated(activation, given, z, slopes, times):
     for _ in range(times):
         for k in range(z.size):
             z[k] = given[k]
-        activate_all(activation, (1, z.size, z.size), pointer(z), pointer(slopes))
+        activate_all(activation, z.size, pointer(z), pointer(slopes))
 
 
 def alone(activation):

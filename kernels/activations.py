@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 
 from stablebptt.kernels.core.dispatch import block, compiled_as, generic, implements, inline, like
-from stablebptt.kernels.core.simd import clamp, lanes, load, offset, store
+from stablebptt.kernels.core.simd import clamp, lanes, load, store
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.core.vector_math import exp_of_product, exp_within, fma, where
 from stablebptt.kernels.dense import tanh
@@ -101,22 +101,14 @@ def slope_count(activation: Any, count: int) -> int:
 
 
 @block
-def activate_all(activation, shape, z, slopes):
-    """Replace numbers at address z by their values; keep their slopes if need be.
-
-    shape : rows, padded columns, and numbers from one row to the next
-    """
-    rows, columns, line = shape
-    if columns == line:
-        rows, columns = 1, rows * columns
-    for _ in range(rows):
-        for j in range(0, columns, lanes(z)):
-            numbers = load(z, j)
-            values = activate(activation, numbers)
-            if keeps_slopes(activation):
-                store(slopes, j, slope(activation, numbers, values))
-            store(z, j, values)
-        z, slopes = offset(z, line), offset(slopes, line)
+def activate_all(activation, n, z, slopes):
+    """Replace n (padded) numbers at address z by their values; keep their slopes if need be."""
+    for j in range(0, n, lanes(z)):
+        numbers = load(z, j)
+        values = activate(activation, numbers)
+        if keeps_slopes(activation):
+            store(slopes, j, slope(activation, numbers, values))
+        store(z, j, values)
 
 
 @implements(activate, Tanh)

@@ -6,7 +6,26 @@ import numpy as np
 from numba import types
 
 from stablebptt.kernels.core.dispatch import block, compiled_as, inline, like
-from stablebptt.kernels.core.simd import NONE, WIDE, clamp, fill, lanes, load, make_tile, offset, store, total
+from stablebptt.kernels.core.simd import (
+    NONE,
+    VECTOR_BYTES,
+    WIDE,
+    clamp,
+    fill,
+    lanes,
+    load,
+    make_buffer,
+    make_tile,
+    offset,
+    store,
+    total,
+)
+
+
+@inline
+def _next_strip(left, most):
+    """Vectors of the next strip: evenly at the end, as a single vector has too few sums to hide the time of one."""
+    return most if left >= 2 * most else left if left <= most else (left + 1) >> 1
 
 
 def _make_strips(rows, most):
@@ -32,8 +51,8 @@ def _make_strips(rows, most):
         # Columns outermost: a few columns of b stay in the first-level cache for all rows.
         width = lanes(b)
         left, j = columns // width, 0
-        while left > 0:  # evenly at the end: a single vector has too few sums to hide the time of one
-            vectors = most if left >= 2 * most else left if left <= most else (left + 1) >> 1
+        while left > 0:
+            vectors = _next_strip(left, most)
             x, y, z = offset(b, j), offset(init, j), offset(out, j)
             strip(first, end, vectors, inner, run, a, a_row, a_col, a_apart, x, b_row, b_apart, y, init_row, z, out_row)
             left -= vectors
@@ -47,6 +66,10 @@ TALL = 16 if WIDE else 8
 _tall, _eights = make_tile(TALL, 1), _make_strips(8, 3)
 _fours = _make_strips(4, 4 if WIDE else 3)
 _twos, _ones = _make_strips(2, 4), _make_strips(1, 4)
+
+# Blocks pay from so long rows of b (in elements), and so many rows, on. A block has so many rows, and vectors of columns.
+FAR, MANY, DEEP, STRIP = 512, 128, 128, 3
+_buffer = make_buffer(DEEP * STRIP * VECTOR_BYTES)
 
 
 @inline
@@ -64,12 +87,49 @@ def matmul(rows, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out,
     matmul_runs(rows, columns, inner, inner, a, a_row, a_col, NONE, b, b_row, NONE, init, init_row, out, out_row)
 
 
-@block
+@inline
 def matmul_runs(rows, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row):
     """`matmul` with the inner index in runs of `run`, a divisor of `inner`.
 
     a_apart, b_apart : elements from one run of a's columns, and of b's rows, to the next
     """
+    if b_row >= FAR and rows >= MANY:
+        matmul_blocks(rows, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row)
+    else:
+        matmul_tiles(rows, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row)
+
+
+@block
+def matmul_blocks(rows, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row):
+    """`matmul_runs` for long rows of b: blocks of them, which many rows of a need, are copied together.
+
+    Rows far apart lie in as many pages of memory, and a strip of all of them leaves the first-level cache. Sums keep their order.
+    """
+    width, piece, several = lanes(b), min(run, DEEP), max(1, DEEP // run)
+    left, j, packed = columns // width, 0, _buffer(b)
+    while left > 0:
+        vectors = _next_strip(left, STRIP)
+        line, y, y_row, z = vectors * width, offset(init, j), init_row, offset(out, j)
+        for first in range(0, inner, several * run):  # several short runs, or
+            for k in range(0, run, piece):  # a piece of a long one
+                count, size = min(several, (inner - first) // run), min(piece, run - k)
+                x = offset(b, first // run * b_apart + k * b_row + j)
+                for r in range(count * size):
+                    source = offset(x, r // size * b_apart + r % size * b_row)
+                    for v in range(0, line, width):
+                        store(packed, r * line + v, load(source, v))
+                w = offset(a, first // run * a_apart + k * a_col)
+                matmul_tiles(
+                    rows, line, count * size, size, w, a_row, a_col, a_apart, packed, line, size * line, y, y_row, z, out_row
+                )  # fmt: skip
+                y, y_row = z, out_row
+        left -= vectors
+        j += line
+
+
+@block
+def matmul_tiles(rows, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row):
+    """`matmul_runs`, by tiles."""
     done, end = 0, 0
     if columns == lanes(b):
         end = rows // TALL * TALL

@@ -272,6 +272,12 @@ def layer_of(network, i):
     return _layer_at(network.table, i)
 
 
+@inline
+def stretches(n, layer):
+    """Stretches of numbers in n rows of a layer, and the length of each: all, or a row, if there is space between rows."""
+    return (1, n * layer.span) if layer.line == layer.span else (n, layer.span)
+
+
 @implements(pack, Network)
 def _pack(network, theta, weights):
     last = network.hidden
@@ -314,18 +320,20 @@ def _control_batch(network, weights, x, c, tape, row):
                 seen = offset(h, below.place * rows + (p * layer.stride * rows + row) * below.line)
                 inner, run, tap = layer.taps * layer.inputs, layer.inputs, rows * below.line  # a run of the product: one tap
                 matmul_runs(n, span, inner, run, seen, below.line, ONE, tap, kernel, line, run * line, bias, NONE, z, line)
-            activate_all(network.activation, (n, span, line), z, offset(slopes, place))
+            count, size = stretches(n, layer)
+            for r in range(count):
+                activate_all(network.activation, size, offset(z, r * line), offset(slopes, place + r * line))
         below = layer
     if network.table.shape[0] == last:
         for r in range(n):
             copy(below.outputs, offset(h, (row + r) * below.line), offset(pointer(c), r * below.outputs))
         return
     layer = layer_of(network, last)
-    kernel = offset(w, layer.kernel)
+    kernel, span, line, apart = offset(w, layer.kernel), below.span, below.line, layer.below
     for r in range(n):
         for q in range(layer.outputs):
             total = weights[layer.bias + q]
             for tap in range(layer.taps):
-                seen = offset(h, below.place * rows + (tap * rows + row + r) * below.line)
-                total += dot(below.span, seen, offset(kernel, (q * layer.taps + tap) * layer.below))
+                seen = offset(h, below.place * rows + (tap * rows + row + r) * line)
+                total += dot(span, seen, offset(kernel, (q * layer.taps + tap) * apart))
             c[r, q] = total

@@ -200,6 +200,22 @@ def _clamp(x, limit):
     return clamp
 
 
+def make_buffer(size: int) -> Any:
+    """Emit the address of `size` bytes on the stack, for elements like those at another address."""
+
+    @intrinsic
+    def buffer(typing_context, like):
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            with builder.goto_entry_block():
+                place = builder.alloca(ir.ArrayType(ir.IntType(8), size))
+            place.align = 64
+            return builder.bitcast(place, arguments[0].type)
+
+        return like(like), generate
+
+    return buffer
+
+
 def _keep_rolled(branch: Any) -> None:
     """Tell LLVM not to unroll the loop that this branch repeats: it does so on some processors, where runs are short."""
     module = branch.module

@@ -5,6 +5,7 @@ import pytest
 from plain_networks import convolutions
 
 import stablebptt as sb
+from stablebptt.adjoint import rollout
 from stablebptt.kernels.generics import cost, step
 from stablebptt.tasks.variants import GATES, gates, truncated
 
@@ -150,6 +151,27 @@ def test_recomputed_activations_of_the_other_tasks(task, batch, dtype):
     assert _kept(kept) and not _kept(again)
     for variant in "RMNC":
         assert np.array_equal(kept.gradient(theta, x0, variant).value, again.gradient(theta, x0, variant).value), variant
+
+
+@pytest.mark.parametrize("task", ["cartpole", "guidance", "quantum"])
+def test_longer_chunks(task, monkeypatch):
+    """As for networks whose gradients do not stay in the cache: the same gradient but for its last bits, for any threads."""
+    problem, longer = (make(task, {}, steps=70) for _ in range(2))
+    x0, theta = problem.sample(33), problem.init(1)
+    expected = problem.gradient(theta, x0, "R").value
+    monkeypatch.setattr(rollout, "CACHED_SUMS", 0)
+    found = longer.gradient(theta, x0, "R", threads=1).value
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12 * np.abs(expected).max())
+    assert not np.array_equal(found, expected)  # summed in other parts
+    for threads in (2, 3, 8):
+        assert np.array_equal(longer.gradient(theta, x0, "R", threads=threads).value, found)
+    combined = longer.gradient(theta, x0, "C")
+    assert np.array_equal(combined.regular, found)
+
+
+def test_the_length_of_chunks_follows_batch_and_parameters():
+    assert [rollout.chunk_steps(batch, 40_000) for batch in (1, 8, 33, 64, 1000)] == [64, 16, 15, 8, 1]
+    assert [rollout.chunk_steps(batch, 1 << 20) for batch in (1, 8, 16, 64)] == [64, 16, 16, 32]
 
 
 @pytest.mark.parametrize("task", ["cartpole", "guidance", "quantum"])

@@ -91,10 +91,8 @@ def pole_rule():
 
 def activation_rule(name):
     activation = ACTIVATIONS[name]
-    run = njit(lambda z, slopes: activate_all(activation, (1, z.size, z.size), pointer(z), pointer(slopes)))
-    run_vjp = njit(
-        lambda h, slopes, bar: activate_all_vjp(activation, (1, h.size, h.size), pointer(h), pointer(slopes), pointer(bar))
-    )
+    run = njit(lambda z, slopes: activate_all(activation, z.size, pointer(z), pointer(slopes)))
+    run_vjp = njit(lambda h, slopes, bar: activate_all_vjp(activation, h.size, pointer(h), pointer(slopes), pointer(bar)))
 
     def value(inputs):
         z, slopes = inputs["z"].copy(), np.zeros_like(inputs["z"])
@@ -197,7 +195,8 @@ NOT_DIFFERENTIATED = {
     ),
     "dense": {
         **dict.fromkeys(
-            ("matmul", "matmul_runs"), "on addresses; transposes in both vjps of a controller are tested through control"
+            ("matmul", "matmul_runs", "matmul_blocks", "matmul_tiles"),
+            "on addresses; transposes in both vjps of a controller are tested through control",
         ),
         "add_rows": "used backwards only; tested through control",
         "dot": "on addresses; tested through control",
@@ -229,7 +228,7 @@ NOT_DIFFERENTIATED = {
         "an entry point",
     ),
     "native": {"call": "calls a kernel"},
-    "network": {"layer_of": "numbers of a table"},
+    "network": {"layer_of": "numbers of a table", "stretches": "numbers of a table"},
     "structs": dict.fromkeys(("struct_at", "loaded"), "reads a struct"),
     "threads": dict.fromkeys(
         ("add", "cut", "invoke", "leave", "pause", "read", "serve", "share_out", "take", "write"),

@@ -13,7 +13,7 @@ ADDRESSES = "matrices as addresses and distances between rows and columns, as BL
 USERS = "what users implement"
 # Functions that take more by position, and why.
 LONGER = {
-    "kernels/dense.py": dict.fromkeys(("matmul", "matmul_runs", "strip", "strips"), ADDRESSES),
+    "kernels/dense.py": dict.fromkeys(("matmul", "matmul_runs", "matmul_blocks", "matmul_tiles", "strip", "strips"), ADDRESSES),
     "kernels/core/simd.py": {"tile": ADDRESSES},
     "adjoint/cartpole.py": {"pole_vjp": "a scalar vjp takes the inputs and the cotangents of the outputs, numbers all of them"},
     "adjoint/c_interface.py": {"function": "called from C, whose arrays do not know their sizes"},

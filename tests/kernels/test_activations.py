@@ -9,7 +9,7 @@ from scipy.special import expit
 
 from stablebptt.kernels.activations import ACTIVATIONS, activate_all, keeps_slopes, slope, slope_count
 from stablebptt.kernels.core.dispatch import OPTIONS
-from stablebptt.kernels.core.simd import PAD, lanes, load, pointer, store
+from stablebptt.kernels.core.simd import lanes, load, pointer, store
 from stablebptt.kernels.dense import aligned
 
 COUNT = 1 << 14
@@ -38,7 +38,7 @@ def compiled(name):
 
     @njit(**OPTIONS)
     def run(activation, z, slopes):
-        activate_all(activation, (1, z.size, z.size), pointer(z), pointer(slopes))
+        activate_all(activation, z.size, pointer(z), pointer(slopes))
 
     @njit(**OPTIONS)
     def run_slope(activation, h, out):
@@ -79,19 +79,6 @@ def _difference(function, z, size=1e-6):
     """A central difference; at a kink, of one side."""
     side = np.where(np.sign(z + size) == np.sign(z - size), 0, 2 * size)
     return (function(z + size + side) - function(z - size + side)) / (2 * size)
-
-
-def test_numbers_between_rows_stay(random):
-    z = random.standard_normal((3, 2 * PAD + 8)).astype(np.float32)
-    h = z.copy()
-
-    @njit(**OPTIONS)
-    def run(activation, h):
-        activate_all(activation, (h.shape[0], 2 * PAD, h.shape[1]), pointer(h), pointer(h))
-
-    run(ACTIVATIONS["tanh"], h)
-    np.testing.assert_allclose(h[:, : 2 * PAD], np.tanh(z[:, : 2 * PAD]), rtol=1e-6)
-    assert np.array_equal(h[:, 2 * PAD :], z[:, 2 * PAD :])
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -8,7 +8,7 @@ from numba import njit
 
 from stablebptt.kernels.core.simd import PAD, VECTOR_BYTES, clamp, lanes, load, pointer, spaced, store
 from stablebptt.kernels.core.vector_math import where
-from stablebptt.kernels.dense import add_rows, dot, matmul, matmul_runs, tanh
+from stablebptt.kernels.dense import DEEP, FAR, MANY, add_rows, dot, matmul, matmul_runs, tanh
 
 
 @njit
@@ -77,6 +77,24 @@ def test_runs_are_summed_in_their_order(rows, dtype, random):
             product(rows, columns, count * run, gathered, count * run, 1, lines, np.zeros((1, columns), dtype), 0, same)
             assert np.array_equal(out, same)
             assert np.allclose(out, gathered.astype(float) @ lines, atol=1e3 * float(np.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_blocks_of_long_rows_have_the_bits_of_tiles(dtype, random):
+    """Runs short and long, whole and cut; a single vector of columns at the end; an initial row."""
+    rows, columns = MANY + 5, FAR + 2 * PAD
+    for count, run, apart in ((1, 1, 1), (7, 4, 9), (1, 2 * DEEP + 3, 0), (3, DEEP + 1, DEEP + 2), (DEEP // 2 + 3, 5, 6)):
+        a = random.standard_normal(((count - 1) * apart + run, rows)).astype(dtype)
+        b = random.standard_normal((len(a), columns)).astype(dtype)
+        blocked = np.ones((rows, columns), dtype)
+        product_of_runs(rows, columns, count * run, run, a, apart, b, apart, blocked)
+        for j in range(0, columns, PAD):
+            tiled = np.ones((rows, PAD), dtype)
+            product_of_runs(rows, PAD, count * run, run, a, apart, np.ascontiguousarray(b[:, j : j + PAD]), apart, tiled)
+            assert np.array_equal(blocked[:, j : j + PAD], tiled)
+        added = blocked.copy()
+        product(rows, columns, len(a), a, 1, rows, b, added, columns, added)
+        assert np.allclose(added, blocked + a.T.astype(float) @ b, atol=1e3 * float(np.finfo(dtype).eps))
 
 
 def test_rows_share_no_places_of_the_cache():
