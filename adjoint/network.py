@@ -8,7 +8,7 @@ from stablebptt.kernels.core.dispatch import block, implements, inline, like
 from stablebptt.kernels.core.simd import NONE, ONE, PAD, offset, pointer
 from stablebptt.kernels.core.structs import Struct
 from stablebptt.kernels.core.threads import cut
-from stablebptt.kernels.dense import add, add_rows, copy, matmul, matmul_runs, scale
+from stablebptt.kernels.dense import Matrix, add, add_rows, copy, matmul, matmul_runs, matrix, scale
 from stablebptt.kernels.network import Network, layer_of, stretches
 
 
@@ -29,20 +29,20 @@ def _control_batch_vjp(network, weights, tape, rows, c_bar):
         span, line, bars = layer.span, layer.line, offset(d, above.place * chunk + start * above.line)
         for q in range(layer.positions):
             z_bar = offset(d, layer.place * chunk + (q * chunk + start) * line)
-            init, init_row = zeros, NONE
+            init, out = matrix(zeros, NONE), matrix(z_bar, line)
             if i == last - 1:  # c = sum_q h_q . kernel_q
-                kernel, row = offset(w, above.kernel + q * above.below), above.taps * above.below
-                matmul(n, span, n_control, pointer(c_bar), n_control, ONE, kernel, row, init, init_row, z_bar, line)
-                init_row = line
+                kernel = matrix(offset(w, above.kernel + q * above.below), above.taps * above.below)
+                matmul((n, span, n_control), matrix(pointer(c_bar), n_control), kernel, init, out)
+                init = out
             else:  # sum over the windows above that see position q
                 for tap in range(above.taps):
                     p = (q - tap) // above.stride
                     if q >= tap and p * above.stride == q - tap and p < above.positions:
-                        back = offset(w, above.back + tap * above.outputs * above.below)
-                        bar = offset(bars, p * chunk * above.line)
-                        matmul(n, span, above.outputs, bar, above.line, ONE, back, above.below, init, init_row, z_bar, line)
-                        init, init_row = z_bar, line
-            if init_row == 0:  # no window sees it
+                        back = matrix(offset(w, above.back + tap * above.outputs * above.below), above.below)
+                        bar = matrix(offset(bars, p * chunk * above.line), above.line)
+                        matmul((n, span, above.outputs), bar, back, init, out)
+                        init = out
+            if init.row == 0:  # no window sees it
                 for k in range(n * line):
                     z_bar[k] = like(weights, 0.0)
             place = layer.place * length + (q * length + rows.row) * line
@@ -57,14 +57,14 @@ def _control_batch_vjp(network, weights, tape, rows, c_bar):
 def _state_vjp(network, weights, tape, rows, c_bar, x_bar):
     layer = layer_of(network, 0)
     n, below, length, out = rows.x.shape[0], layer.below, x_bar.shape[1], pointer(x_bar)
-    back, seen = offset(pointer(weights), layer.back), pointer(tape.seen)
+    back, seen = matrix(offset(pointer(weights), layer.back), below), pointer(tape.seen)
     if layer.positions == 1:
-        bars = deltas(network, layer, tape, rows.slot, 0, rows.start)
-        matmul(n, below, layer.outputs, bars, layer.line, ONE, back, below, out, length, out, length)
+        bars = matrix(deltas(network, layer, tape, rows.slot, 0, rows.start), layer.line)
+        matmul((n, below, layer.outputs), bars, back, matrix(out, length), matrix(out, length))
         return
     for q in range(layer.positions):  # window by window
-        bars = deltas(network, layer, tape, rows.slot, q, rows.start)
-        matmul(n, below, layer.outputs, bars, layer.line, ONE, back, below, pointer(tape.zeros), NONE, seen, below)
+        bars = matrix(deltas(network, layer, tape, rows.slot, q, rows.start), layer.line)
+        matmul((n, below, layer.outputs), bars, back, matrix(pointer(tape.zeros), NONE), matrix(seen, below))
         for r in range(n):
             line, line_bar = offset(seen, r * below), offset(out, r * length + q * layer.stride * layer.inputs)
             for k in range(layer.taps * layer.inputs):
@@ -118,15 +118,21 @@ def _parameter_vjp(network, weights, tape, rows, c_bar):
 
 
 @inline
-def outer(runs, m, columns, a, a_length, a_apart, b, b_length, b_apart, out, out_length):
-    """Add ``a^T b`` to out (m, columns), summed over the rows of a group: a (.., a_length) and b (.., b_length).
+def outer(runs, m, columns, a, b, out):
+    """Add ``a^T b`` to out (m, columns), summed over the rows of a group, in a and b."""
+    matmul_runs((m, columns, runs.rows, runs.length), Matrix(a.start, ONE, a.row, a.run), b, out, out)
 
-    a_apart, b_apart : rows from one run to the next: `runs.apart` on the tape, `runs.length` where only the group's rows are
-    """
-    matmul_runs(
-        m, columns, runs.rows, runs.length, a, ONE, a_length, a_apart * a_length,
-        b, b_length, b_apart * b_length, out, out_length, out, out_length,
-    )  # fmt: skip
+
+@inline
+def among_others(runs, start, row):
+    """A matrix whose runs of rows lie as on the tape."""
+    return Matrix(start, row, ONE, runs.apart * row)
+
+
+@inline
+def together(runs, start, row):
+    """A matrix that holds the rows of one group only."""
+    return Matrix(start, row, ONE, runs.length * row)
 
 
 @block
@@ -139,9 +145,10 @@ def output_vjp(layer, below, tape, rows, runs):
     for v in range(adjoints):
         bar = offset(pointer(c_bar), v * length * n_control)
         for p in range(layer.taps):
-            out, bars = offset(pointer(output), v * n_control * line + p * layer.below), offset(bar, runs.first * n_control)
-            seen = offset(h, (p * tape.rows + runs.first) * below.line)
-            outer(runs, n_control, below.span, bars, n_control, runs.apart, seen, below.line, runs.apart, out, line)
+            out = matrix(offset(pointer(output), v * n_control * line + p * layer.below), line)
+            bars = among_others(runs, offset(bar, runs.first * n_control), n_control)
+            seen = among_others(runs, offset(h, (p * tape.rows + runs.first) * below.line), below.line)
+            outer(runs, n_control, below.span, bars, seen, out)
         for t in range(runs.count):
             first = runs.first + t * runs.apart
             for r in range(first, first + runs.length):
@@ -167,16 +174,17 @@ def kernel_vjp(network, i, p, tape, rows, runs):
                 scale(outputs, c_bar[v, r, 0] if unit else one, offset(bar, v * slot), offset(line, v * outputs))
             bar, line = offset(bar, layer.line), offset(line, length)
     add_rows(runs.rows, columns, scaled, length, offset(g, layer.taps * layer.inputs * length))
+    bars = together(runs, scaled, length)
     if i == 0:
         wide, inner = x.shape[1], layer.taps * layer.inputs
-        window = offset(pointer(x), runs.first * wide + p * layer.stride * layer.inputs)
-        outer(runs, inner, columns, window, wide, runs.apart, scaled, length, runs.length, g, length)
+        window = among_others(runs, offset(pointer(x), runs.first * wide + p * layer.stride * layer.inputs), wide)
+        outer(runs, inner, columns, window, bars, matrix(g, length))
     else:
         below = layer_of(network, i - 1)
         for tap in range(layer.taps):
             elements = below.place * tape.rows + ((p * layer.stride + tap) * tape.rows + rows.row + runs.first) * below.line
-            seen, out = offset(pointer(tape.hidden), elements), offset(g, tap * layer.inputs * length)
-            outer(runs, layer.inputs, columns, seen, below.line, runs.apart, scaled, length, runs.length, out, length)
+            seen = among_others(runs, offset(pointer(tape.hidden), elements), below.line)
+            outer(runs, layer.inputs, columns, seen, bars, matrix(offset(g, tap * layer.inputs * length), length))
 
 
 @block
@@ -195,9 +203,9 @@ def windows_vjp(network, layer, p, tape, rows, runs):
                     window[k] = factor * seen[k]
                 window[inner] = factor
                 window = offset(window, wide)
-        source = deltas(network, layer, tape, 0 if unit else v, p, runs.first)
-        out = offset(pointer(gradient), layer.gradient * length + v * layer.apart)
-        outer(runs, layer.rows, layer.span, pointer(tape.windows), wide, runs.length, source, layer.line, runs.apart, out, length)
+        bars = among_others(runs, deltas(network, layer, tape, 0 if unit else v, p, runs.first), layer.line)
+        out = matrix(offset(pointer(gradient), layer.gradient * length + v * layer.apart), length)
+        outer(runs, layer.rows, layer.span, together(runs, pointer(tape.windows), wide), bars, out)
 
 
 @inline

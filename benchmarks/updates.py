@@ -19,8 +19,8 @@ from numba import njit
 
 import stablebptt as sb
 from stablebptt.kernels.core.dispatch import OPTIONS
-from stablebptt.kernels.core.simd import pointer
-from stablebptt.kernels.dense import aligned, matmul
+from stablebptt.kernels.core.simd import NONE, pointer
+from stablebptt.kernels.dense import aligned, matmul, matrix
 from stablebptt.tasks import training
 from stablebptt.tasks.variants import gates
 
@@ -36,7 +36,8 @@ def median(functions, repeats):
 @njit(**OPTIONS)
 def _products(times, a, b, out):
     for _ in range(times):
-        matmul(a.shape[0], b.shape[1], a.shape[1], pointer(a), a.shape[1], 1, pointer(b), b.shape[1], pointer(out), 0, pointer(out), b.shape[1])  # fmt: skip  # noqa: E501
+        left, right, result = matrix(pointer(a), a.shape[1]), matrix(pointer(b), b.shape[1]), matrix(pointer(out), out.shape[1])
+        matmul((a.shape[0], b.shape[1], a.shape[1]), left, right, matrix(pointer(out), NONE), result)
 
 
 def inner_kernel():
@@ -51,9 +52,9 @@ def sgemm():
     return lambda: a @ b, 2 * 1024**3
 
 
-def operations(problem):
+def operations(problem, batch=BATCH):
     """Useful operations of the forward pass, R, M and C, for one update."""
-    rows = BATCH * problem.steps
+    rows = batch * problem.steps
     layers = [2 * windows * window * outputs for _, window, windows, outputs in problem.controller.windows()]
     forward, weights, deltas, first = sum(layers), sum(layers), sum(layers[1:]), layers[0]
     shared = problem.n_control == 1  # one backward pass of the network serves R and M

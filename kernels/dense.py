@@ -1,6 +1,7 @@
 """Small dense algebra: matrix products built from register tiles, and a hyperbolic tangent that vectorises."""
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -8,6 +9,7 @@ from numba import types
 from stablebptt.kernels.core.dispatch import block, compiled_as, inline, like
 from stablebptt.kernels.core.simd import (
     NONE,
+    ONE,
     VECTOR_BYTES,
     WIDE,
     clamp,
@@ -20,6 +22,33 @@ from stablebptt.kernels.core.simd import (
     store,
     total,
 )
+from stablebptt.kernels.core.structs import Struct
+
+
+class Matrix(Struct):
+    """A matrix in memory.
+
+    start : address of its first element
+    row, column : elements from one row to the next, and from one column to the next
+    run : elements from one run of a product's inner index to the next
+    """
+
+    start: Any
+    row: int
+    column: int
+    run: int
+
+
+@inline
+def matrix(start, row):
+    """A matrix whose columns lie side by side. With `row` 0 all its rows are one."""
+    return Matrix(start, row, ONE, NONE)
+
+
+@inline
+def moved(matrix, elements):
+    """A matrix that begins some elements later."""
+    return Matrix(offset(matrix.start, elements), matrix.row, matrix.column, matrix.run)
 
 
 @inline
@@ -29,32 +58,32 @@ def _next_strip(left, most):
 
 
 def _make_strips(rows, most):
-    """Product of a strip of rows first .. end, a multiple of `rows`, in strips of 1 .. `most` vectors of columns."""
+    """Product of a part (first, end) of the rows, a multiple of `rows`, in strips of 1 .. `most` vectors of columns."""
     one, two, three = make_tile(rows, 1), make_tile(rows, 2), make_tile(rows, 3)
     four = make_tile(rows, 4) if most == 4 else three
 
     @inline
-    def strip(first, end, vectors, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row):
+    def strip(part, size, a, b, init, out):
+        first, end, vectors = part
         for i in range(first, end, rows):
-            x, y, z = offset(a, i * a_row), offset(init, i * init_row), offset(out, i * out_row)
+            x, y, z = moved(a, i * a.row), moved(init, i * init.row), moved(out, i * out.row)
             if vectors == 4:
-                four(inner, run, x, a_row, a_col, a_apart, b, b_row, b_apart, y, init_row, z, out_row)
+                four(size, x, b, y, z)
             elif vectors == 3:
-                three(inner, run, x, a_row, a_col, a_apart, b, b_row, b_apart, y, init_row, z, out_row)
+                three(size, x, b, y, z)
             elif vectors == 2:
-                two(inner, run, x, a_row, a_col, a_apart, b, b_row, b_apart, y, init_row, z, out_row)
+                two(size, x, b, y, z)
             else:
-                one(inner, run, x, a_row, a_col, a_apart, b, b_row, b_apart, y, init_row, z, out_row)
+                one(size, x, b, y, z)
 
     @inline
-    def strips(first, end, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row):
+    def strips(part, size, a, b, init, out):
         # Columns outermost: a few columns of b stay in the first-level cache for all rows.
-        width = lanes(b)
-        left, j = columns // width, 0
+        width = lanes(b.start)
+        left, j = size[1] // width, 0
         while left > 0:
             vectors = _next_strip(left, most)
-            x, y, z = offset(b, j), offset(init, j), offset(out, j)
-            strip(first, end, vectors, inner, run, a, a_row, a_col, a_apart, x, b_row, b_apart, y, init_row, z, out_row)
+            strip((*part, vectors), size, a, moved(b, j), moved(init, j), moved(out, j))
             left -= vectors
             j += vectors * width
 
@@ -73,84 +102,83 @@ _buffer = make_buffer(DEEP * STRIP * VECTOR_BYTES)
 
 
 @inline
-def matmul(rows, columns, inner, a, a_row, a_col, b, b_row, init, init_row, out, out_row):
+def matmul(size, a, b, init, out):
     """Compute ``out = init + a @ b`` on raw addresses, for a padded number of `columns`.
 
     Parameters
     ----------
-    rows, columns, inner : int
+    size : rows, columns, inner
         out is (rows, columns), a (rows, inner), b (inner, columns); columns is a multiple of `PAD`.
-    a, a_row, a_col : address, and strides (in elements) of rows and columns; any strides, so transposes are free
-    b, b_row, init, init_row, out, out_row : addresses and row strides; columns are contiguous.
-        ``init`` may be ``out`` (accumulate) or one row (``init_row`` 0: a bias).
+    a, b, init, out : Matrix
+        Only a may have columns that are not side by side: a transposed matrix.
+        ``init`` may be ``out`` (accumulate) or have one row (a bias).
     """
-    matmul_runs(rows, columns, inner, inner, a, a_row, a_col, NONE, b, b_row, NONE, init, init_row, out, out_row)
+    rows, columns, inner = size
+    matmul_runs((rows, columns, inner, inner), a, b, init, out)
 
 
 @inline
-def matmul_runs(rows, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row):
-    """`matmul` with the inner index in runs of `run`, a divisor of `inner`.
+def matmul_runs(size, a, b, init, out):
+    """`matmul` with the inner index in runs.
 
-    a_apart, b_apart : elements from one run of a's columns, and of b's rows, to the next
+    size : rows, columns, inner, and the length of a run, a divisor of inner
     """
-    if b_row >= FAR and rows >= MANY:
-        matmul_blocks(rows, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row)
+    if b.row >= FAR and size[0] >= MANY:
+        matmul_blocks(size, a, b, init, out)
     else:
-        matmul_tiles(rows, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row)
+        matmul_tiles(size, a, b, init, out)
 
 
 @block
-def matmul_blocks(rows, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row):
+def matmul_blocks(size, a, b, init, out):
     """`matmul_runs` for long rows of b: blocks of them, which many rows of a need, are copied together.
 
     Rows far apart lie in as many pages of memory, and a strip of all of them leaves the first-level cache. Sums keep their order.
     """
-    width, piece, several = lanes(b), min(run, DEEP), max(1, DEEP // run)
-    left, j, packed = columns // width, 0, _buffer(b)
+    rows, columns, inner, run = size
+    width, piece, several = lanes(b.start), min(run, DEEP), max(1, DEEP // run)
+    left, j, packed = columns // width, 0, _buffer(b.start)
     while left > 0:
         vectors = _next_strip(left, STRIP)
-        line, y, y_row, z = vectors * width, offset(init, j), init_row, offset(out, j)
+        line, y, z = vectors * width, moved(init, j), moved(out, j)
         for first in range(0, inner, several * run):  # several short runs, or
             for k in range(0, run, piece):  # a piece of a long one
-                count, size = min(several, (inner - first) // run), min(piece, run - k)
-                x = offset(b, first // run * b_apart + k * b_row + j)
-                for r in range(count * size):
-                    source = offset(x, r // size * b_apart + r % size * b_row)
+                count, length = min(several, (inner - first) // run), min(piece, run - k)
+                x = moved(b, first // run * b.run + k * b.row + j)
+                for r in range(count * length):
+                    source = offset(x.start, r // length * b.run + r % length * b.row)
                     for v in range(0, line, width):
                         store(packed, r * line + v, load(source, v))
-                w = offset(a, first // run * a_apart + k * a_col)
-                matmul_tiles(
-                    rows, line, count * size, size, w, a_row, a_col, a_apart, packed, line, size * line, y, y_row, z, out_row
-                )  # fmt: skip
-                y, y_row = z, out_row
+                w, together = moved(a, first // run * a.run + k * a.column), Matrix(packed, line, ONE, length * line)
+                matmul_tiles((rows, line, count * length, length), w, together, y, z)
+                y = z
         left -= vectors
         j += line
 
 
 @block
-def matmul_tiles(rows, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row):
+def matmul_tiles(size, a, b, init, out):
     """`matmul_runs`, by tiles."""
-    done, end = 0, 0
-    if columns == lanes(b):
+    rows, done, end = size[0], 0, 0
+    if size[1] == lanes(b.start):
         end = rows // TALL * TALL
         for i in range(0, end, TALL):
-            x, y, z = offset(a, i * a_row), offset(init, i * init_row), offset(out, i * out_row)
-            _tall(inner, run, x, a_row, a_col, a_apart, b, b_row, b_apart, y, init_row, z, out_row)
+            _tall(size, moved(a, i * a.row), b, moved(init, i * init.row), moved(out, i * out.row))
         done = end
     if WIDE and rows - done >= 8:
         end = done + ((rows - done) & ~7)
-        _eights(done, end, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row)
+        _eights((done, end), size, a, b, init, out)
         done = end
     if rows - done >= 4:
         end = done + ((rows - done) & ~3)
-        _fours(done, end, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row)
+        _fours((done, end), size, a, b, init, out)
         done = end
     if rows - done >= 2:
         end = done + 2
-        _twos(done, end, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row)
+        _twos((done, end), size, a, b, init, out)
         done = end
     if rows > done:
-        _ones(done, rows, columns, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row)
+        _ones((done, rows), size, a, b, init, out)
 
 
 def aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:

@@ -22,7 +22,7 @@ from stablebptt.kernels.activations import Activation, Identity, Tanh, activate_
 from stablebptt.kernels.core.dispatch import implements, inline
 from stablebptt.kernels.core.simd import NONE, ONE, offset, padded, pointer, spaced
 from stablebptt.kernels.core.structs import Struct, row_reference
-from stablebptt.kernels.dense import aligned, copy, dot, matmul, matmul_runs
+from stablebptt.kernels.dense import Matrix, aligned, copy, dot, matmul, matmul_runs, matrix
 from stablebptt.kernels.generics import control_batch, pack
 
 # Rows of a matrix product that fill the largest tile.
@@ -315,11 +315,13 @@ def _control_batch(network, weights, x, c, tape, row):
             z = offset(h, place)
             if i == 0:
                 window = offset(pointer(x), p * layer.stride * layer.inputs)
-                matmul(n, span, layer.taps * layer.inputs, window, n_state, ONE, kernel, line, bias, NONE, z, line)
+                inner = layer.taps * layer.inputs
+                matmul((n, span, inner), matrix(window, n_state), matrix(kernel, line), matrix(bias, NONE), matrix(z, line))
             else:
                 seen = offset(h, below.place * rows + (p * layer.stride * rows + row) * below.line)
                 inner, run, tap = layer.taps * layer.inputs, layer.inputs, rows * below.line  # a run of the product: one tap
-                matmul_runs(n, span, inner, run, seen, below.line, ONE, tap, kernel, line, run * line, bias, NONE, z, line)
+                a, b = Matrix(seen, below.line, ONE, tap), Matrix(kernel, line, ONE, run * line)
+                matmul_runs((n, span, inner, run), a, b, matrix(bias, NONE), matrix(z, line))
             count, size = stretches(n, layer)
             for r in range(count):
                 activate_all(network.activation, size, offset(z, r * line), offset(slopes, place + r * line))

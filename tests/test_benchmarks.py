@@ -19,6 +19,7 @@ BRIEF = {
     "sweeps": ("2 2 1", 1),
     "threads": ("--seconds 0.1 --threads 2 --epochs 1", 9),
     "updates": ("--repeats 10", 8),
+    "widths": ("--repeats 10 --width 100 128 --batch 8", 6),
     "vectors": ("--seconds 0.1", 5),
 }
 # Of peers and PTX, with tests beside what they compare; one needs a device.

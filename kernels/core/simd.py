@@ -150,7 +150,7 @@ def fill(typing_context, base, number):
     kind = Vector(base.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return spread(context, builder, kind, arguments[1])
+        return spread(builder, context.get_value_type(kind), arguments[1])
 
     return kind(base, base.dtype), generate
 
@@ -169,9 +169,9 @@ def total(typing_context, vector):
     return vector.dtype(vector), generate
 
 
-def spread(context: Any, builder: Any, kind: Vector, scalar: Any) -> Any:
-    """LLVM code for a vector filled with one number."""
-    vector, i32 = context.get_value_type(kind), ir.IntType(32)
+def spread(builder: Any, vector: Any, scalar: Any) -> Any:
+    """LLVM code for a vector, of an LLVM type, filled with one number."""
+    i32 = ir.IntType(32)
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(i32, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(i32, vector.count), [0] * vector.count))
@@ -180,7 +180,7 @@ def spread(context: Any, builder: Any, kind: Vector, scalar: Any) -> Any:
 @intrinsic
 def _clamp_vector(typing_context, x, limit):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value, high = arguments[0], spread(context, builder, x, arguments[1])
+        value, high = arguments[0], spread(builder, arguments[0].type, arguments[1])
         low = builder.fsub(ir.Constant(value.type, [-0.0] * value.type.count), high)
         value = builder.select(builder.fcmp_ordered(">", value, high), high, value)
         return builder.select(builder.fcmp_ordered("<", value, low), low, value)
@@ -232,83 +232,94 @@ def make_tile(rows: int, vectors: int) -> Any:
     """
 
     @intrinsic
-    def tile(typing_context, inner, run, a, a_row, a_col, a_apart, b, b_row, b_apart, init, init_row, out, out_row):
-        index = types.intp
-        signature = types.void(index, index, a, index, index, index, b, index, index, init, index, out, index)
-        width = VECTOR_BYTES * 8 // a.dtype.bitwidth
-        align = a.dtype.bitwidth // 8
+    def tile(typing_context, size, a, b, init, out):
+        dtype = dict(a.fields)["start"].dtype
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            inner, run, a_ptr, a_row, a_col, a_apart, b_ptr, b_row, b_apart, init_ptr, init_row, out_ptr, out_row = arguments
-            i32, i64 = ir.IntType(32), ir.IntType(64)
-            vector = ir.VectorType(context.get_value_type(a.dtype), width)
-            undefined = ir.Constant(vector, ir.Undefined)
-            spread = ir.Constant(ir.VectorType(i32, width), [0] * width)
-            name = f"llvm.fma.v{width}f{a.dtype.bitwidth}"
-            fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
-
-            def constant(value: int) -> Any:
-                return ir.Constant(i64, value)
-
-            def address(base: Any, column: int) -> Any:
-                return builder.bitcast(builder.gep(base, [constant(column * width)]), vector.as_pointer())
-
-            def rows_of(base: Any, stride: Any) -> list[Any]:
-                found = [base]
-                for _ in range(1, rows):
-                    found.append(builder.gep(found[-1], [stride]))
-                return found
-
-            cells = [(r, v) for r in range(rows) for v in range(vectors)]
-            init_rows = rows_of(init_ptr, init_row)
-            first = {(r, v): builder.load(address(init_rows[r], v), align=align) for r, v in cells}
-            a_rows = rows_of(a_ptr, a_row)
-            start = builder.block
-            names = ("runs", "run", "head", "body", "next", "done")
-            runs, one, head, body, over, done = (builder.append_basic_block(name) for name in names)
-            builder.branch(runs)
-            builder.position_at_end(runs)
-            passed, a_place, b_place = (builder.phi(i64) for _ in range(3))
-            held = {number: builder.phi(vector) for number in cells}
-            for phi in (passed, a_place, b_place):
-                phi.add_incoming(constant(0), start)
-            for number in cells:
-                held[number].add_incoming(first[number], start)
-            builder.cbranch(builder.icmp_signed("<", passed, inner), one, done)
-            builder.position_at_end(one)
-            a_runs = [builder.gep(row, [a_place]) for row in a_rows]
-            b_run = builder.gep(b_ptr, [b_place])
-            builder.branch(head)
-            builder.position_at_end(head)
-            k, sums = builder.phi(i64), {number: builder.phi(vector) for number in cells}
-            k.add_incoming(constant(0), one)
-            for number in cells:
-                sums[number].add_incoming(held[number], one)
-                held[number].add_incoming(sums[number], over)
-            builder.cbranch(builder.icmp_signed("<", k, run), body, over)
-            builder.position_at_end(body)
-            line = builder.gep(b_run, [builder.mul(k, b_row)])
-            columns = [builder.load(address(line, v), align=align) for v in range(vectors)]
-            step = builder.mul(k, a_col)
-            for r in range(rows):
-                scalar = builder.load(builder.gep(a_runs[r], [step]))
-                scalar = builder.insert_element(undefined, scalar, constant(0))
-                scalar = builder.shuffle_vector(scalar, undefined, spread)
-                for v in range(vectors):
-                    sums[r, v].add_incoming(builder.call(fma, [scalar, columns[v], sums[r, v]]), body)
-            k.add_incoming(builder.add(k, constant(1)), body)
-            _keep_rolled(builder.branch(head))
-            builder.position_at_end(over)
-            passed.add_incoming(builder.add(passed, run), over)
-            a_place.add_incoming(builder.add(a_place, a_apart), over)
-            b_place.add_incoming(builder.add(b_place, b_apart), over)
-            builder.branch(runs)
-            builder.position_at_end(done)
-            out_rows = rows_of(out_ptr, out_row)
-            for r, v in cells:
-                builder.store(held[r, v], address(out_rows[r], v), align=align)
+            proxies = [cgutils.create_struct_proxy(kind) for kind in (a, b, init, out)]
+            operands = [proxy(context, builder, value) for proxy, value in zip(proxies, arguments[1:])]
+            depth = [builder.extract_value(arguments[0], number) for number in (2, 3)]
+            vector = ir.VectorType(context.get_value_type(dtype), VECTOR_BYTES * 8 // dtype.bitwidth)
+            _Tile(builder, vector, dtype.bitwidth // 8, rows, vectors).emit(depth, *operands)
             return context.get_dummy_value()
 
-        return signature, generate
+        return types.void(size, a, b, init, out), generate
 
     return tile
+
+
+class _Tile:
+    """Emits a tile; see `make_tile`."""
+
+    def __init__(self, builder: Any, vector: Any, align: int, rows: int, vectors: int) -> None:
+        self.builder, self.vector, self.align, self.vectors = builder, vector, align, vectors
+        self.rows, self.cells = range(rows), [(r, v) for r in range(rows) for v in range(vectors)]
+        name = f"llvm.fma.v{vector.count}f{align * 8}"
+        self.fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+
+    def emit(self, depth: Any, a: Any, b: Any, init: Any, out: Any) -> None:
+        """The tile; depth: the inner index, and the length of a run."""
+        builder = self.builder
+        starts, lines = self.lines(init.start, init.row), self.lines(out.start, out.row)
+        first = {(r, v): builder.load(self.address(starts[r], v), align=self.align) for r, v in self.cells}
+        sums = self.all_runs(depth, a, b, first)
+        for r, v in self.cells:
+            builder.store(sums[r, v], self.address(lines[r], v), align=self.align)
+
+    def all_runs(self, depth: Any, a: Any, b: Any, first: Any) -> Any:
+        """A loop over the runs; returns the sums."""
+        (inner, run), builder, i64 = depth, self.builder, ir.IntType(64)
+        lines, start = self.lines(a.start, a.row), builder.block
+        runs, one, done = (builder.append_basic_block(name) for name in ("runs", "run", "done"))
+        builder.branch(runs)
+        builder.position_at_end(runs)
+        passed, a_place, b_place = (builder.phi(i64) for _ in range(3))
+        sums = {cell: builder.phi(self.vector) for cell in self.cells}
+        builder.cbranch(builder.icmp_signed("<", passed, inner), one, done)
+        builder.position_at_end(one)
+        starts = [builder.gep(line, [a_place]) for line in lines]
+        added = self.one_run(run, (starts, a.column), (builder.gep(b.start, [b_place]), b.row), sums)
+        for phi, step in ((passed, run), (a_place, a.run), (b_place, b.run)):
+            phi.add_incoming(ir.Constant(i64, 0), start)
+            phi.add_incoming(builder.add(phi, step), builder.block)
+        for cell in self.cells:
+            sums[cell].add_incoming(first[cell], start)
+            sums[cell].add_incoming(added[cell], builder.block)
+        builder.branch(runs)
+        builder.position_at_end(done)
+        return sums
+
+    def one_run(self, run: Any, a: Any, b: Any, first: Any) -> Any:
+        """A loop over the elements of a run; a, b: addresses of its first elements, and steps. Returns the sums."""
+        builder, i64, start = self.builder, ir.IntType(64), self.builder.block
+        head, body, over = (builder.append_basic_block(name) for name in ("head", "body", "next"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        k, sums = builder.phi(i64), {cell: builder.phi(self.vector) for cell in self.cells}
+        builder.cbranch(builder.icmp_signed("<", k, run), body, over)
+        builder.position_at_end(body)
+        line = builder.gep(b[0], [builder.mul(k, b[1])])
+        columns = [builder.load(self.address(line, v), align=self.align) for v in range(self.vectors)]
+        step = builder.mul(k, a[1])
+        for r in self.rows:
+            number = spread(builder, self.vector, builder.load(builder.gep(a[0][r], [step])))
+            for v in range(self.vectors):
+                sums[r, v].add_incoming(first[r, v], start)
+                sums[r, v].add_incoming(builder.call(self.fma, [number, columns[v], sums[r, v]]), body)
+        k.add_incoming(ir.Constant(i64, 0), start)
+        k.add_incoming(builder.add(k, ir.Constant(i64, 1)), body)
+        _keep_rolled(builder.branch(head))
+        builder.position_at_end(over)
+        return sums
+
+    def lines(self, start: Any, row: Any) -> list[Any]:
+        """Addresses of the rows."""
+        found = [start]
+        for _ in self.rows[1:]:
+            found.append(self.builder.gep(found[-1], [row]))
+        return found
+
+    def address(self, line: Any, v: int) -> Any:
+        """Address of a vector of a row."""
+        place = ir.Constant(ir.IntType(64), v * self.vector.count)
+        return self.builder.bitcast(self.builder.gep(line, [place]), self.vector.as_pointer())

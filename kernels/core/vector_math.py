@@ -43,7 +43,7 @@ class MaskModel(models.PrimitiveModel):
 
 @lower_cast(types.Number, Vector)
 def _number_to_vector(context: Any, builder: Any, given: Any, kind: Vector, value: Any) -> Any:
-    return spread(context, builder, kind, context.cast(builder, value, given, kind.dtype))
+    return spread(builder, context.get_value_type(kind), context.cast(builder, value, given, kind.dtype))
 
 
 def _vector_of(*kinds: Any) -> Vector | None:

@@ -194,6 +194,7 @@ NOT_DIFFERENTIATED = {
         ("load_weights", "hidden_layer", "output_layer", "run_network", "start", "follow", "work_size", "place_work"), ON_A_DEVICE
     ),
     "dense": {
+        **dict.fromkeys(("matrix", "moved"), "addresses"),
         **dict.fromkeys(
             ("matmul", "matmul_runs", "matmul_blocks", "matmul_tiles"),
             "on addresses; transposes in both vjps of a controller are tested through control",
@@ -228,7 +229,7 @@ NOT_DIFFERENTIATED = {
         "an entry point",
     ),
     "native": {"call": "calls a kernel"},
-    "network": {"layer_of": "numbers of a table", "stretches": "numbers of a table"},
+    "network": dict.fromkeys(("layer_of", "stretches"), "numbers of a table"),
     "structs": dict.fromkeys(("struct_at", "loaded"), "reads a struct"),
     "threads": dict.fromkeys(
         ("add", "cut", "invoke", "leave", "pause", "read", "serve", "share_out", "take", "write"),

@@ -9,12 +9,9 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted(path for room in ("kernels", "adjoint") for path in (ROOT / room).rglob("*.py"))
 MOST = 6
 
-ADDRESSES = "matrices as addresses and distances between rows and columns, as BLAS takes them"
 USERS = "what users implement"
 # Functions that take more by position, and why.
 LONGER = {
-    "kernels/dense.py": dict.fromkeys(("matmul", "matmul_runs", "matmul_blocks", "matmul_tiles", "strip", "strips"), ADDRESSES),
-    "kernels/core/simd.py": {"tile": ADDRESSES},
     "adjoint/cartpole.py": {"pole_vjp": "a scalar vjp takes the inputs and the cotangents of the outputs, numbers all of them"},
     "adjoint/c_interface.py": {"function": "called from C, whose arrays do not know their sizes"},
     "adjoint/generics.py": dict.fromkeys(
@@ -27,7 +24,6 @@ LONGER = {
     "adjoint/in_lanes.py": dict.fromkeys(("step_all_vjp", "_step_all_vjp", "_registers", "_step_batch_vjp"), USERS),
     "adjoint/later.py": {"_running_cost_vjp": USERS},
     "adjoint/linked.py": dict.fromkeys(("step_vjp_entry", "_step_batch_vjp", "cost_vjp_entry", "_cost_batch_vjp"), USERS),
-    "adjoint/network.py": {"outer": ADDRESSES},
     "adjoint/quadratic.py": {"_cost_batch_vjp": USERS},
     "adjoint/quantum.py": {"_step_sample_vjp": USERS},
     "adjoint/varied.py": dict.fromkeys(("_step_batch_vjp", "_step_sample_vjp"), USERS),

@@ -8,12 +8,13 @@ from numba import njit
 
 from stablebptt.kernels.core.simd import PAD, VECTOR_BYTES, clamp, lanes, load, pointer, spaced, store
 from stablebptt.kernels.core.vector_math import where
-from stablebptt.kernels.dense import DEEP, FAR, MANY, add_rows, dot, matmul, matmul_runs, tanh
+from stablebptt.kernels.dense import DEEP, FAR, MANY, Matrix, add_rows, dot, matmul, matmul_runs, matrix, tanh
 
 
 @njit
 def product(rows, columns, inner, a, a_row, a_col, b, init, init_row, out):
-    matmul(rows, columns, inner, pointer(a), a_row, a_col, pointer(b), b.shape[1], pointer(init), init_row, pointer(out), out.shape[1])  # fmt: skip  # noqa: E501
+    left, first, result = Matrix(pointer(a), a_row, a_col, 0), matrix(pointer(init), init_row), matrix(pointer(out), out.shape[1])
+    matmul((rows, columns, inner), left, matrix(pointer(b), b.shape[1]), first, result)
 
 
 @pytest.mark.thinned(4)
@@ -54,10 +55,8 @@ def product_of_runs(rows, columns, inner, run, a, a_apart, b, b_apart, out):
     """Of a (rows of inner numbers, transposed) and b, runs of whose rows lie a_apart and b_apart rows apart."""
     length, line = a.shape[1], b.shape[1]
     zero = np.zeros(columns, out.dtype)
-    matmul_runs(
-        rows, columns, inner, run, pointer(a), 1, length, a_apart * length, pointer(b), line, b_apart * line,
-        pointer(zero), 0, pointer(out), out.shape[1],
-    )  # fmt: skip
+    left, right = Matrix(pointer(a), 1, length, a_apart * length), Matrix(pointer(b), line, 1, b_apart * line)
+    matmul_runs((rows, columns, inner, run), left, right, matrix(pointer(zero), 0), matrix(pointer(out), out.shape[1]))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
