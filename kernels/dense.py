@@ -144,9 +144,8 @@ def matmul_blocks(size, a, b, init, out):
         for first in range(0, inner, several * run):  # several short runs, or
             for k in range(0, run, piece):  # a piece of a long one
                 count, length = min(several, (inner - first) // run), min(piece, run - k)
-                x = moved(b, first // run * b.run + k * b.row + j)
                 for r in range(count * length):
-                    source = offset(x.start, r // length * b.run + r % length * b.row)
+                    source = offset(b.start, (first // run + r // length) * b.run + (k + r % length) * b.row + j)
                     for v in range(0, line, width):
                         store(packed, r * line + v, load(source, v))
                 w, together = moved(a, first // run * a.run + k * a.column), Matrix(packed, line, ONE, length * line)

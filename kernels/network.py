@@ -53,7 +53,7 @@ class Layer(Struct):
     inputs : numbers per position below
     positions, outputs : windows, and numbers per window
     span, line : padded outputs; numbers from one row of them to the next
-    below : the same for a row of `back`
+    below : numbers from one row of `back`, or of the output layer's kernel, to the next
     kernel, bias, back : offsets in the arena of the weights
     place : numbers of the hidden layers before this one, per row of the tape
     theta : offset in theta
@@ -138,7 +138,7 @@ class Network(Struct):
         )
 
     def widest(self, adjoints: int) -> int:
-        """Columns that hold m = `adjoints` gradients of any hidden layer side by side."""
+        """Numbers from one row to the next, where rows hold m = `adjoints` gradients of any hidden layer side by side."""
         return spaced(max(padded(adjoints * max(layer.apart, layer.outputs)) for layer in self.layers()[: self.hidden]))
 
     def tape(

@@ -169,6 +169,23 @@ def test_longer_chunks(task, monkeypatch):
     assert np.array_equal(combined.regular, found)
 
 
+@pytest.mark.parametrize("task, batch", [("cartpole", 33), ("guidance", 16)])
+def test_wide_layers(task, batch):
+    """Rows with space between them, blocks of products, and longer chunks, as no published network has them."""
+    wide = {"hidden": (512, 640), "steps": 40}
+    problem, exact = (make(task, wide, dtype=dtype) for dtype in ("float32", "float64"))
+    x0, theta = problem.sample(batch), problem.init(1)
+    found = problem.gradient(theta, x0, "C", threads=1)
+    for threads in (2, 3):
+        assert np.array_equal(problem.gradient(theta, x0, "C", threads=threads).value, found.value)
+    again = make(task, wide, dtype="float32", tape_bytes=0).gradient(theta, x0, "C")
+    assert np.array_equal(again.value, found.value)
+    expected = exact.gradient(theta.astype(np.float64), x0.astype(np.float64), "C")
+    for name in ("regular", "modified"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert np.abs(ours - theirs).max() <= 1e-3 * np.abs(theirs).max()
+
+
 def test_the_length_of_chunks_follows_batch_and_parameters():
     assert [rollout.chunk_steps(batch, 40_000) for batch in (1, 8, 33, 64, 1000)] == [64, 16, 15, 8, 1]
     assert [rollout.chunk_steps(batch, 1 << 20) for batch in (1, 8, 16, 64)] == [64, 16, 16, 32]

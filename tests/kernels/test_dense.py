@@ -80,8 +80,8 @@ def test_runs_are_summed_in_their_order(rows, dtype, random):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_blocks_of_long_rows_have_the_bits_of_tiles(dtype, random):
-    """Runs short and long, whole and cut; a single vector of columns at the end; an initial row."""
-    rows, columns = MANY + 5, FAR + 2 * PAD
+    """Runs short and long, whole and cut; narrower strips at the end; an initial row, and sums that are added to."""
+    rows, columns = MANY + 5, FAR + PAD
     for count, run, apart in ((1, 1, 1), (7, 4, 9), (1, 2 * DEEP + 3, 0), (3, DEEP + 1, DEEP + 2), (DEEP // 2 + 3, 5, 6)):
         a = random.standard_normal(((count - 1) * apart + run, rows)).astype(dtype)
         b = random.standard_normal((len(a), columns)).astype(dtype)

@@ -34,6 +34,7 @@ NETWORKS = {
     "the same in convolutions": convolutional((11, 2), Convolution(128), Convolution(7), Convolution(128, 2, 1), Dense(2)),
     "linear": dense(6, 1),
     "linear, three controls": dense(5, 3),
+    "linear, 128 controls": dense(4, 128),
     "relu": dense(5, 20, 7, 2, activation="relu"),
     "gelu": dense(5, 20, 7, 1, activation="gelu"),
     "silu": convolutional((33, 2), Convolution(20), Convolution(5), Dense(1), activation="silu"),
